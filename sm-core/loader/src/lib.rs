@@ -1,0 +1,2 @@
+//! Loads drivers.
+pub mod port;

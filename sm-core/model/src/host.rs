@@ -1,0 +1,89 @@
+//! What passes between a driver and the process that loaded it, beside the operations.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::DeviceConfig;
+use crate::id::{HostId, SrUuid};
+
+/// Opens a driver for one SR, or for a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OpenRequest {
+    /// The SR to serve; absent for a probe, which is then the only operation allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<SrUuid>,
+    /// How to reach the backend. Checked against the manifest before the driver sees it; for a
+    /// probe, required keys may be absent. Secrets are references, see [`SecretGet`].
+    pub device_config: DeviceConfig,
+    /// This host.
+    pub host: HostId,
+}
+
+/// Prefix of a device-config value that stands for a secret kept by the host.
+pub const SECRET_PREFIX: &str = "secret://";
+
+/// Service `kv.get`: a value of the driver's own state. State is a convenience (a cache, a hint);
+/// what must survive the machine lies on the storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KvGet {
+    /// The key.
+    pub key: String,
+}
+
+/// Answer to `kv.get`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KvValue {
+    /// The value, if the key exists.
+    pub value: Option<serde_json::Value>,
+}
+
+/// Service `kv.put`: sets a key, or removes it (null).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KvPut {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Option<serde_json::Value>,
+}
+
+/// Service `kv.list`: all keys with a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KvList {
+    /// What they begin with.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+/// Answer to `kv.list`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KvKeys {
+    /// Keys and values.
+    pub entries: BTreeMap<String, serde_json::Value>,
+}
+
+/// Service `secret.get`: the text behind a `secret://` reference of this SR.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretGet {
+    /// The reference, as it stands in the device configuration.
+    pub reference: String,
+}
+
+/// Answer to `secret.get`. Has no `Debug` on purpose.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub struct SecretText {
+    /// The secret.
+    pub text: String,
+}
+
+/// Service `command.record`: a command the driver has run, for the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CommandRecord {
+    /// The argument vector, secrets replaced by `***`.
+    pub argv: Vec<String>,
+    /// Exit status, or absent if a signal or the deadline ended it.
+    pub status: Option<i32>,
+    /// How long it took, in milliseconds.
+    pub milliseconds: u64,
+}
