@@ -1,2 +1,31 @@
-//! To be written.
-fn main() {}
+//! `smctl`, the command line of the storage manager.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cli`] | what can be typed |
+//! | [`session`] | opens the storage manager; what is meant by a name; signals |
+//! | [`driver`], [`sr`], [`vdi`], [`transfer`], [`job`], [`pages`] | the commands |
+//! | [`config`], [`shell`] | `key=value` words and secrets; words for a shell |
+//! | [`output`], [`tree`], [`progress`], [`errors`] | what is printed, and the exit status |
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config;
+mod driver;
+mod errors;
+mod job;
+mod output;
+mod pages;
+mod progress;
+mod run;
+mod session;
+mod shell;
+mod sr;
+mod transfer;
+mod tree;
+mod vdi;
+
+fn main() -> std::process::ExitCode {
+    run::run()
+}

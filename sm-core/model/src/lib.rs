@@ -38,6 +38,8 @@ pub mod size;
 pub mod sr;
 pub mod vdi;
 
+pub use uuid;
+
 pub use access::{Access, AttachMode, ImageFormat};
 pub use error::{Error, Kind, Result, Retry};
 pub use id::{HostId, OperationId, SrUuid, VdiUuid};

@@ -1,0 +1,79 @@
+//! Errors of the image library in the words of the model.
+
+use plugin_sdk::Error;
+use plugin_sdk::model::{Bytes, Kind};
+
+/// Largest VHD in the unit of SMAPI's message.
+const MAX_MB: u64 = vhd::MAX_SIZE >> 20;
+
+/// SMAPI's words for a size that a VHD cannot have.
+pub(crate) fn size_limits() -> String {
+    format!("VDI size must be between 1 MB and {MAX_MB} MB")
+}
+
+pub(crate) fn from_vhd(error: vhd::Error) -> Error {
+    use vhd::Error as Vhd;
+    let reason = error.reason();
+    let plain = |kind| Error::new(kind, reason.clone());
+    match error {
+        Vhd::NotFound { uuid, .. } => {
+            Error::not_found(format!("there is no VDI {uuid}")).legacy(144)
+        }
+        Vhd::Exists { .. } => plain(Kind::Exists).legacy(43),
+        Vhd::TooLarge { requested, limit } => Error::new(
+            Kind::Limit,
+            format!(
+                "a VDI of {} is above the limit of {} of the VHD format",
+                Bytes(requested),
+                Bytes(limit)
+            ),
+        )
+        .legacy_detail(79, &size_limits())
+        .hint("format=raw has no such limit"),
+        Vhd::Shrink { from, to } => Error::new(
+            Kind::Limit,
+            format!("the VDI has {} and cannot shrink to {}", Bytes(from), Bytes(to)),
+        )
+        .legacy_detail(79, "shrinking not allowed"),
+        Vhd::ChainTooLong { .. } => plain(Kind::Limit).legacy(109),
+        Vhd::Quarantined { .. } => plain(Kind::Corrupt)
+            .legacy(65)
+            .hint("smctl vdi check says what is wrong; nothing touches the disk until then"),
+        Vhd::NotALeaf { uuid } => {
+            Error::new(Kind::InUse, format!("{uuid} is a base copy that other disks depend on"))
+                .legacy(24)
+        }
+        Vhd::CopyNotAllowed { .. } => plain(Kind::Unsupported).legacy(38),
+        Vhd::FormatsDiffer { .. } => plain(Kind::Unsupported).legacy(66),
+        Vhd::Busy { .. } => plain(Kind::Busy { retry_after_ms: None })
+            .hint("another process works on the same SR; wait for it, or allow more time"),
+        Vhd::Stopped { .. } => plain(Kind::Cancelled),
+        ref other if other.is_no_space() => plain(Kind::NoSpace).legacy(44),
+        ref other if other.is_not_found() => plain(Kind::NotFound),
+        ref other if other.is_corrupt() => plain(Kind::Corrupt).legacy(65),
+        Vhd::Io { ref source, .. } => {
+            let kind = Error::from(clone_io(source)).kind.clone();
+            plain(kind)
+        }
+        _ => plain(Kind::Internal),
+    }
+}
+
+fn clone_io(error: &std::io::Error) -> std::io::Error {
+    match error.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => error.kind().into(),
+    }
+}
+
+/// An error of a file operation of our own.
+pub(crate) fn from_io(error: std::io::Error, path: &plugin_sdk::Utf8Path) -> Error {
+    let words = error.to_string();
+    let mut error = Error::from(error).context("path", path);
+    error.message = format!("{path}: {words}");
+    match error.kind {
+        Kind::NoSpace => error.legacy(44),
+        Kind::Auth => error.hint("the driver needs to read and write this directory").legacy(461),
+        _ => error,
+    }
+}

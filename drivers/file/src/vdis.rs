@@ -1,0 +1,374 @@
+//! Operations on VDIs.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use plugin_sdk::model::access::BackingImage;
+use plugin_sdk::model::sr::SrScanned;
+use plugin_sdk::model::uuid::Uuid;
+use plugin_sdk::model::vdi::{
+    Finding, Health, NodeKind, Severity, TreeNode, VdiAttach, VdiAttached, VdiChecked, VdiClone,
+    VdiCreate, VdiDestroyed, VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert,
+    VdiSnapshot, VdiUpdate, VdisDone,
+};
+use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
+use plugin_sdk::{Cx, Error, Result, Utf8PathBuf};
+use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree};
+
+use crate::error::{from_vhd, size_limits};
+use crate::folder::Folder;
+use crate::metadata::{Metadata, describe};
+
+pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
+    let nodes = folder.tree()?.list().map_err(from_vhd)?.nodes;
+    let vdis = nodes.iter().filter(|node| node.kind == tree::Kind::Leaf).map(describe).collect();
+    Ok(SrScanned { vdis, next: None })
+}
+
+pub(crate) fn stat(folder: &Folder, vdi: VdiUuid) -> Result<VdiInfo> {
+    Ok(describe(&disk(&folder.tree()?, vdi)?))
+}
+
+pub(crate) fn create(folder: &Folder, cx: &Cx, request: &VdiCreate) -> Result<VdiDone> {
+    if request.virtual_size == Bytes(0) {
+        return Err(Error::new(Kind::Limit, "the size of a VDI must be above 0")
+            .legacy_detail(79, &size_limits()));
+    }
+    let format = match request.format.unwrap_or(ImageFormat::Vhd) {
+        ImageFormat::Vhd => tree::Format::Vhd,
+        ImageFormat::Raw => tree::Format::Raw,
+    };
+    let metadata = Metadata {
+        name: request.name.clone(),
+        description: request.description.clone(),
+        vdi_type: request.vdi_type,
+        sharable: request.sharable,
+        keys: request.keys.clone(),
+        incomplete: request.incomplete,
+        ..Metadata::default()
+    };
+    let (tree, guard) = folder.locked(cx)?;
+    let size = request.virtual_size.0;
+    let change = tree
+        .create(&guard, request.uuid.0, format, size, &metadata.document()?)
+        .map_err(from_vhd)?;
+    done(&tree, request.uuid, change.outcome)
+}
+
+pub(crate) fn introduce(folder: &Folder, cx: &Cx, request: &VdiIntroduce) -> Result<VdiDone> {
+    let metadata = Metadata {
+        name: request.name.clone(),
+        description: request.description.clone(),
+        vdi_type: request.vdi_type,
+        keys: request.keys.clone(),
+        ..Metadata::default()
+    };
+    let (tree, guard) = folder.locked(cx)?;
+    let change = tree.adopt(&guard, request.uuid.0, &metadata.document()?).map_err(from_vhd)?;
+    done(&tree, request.uuid, change.outcome)
+}
+
+pub(crate) fn update(folder: &Folder, cx: &Cx, request: &VdiUpdate) -> Result<VdiDone> {
+    let (tree, guard) = folder.locked(cx)?;
+    let mut metadata = Metadata::of(&disk(&tree, request.vdi)?)?;
+    if let Some(name) = &request.name {
+        metadata.name.clone_from(name);
+    }
+    if let Some(description) = &request.description {
+        metadata.description.clone_from(description);
+    }
+    if let Some(vdi_type) = request.vdi_type {
+        metadata.vdi_type = vdi_type;
+    }
+    if let Some(read_only) = request.read_only {
+        if metadata.is_a_snapshot && !read_only {
+            return Err(Error::unsupported(format!(
+                "VDI {} is a snapshot, which stays read-only",
+                request.vdi
+            ))
+            .hint("clone it to get a disk that can be written"));
+        }
+        metadata.read_only = read_only;
+    }
+    if let Some(incomplete) = request.incomplete {
+        metadata.incomplete = incomplete;
+    }
+    for (key, value) in &request.keys {
+        match value {
+            Some(value) => metadata.keys.insert(key.clone(), value.clone()),
+            None => metadata.keys.remove(key),
+        };
+    }
+    let change =
+        tree.set_metadata(&guard, request.vdi.0, &metadata.document()?).map_err(from_vhd)?;
+    done(&tree, request.vdi, change.outcome)
+}
+
+pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<VdiDone> {
+    let (tree, guard) = folder.locked(cx)?;
+    let node = usable(&tree, request.vdi)?;
+    let metadata = Metadata::of(&node)?;
+    refuse_read_only(request.vdi, &metadata)?;
+    let op = cx.operation_id().0;
+    let change = tree
+        .resize(&guard, op, request.vdi.0, request.virtual_size.0, &metadata.document()?)
+        .map_err(from_vhd)?;
+    done(&tree, request.vdi, change.outcome)
+}
+
+pub(crate) fn snapshot(folder: &Folder, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
+    let [spec] = request.snapshots.as_slice() else {
+        return Err(Error::unsupported("a directory cannot snapshot several VDIs at one point"));
+    };
+    let (tree, guard) = folder.locked(cx)?;
+    let source = Metadata::of(&usable(&tree, spec.vdi)?)?;
+    let metadata = Metadata {
+        name: spec.name.clone(),
+        description: spec.description.clone(),
+        is_a_snapshot: true,
+        read_only: true,
+        snapshot_of: Some(spec.vdi),
+        snapshot_time: Some(request.time),
+        ..source
+    };
+    let VdiDone { changed, vdi } = derive(&tree, &guard, cx, spec.vdi.0, spec.uuid.0, &metadata)?;
+    Ok(VdisDone { changed, vdis: vec![vdi] })
+}
+
+pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
+    let (tree, guard) = folder.locked(cx)?;
+    let source = Metadata::of(&usable(&tree, request.vdi)?)?;
+    let metadata = Metadata {
+        name: request.name.clone(),
+        description: request.description.clone(),
+        is_a_snapshot: false,
+        read_only: false,
+        snapshot_of: None,
+        snapshot_time: None,
+        ..source
+    };
+    derive(&tree, &guard, cx, request.vdi.0, request.uuid.0, &metadata)
+}
+
+/// Snapshot and clone are the same on disk: a new leaf beside the old one.
+fn derive(
+    tree: &Tree,
+    guard: &Guard,
+    cx: &Cx,
+    source: Uuid,
+    new: Uuid,
+    metadata: &Metadata,
+) -> Result<VdiDone> {
+    if metadata.incomplete {
+        return Err(incomplete(source.into()));
+    }
+    let request = Snapshot {
+        op: cx.operation_id().0,
+        source,
+        new,
+        new_metadata: &metadata.document()?,
+        source_metadata: None,
+        // Only raw images on a file system that cannot share blocks are copied; nobody writes
+        // them meanwhile, the host has made sure.
+        allow_copy: true,
+    };
+    let total = tree.get(source).map_err(from_vhd)?.virtual_size;
+    let change =
+        tree.snapshot(guard, &request, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
+    done(tree, new.into(), change.outcome)
+}
+
+pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
+    let (tree, guard) = folder.locked(cx)?;
+    let metadata = Metadata::of(&disk(&tree, request.vdi)?)?;
+    refuse_read_only(request.vdi, &metadata)?;
+    let snapshot = Metadata::of(&usable(&tree, request.snapshot)?)?;
+    if snapshot.snapshot_of != Some(request.vdi) {
+        return Err(Error::new(
+            Kind::Limit,
+            format!("VDI {} is not a snapshot of VDI {}", request.snapshot, request.vdi),
+        )
+        .legacy(66)
+        .hint("clone it instead, which gives a new disk"));
+    }
+    let revert = Revert {
+        op: cx.operation_id().0,
+        vdi: request.vdi.0,
+        snapshot: request.snapshot.0,
+        metadata: &metadata.document()?,
+        allow_copy: true,
+    };
+    let total = tree.get(request.snapshot.0).map_err(from_vhd)?.virtual_size;
+    let change =
+        tree.revert(&guard, &revert, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
+    done(&tree, request.vdi, change.outcome)
+}
+
+pub(crate) fn destroy(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
+    let (tree, guard) = folder.locked(cx)?;
+    let change = tree.delete(&guard, vdi.0).map_err(from_vhd)?;
+    let changed = match change.outcome {
+        Outcome::Already => Changed::Already,
+        _ => Changed::Modified,
+    };
+    Ok(VdiDestroyed { changed })
+}
+
+pub(crate) fn forest(folder: &Folder) -> Result<VdiForest> {
+    let nodes = folder.tree()?.list().map_err(from_vhd)?.nodes;
+    let mut children: HashMap<Option<Uuid>, Vec<&Node>> = HashMap::new();
+    let known: std::collections::HashSet<Uuid> = nodes.iter().map(|node| node.uuid).collect();
+    for node in &nodes {
+        // A node whose parent is gone is shown as a root, with the reason it is quarantined for.
+        let parent = node.parent.filter(|parent| known.contains(parent));
+        children.entry(parent).or_default().push(node);
+    }
+    let mut ordered = Vec::with_capacity(nodes.len());
+    let mut next: Vec<&Node> = children.remove(&None).unwrap_or_default();
+    while let Some(node) = next.pop() {
+        next.extend(children.remove(&Some(node.uuid)).unwrap_or_default());
+        ordered.push(tree_node(node));
+    }
+    // Cycles have no root: they are quarantined and come last.
+    let mut circular: Vec<&Node> = children.into_values().flatten().collect();
+    circular.sort_by_key(|node| node.uuid);
+    ordered.extend(circular.into_iter().map(tree_node));
+    Ok(VdiForest { nodes: ordered })
+}
+
+fn tree_node(node: &Node) -> TreeNode {
+    let info = describe(node);
+    let kind = match node.kind {
+        tree::Kind::Base => NodeKind::BaseCopy,
+        tree::Kind::Leaf if info.is_a_snapshot => NodeKind::Snapshot,
+        tree::Kind::Leaf => NodeKind::Leaf,
+    };
+    TreeNode {
+        uuid: info.uuid,
+        parent: node.parent.map(Into::into),
+        kind,
+        name: info.name,
+        virtual_size: info.virtual_size,
+        physical_utilisation: info.physical_utilisation,
+        health: info.health,
+    }
+}
+
+pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
+    let tree = folder.tree()?;
+    let node = disk(&tree, vdi)?;
+    let mut findings = Vec::new();
+    if let Health::Quarantined { reason } = describe(&node).health {
+        findings.push(Finding {
+            severity: Severity::Error,
+            object: format!("VDI {vdi}"),
+            text: reason,
+        });
+    }
+    match tree.chain(vdi.0) {
+        Ok(paths) => {
+            let layers: Vec<vhd::Layer<'_>> = paths
+                .iter()
+                .map(
+                    |path| if is_raw(path) { vhd::Layer::Raw(path) } else { vhd::Layer::Vhd(path) },
+                )
+                .collect();
+            for finding in vhd::check::check_chain(&layers) {
+                findings.push(Finding {
+                    severity: match finding.severity {
+                        vhd::check::Severity::Note => Severity::Note,
+                        vhd::check::Severity::Warning => Severity::Warning,
+                        vhd::check::Severity::Error => Severity::Error,
+                    },
+                    object: finding.path.display().to_string(),
+                    text: finding.text,
+                });
+            }
+        }
+        // The quarantine has said why.
+        Err(_) if !findings.is_empty() => {}
+        Err(error) => return Err(from_vhd(error)),
+    }
+    Ok(VdiChecked { findings })
+}
+
+pub(crate) fn attach(folder: &Folder, request: &VdiAttach) -> Result<VdiAttached> {
+    let tree = folder.tree()?;
+    let metadata = Metadata::of(&usable(&tree, request.vdi)?)?;
+    if request.mode == AttachMode::ReadWrite {
+        refuse_read_only(request.vdi, &metadata)?;
+    }
+    let mut images = Vec::new();
+    for path in tree.chain(request.vdi.0).map_err(from_vhd)? {
+        let format = if is_raw(&path) { ImageFormat::Raw } else { ImageFormat::Vhd };
+        let path = Utf8PathBuf::from_path_buf(path)
+            .map_err(|path| Error::unsupported(format!("{} is not valid UTF-8", path.display())))?;
+        images.push(BackingImage { path, format });
+    }
+    let mut images = images.into_iter();
+    let Some(leaf) = images.next() else {
+        return Err(Error::internal(format!("VDI {} has no image", request.vdi)));
+    };
+    let access = Access::File { path: leaf.path, format: leaf.format, backing: images.collect() };
+    Ok(VdiAttached { access: vec![access] })
+}
+
+/// The tree names its files by their format; the content is never asked.
+fn is_raw(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "raw")
+}
+
+/// A disk that a user may name: not a base copy.
+fn disk(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
+    let node = tree.get(vdi.0).map_err(from_vhd)?;
+    if node.kind == tree::Kind::Base {
+        return Err(from_vhd(vhd::Error::NotALeaf { uuid: vdi.0 }));
+    }
+    Ok(node)
+}
+
+/// A disk that can be trusted.
+fn usable(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
+    let node = disk(tree, vdi)?;
+    if let Health::Quarantined { reason } = describe(&node).health {
+        return Err(from_vhd(vhd::Error::Quarantined { uuid: vdi.0, reason }));
+    }
+    Ok(node)
+}
+
+fn refuse_read_only(vdi: VdiUuid, metadata: &Metadata) -> Result<()> {
+    if !metadata.read_only {
+        return Ok(());
+    }
+    let what =
+        if metadata.is_a_snapshot { "a snapshot, which stays read-only" } else { "read-only" };
+    Err(Error::unsupported(format!("VDI {vdi} is {what}"))
+        .legacy(46)
+        .hint("clone it to get a disk that can be written"))
+}
+
+fn incomplete(vdi: VdiUuid) -> Error {
+    Error::busy(format!(
+        "VDI {vdi} is not complete: an import or copy is filling it, or was interrupted"
+    ))
+    .hint("smctl job list shows which")
+}
+
+fn done(tree: &Tree, vdi: VdiUuid, outcome: Outcome) -> Result<VdiDone> {
+    let changed = match outcome {
+        Outcome::Created => Changed::Created,
+        Outcome::Already => Changed::Already,
+        Outcome::Modified | Outcome::Deleted => Changed::Modified,
+    };
+    Ok(VdiDone { changed, vdi: describe(&tree.get(vdi.0).map_err(from_vhd)?) })
+}
+
+fn progress(cx: &Cx, total: u64, stage: &'static str) -> impl FnMut(u64) -> ControlFlow<()> {
+    let cx = cx.clone();
+    move |done| {
+        let permille = done.saturating_mul(1000).checked_div(total).unwrap_or(1000);
+        cx.progress(permille.min(1000) as u32, stage);
+        if cx.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}

@@ -1,0 +1,128 @@
+//! `smctl sr ...`
+
+use clap::{Args, Subcommand};
+use sm_model::SrUuid;
+
+/// What all that take device-config keys say about them.
+const KEYS: &str = "\
+A secret need not stand on the command line, where others can read it:
+  password=@FILE  takes it from the file, without the last line feed
+  password=-      asks for it at the terminal, or reads a line of stdin
+`device-config:KEY=VALUE`, as in xe, is accepted too. The keys of a driver:
+smctl driver info NAME";
+
+/// What can be done with SRs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SrCommand {
+    /// Look for what the keys given leave open, and for SRs that exist
+    ///
+    /// Each line of the answer is the next command to type.
+    #[command(
+        override_usage = "smctl sr probe --driver <NAME|FILE.so> [OPTIONS] [KEY=VALUE]...",
+        after_help = format!("Example: smctl sr probe --driver file location=/srv\n\n{KEYS}")
+    )]
+    Probe {
+        /// How to reach the backend, as far as known
+        #[arg(value_name = "KEY=VALUE")]
+        config: Vec<String>,
+    },
+    /// Make an SR on a backend, and enter it in the catalog
+    #[command(
+        override_usage = "smctl sr create --driver <NAME|FILE.so> --name <NAME> [OPTIONS] \
+                          [KEY=VALUE]...",
+        after_help = format!(
+            "Prints the UUID.\n\n\
+             Example: smctl sr create --driver file --name images location=/srv/images\n\n{KEYS}"
+        )
+    )]
+    Create {
+        /// Name of the SR
+        #[arg(long)]
+        name: String,
+        #[command(flatten)]
+        new: New,
+        /// UUID of the SR; follows from the operation id if absent
+        #[arg(long)]
+        uuid: Option<SrUuid>,
+    },
+    /// Enter an SR that exists on a backend in the catalog
+    #[command(
+        override_usage = "smctl sr introduce --driver <NAME|FILE.so> --uuid <UUID> [OPTIONS] \
+                          [KEY=VALUE]...",
+        after_help = format!(
+            "Prints the UUID. Name and description are those the backend keeps.\
+             \n\nExample:\n  smctl sr introduce --driver file \\\n    \
+             --uuid 0d7f2d0e-5b1c-4b36-9f2e-8f5f1c1a2b3c location=/srv/images\n\n{KEYS}"
+        )
+    )]
+    Introduce {
+        /// UUID of the SR, as `sr probe` shows it
+        #[arg(long)]
+        uuid: SrUuid,
+        /// How to reach the backend
+        #[arg(value_name = "KEY=VALUE")]
+        config: Vec<String>,
+    },
+    /// List the SRs of this installation
+    #[command(after_help = "Example: smctl sr list")]
+    List,
+    /// Show one SR: configuration, space, health
+    #[command(after_help = "Example: smctl sr show images")]
+    Show(SrSelector),
+    /// Make an SR usable on this host
+    #[command(after_help = "Example: smctl sr attach images")]
+    Attach(SrSelector),
+    /// Let go of an SR on this host
+    #[command(after_help = "Example: smctl sr detach images")]
+    Detach(SrSelector),
+    /// Finish or undo what a crash left half done, and list the VDIs
+    #[command(after_help = "Example: smctl sr scan images")]
+    Scan(SrSelector),
+    /// Show how full and how healthy an SR is
+    #[command(after_help = "Example: smctl sr stat images")]
+    Stat(SrSelector),
+    /// Change name or description, here and on the backend
+    #[command(after_help = "Example: smctl sr update images --name 'golden images'")]
+    Update {
+        #[command(flatten)]
+        sr: SrSelector,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Remove an SR from the catalog; the backend and its disks stay
+    #[command(after_help = "Example: smctl sr forget images")]
+    Forget(SrSelector),
+    /// Remove an SR from its backend; it must hold no VDI
+    #[command(after_help = "Example: smctl sr destroy images")]
+    Destroy(SrSelector),
+}
+
+/// What a new SR is, beside its name.
+#[derive(Args, Debug)]
+pub(crate) struct New {
+    /// Description of the SR
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) description: String,
+    /// How to reach the backend
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) config: Vec<String>,
+}
+
+/// What `update` changes.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Change {
+    /// The new name
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The new description
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+}
+
+/// Which SR.
+#[derive(Args, Debug)]
+pub(crate) struct SrSelector {
+    /// UUID, its first characters, or name of the SR
+    pub(crate) sr: String,
+}

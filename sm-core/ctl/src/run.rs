@@ -1,0 +1,166 @@
+//! From the command line to the exit status.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use sm_model::{Error, OperationId};
+
+use crate::cli::driver::DriverCommand;
+use crate::cli::{Cli, ColorWhen, Command};
+use crate::errors::{Failure, Result, Status};
+use crate::output::{self, Report, Style};
+use crate::session::{Retry, Session, SharedRetry};
+use crate::{driver, job, pages, sr, vdi};
+
+/// The whole program.
+pub(crate) fn run() -> ExitCode {
+    let argv: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let status = match Cli::try_parse() {
+        Ok(cli) => perform(&cli, argv),
+        Err(error) => say_usage(&error, &argv),
+    };
+    ExitCode::from(status.0)
+}
+
+fn perform(cli: &Cli, argv: Vec<String>) -> Status {
+    let global = &cli.global;
+    start_log(global.verbose);
+    let id = global.operation_id.map_or_else(OperationId::random, OperationId);
+    let retry = SharedRetry::new(Retry::new(argv, id));
+    let errors = Style::choose(global.color, &std::io::stderr());
+    let fail = |failure: &Failure| {
+        failure.report(errors, global.json, global.verbose > 0, Some(&retry.get()));
+        failure.status()
+    };
+    let report = match command(cli, &retry) {
+        Ok(report) => report,
+        Err(failure) => return fail(&failure),
+    };
+    if let Err(error) = output::print(report.text.as_bytes()) {
+        return fail(&crate::errors::file_error("standard output", error));
+    }
+    if let Some(note) = &report.note {
+        let _ = writeln!(std::io::stderr().lock(), "{note}");
+    }
+    report.status
+}
+
+fn command(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
+    let global = &cli.global;
+    match &cli.command {
+        // These need no storage manager.
+        Command::Completions { shell } => return Ok(pages::completions(*shell, global.json)),
+        Command::Man { output } => return pages::man(output.as_deref(), global.json),
+        Command::Driver(DriverCommand::Inspect { file }) => {
+            let style = Style::choose(global.color, &std::io::stdout());
+            return driver::inspect(file, global.json, style);
+        }
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::internal("the runtime cannot be started").source(&error))?;
+    let result = runtime.block_on(with_session(cli, retry));
+    // A thread may still wait for a line of stdin; nothing that matters is left to it.
+    runtime.shutdown_background();
+    result
+}
+
+async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
+    let session = Session::open(&cli.global, retry).await?;
+    // What only reads the catalog is over before anybody can press Ctrl-C.
+    let quick = matches!(
+        cli.command,
+        Command::Driver(_)
+            | Command::Sr(crate::cli::sr::SrCommand::List)
+            | Command::Job(crate::cli::job::JobCommand::List)
+    );
+    if !quick {
+        session.watch_signals()?;
+    }
+    let result = match &cli.command {
+        Command::Driver(command) => driver::run(&session, command),
+        Command::Sr(command) => sr::run(&session, command).await,
+        Command::Vdi(args) => vdi::run(&session, args).await,
+        Command::Job(command) => job::run(&session, command).await,
+        Command::Completions { .. } | Command::Man { .. } => {
+            Err(Error::internal("this command needs no storage manager").into())
+        }
+    };
+    session.manager.close().await;
+    result
+}
+
+/// The log goes to stderr, and only if asked for: a script reads stderr too.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = match verbose {
+        0 => return,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+/// Help and version go to stdout; a wrong command line to stderr, in the form of all our errors.
+fn say_usage(error: &clap::Error, argv: &[String]) -> Status {
+    let color = wished_color(argv);
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let style = Style::choose(color, &std::io::stdout());
+        let rendered = error.render();
+        let text = if style.is_on() { rendered.ansi().to_string() } else { rendered.to_string() };
+        return match output::print(text.as_bytes()) {
+            Ok(()) => Status::OK,
+            Err(_) => Status(1),
+        };
+    }
+    let style = Style::choose(color, &std::io::stderr());
+    let json = argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    usage_failure(error).report(style, json, false, None);
+    Status::USAGE
+}
+
+fn usage_failure(error: &clap::Error) -> Failure {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    // A value that its type refuses says why; clap's frame around it adds nothing.
+    if error.kind() == ErrorKind::ValueValidation
+        && let Some(source) = std::error::Error::source(error)
+    {
+        let option = text(ContextKind::InvalidArg).unwrap_or_default();
+        return Failure::usage(format!("{option}: {source}"));
+    }
+    let rendered = error.render().to_string();
+    Failure::usage(rendered.strip_prefix("error: ").unwrap_or(&rendered).to_owned())
+}
+
+/// `--color` of a command line that was not understood as a whole.
+fn wished_color(argv: &[String]) -> ColorWhen {
+    let mut wished = ColorWhen::Auto;
+    let mut words = argv.iter();
+    while let Some(word) = words.next() {
+        let value = match word.strip_prefix("--color") {
+            Some("") => words.next().map(String::as_str),
+            Some(rest) => rest.strip_prefix('='),
+            None => None,
+        };
+        wished = match value {
+            Some("always") => ColorWhen::Always,
+            Some("never") => ColorWhen::Never,
+            Some("auto") => ColorWhen::Auto,
+            _ => wished,
+        };
+    }
+    wished
+}

@@ -1,0 +1,392 @@
+//! `smctl vdi`, all but the commands that move bytes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use sm_core::{AttachmentRecord, NewSnapshot, NewVdi, Sr};
+use sm_model::access::Access;
+use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
+use sm_model::{AttachMode, Changed, VdiUuid};
+
+use crate::cli::vdi::{Change, Datapath, New, VdiArgs, VdiCommand};
+use crate::config::pairs;
+use crate::errors::{Failure, Result, Status};
+use crate::output::{Align, Block, Report, Style, Table, escape, timestamp, yes};
+use crate::session::Session;
+use crate::sr::changed_text;
+use crate::tree::{self, health_text};
+
+/// Does one command.
+pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
+    let sr = session.sr_or_only(args.sr.as_deref())?;
+    let op = &session.op;
+    let json = session.json;
+    match &args.command {
+        VdiCommand::Create { name, size, new, format } => {
+            let new = NewVdi { virtual_size: *size, format: *format, ..new_vdi(name, new)? };
+            let done = sr.vdi_create(op, new).await?;
+            Ok(made(json, &done))
+        }
+        VdiCommand::List { attached } => list(session, &sr, *attached).await,
+        VdiCommand::Show(selector) => show(session, &sr, &selector.vdi).await,
+        VdiCommand::Introduce { uuid, name, description, vdi_type, keys } => {
+            let request = VdiIntroduce {
+                uuid: *uuid,
+                name: name.clone(),
+                description: description.clone(),
+                vdi_type: *vdi_type,
+                keys: pairs(keys)?,
+            };
+            let done = sr.vdi_introduce(op, request).await?;
+            Ok(made(json, &done))
+        }
+        VdiCommand::Snapshot { vdis, name, description } => {
+            snapshot(session, &sr, vdis, name.as_deref(), description).await
+        }
+        VdiCommand::Clone { vdi, name, description } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            let done = sr.vdi_clone(op, vdi, name, description).await?;
+            Ok(made(json, &done))
+        }
+        VdiCommand::Revert { vdi, snapshot } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            let snapshot = session.vdi(&sr, snapshot).await?;
+            let done = sr.vdi_revert(op, vdi, snapshot).await?;
+            Ok(changed(json, &done, &format!("is put back to snapshot {snapshot}")))
+        }
+        VdiCommand::Resize { vdi, size } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            let done = sr.vdi_resize(op, vdi, *size).await?;
+            let what = format!("has {}", done.vdi.virtual_size);
+            Ok(changed(json, &done, &what))
+        }
+        VdiCommand::Rename { vdi, name } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            let request = VdiUpdate { name: Some(name.clone()), ..no_update(vdi) };
+            let done = sr.vdi_update(op, request).await?;
+            Ok(changed(json, &done, &format!("is named \"{}\"", escape(name))))
+        }
+        VdiCommand::Set { vdi, change } => {
+            let request = update(session.vdi(&sr, &vdi.vdi).await?, change)?;
+            let done = sr.vdi_update(op, request).await?;
+            Ok(changed(json, &done, "is updated"))
+        }
+        VdiCommand::Destroy(selector) => {
+            let vdi = session.vdi(&sr, &selector.vdi).await?;
+            let done = sr.vdi_destroy(op, vdi).await?;
+            Ok(Report::new(json, &done, || {
+                changed_text(done.changed, &format!("VDI {vdi} is destroyed"))
+            }))
+        }
+        VdiCommand::Attach { vdi, read_only, no_activate, datapath } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            let mode = if *read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
+            attach(session, &sr, vdi, mode, !no_activate, datapath).await
+        }
+        VdiCommand::Detach { vdi, datapath } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            detach(session, &sr, vdi, datapath).await
+        }
+        VdiCommand::Import { file, name, format, size, new } => {
+            let new = new_vdi(name, new)?;
+            crate::transfer::import(session, &sr, file, *format, *size, new).await
+        }
+        VdiCommand::Export { vdi, file, format, force } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            crate::transfer::export(session, &sr, vdi, file, *format, *force).await
+        }
+        VdiCommand::Copy { vdi, to, name, new, format } => {
+            let target = match to {
+                Some(selector) => session.sr(selector)?,
+                None => sr.clone(),
+            };
+            let source = sr.vdi(op, &vdi.vdi).await?;
+            let name = name.as_deref().unwrap_or(&source.name);
+            let new = NewVdi { format: *format, ..new_vdi(name, new)? };
+            crate::transfer::copy(session, &sr, source.uuid, &target, new).await
+        }
+        VdiCommand::Tree { ascii } => {
+            let forest = sr.tree(op).await?;
+            let strokes = if *ascii { tree::ASCII } else { tree::strokes_of_locale() };
+            Ok(Report::new(json, &forest, || tree::draw(&forest.nodes, strokes, session.style)))
+        }
+        VdiCommand::Check(selector) => {
+            let vdi = session.vdi(&sr, &selector.vdi).await?;
+            let checked = sr.vdi_check(op, vdi).await?;
+            Ok(check_report(session, vdi, &checked))
+        }
+    }
+}
+
+fn new_vdi(name: &str, new: &New) -> Result<NewVdi> {
+    Ok(NewVdi {
+        uuid: new.uuid,
+        name: name.to_owned(),
+        description: new.description.clone(),
+        vdi_type: new.vdi_type,
+        sharable: new.sharable,
+        keys: pairs(&new.keys)?,
+        ..NewVdi::default()
+    })
+}
+
+fn no_update(vdi: VdiUuid) -> VdiUpdate {
+    VdiUpdate {
+        vdi,
+        name: None,
+        description: None,
+        vdi_type: None,
+        read_only: None,
+        keys: BTreeMap::new(),
+        incomplete: None,
+    }
+}
+
+fn update(vdi: VdiUuid, change: &Change) -> Result<VdiUpdate> {
+    let mut keys: BTreeMap<String, Option<String>> =
+        pairs(&change.keys)?.into_iter().map(|(key, value)| (key, Some(value))).collect();
+    for key in &change.remove_key {
+        if keys.insert(key.clone(), None).is_some() {
+            return Err(Failure::usage(format!("the key {key} is given twice")));
+        }
+    }
+    Ok(VdiUpdate {
+        description: change.description.clone(),
+        vdi_type: change.vdi_type,
+        read_only: change.read_only,
+        keys,
+        ..no_update(vdi)
+    })
+}
+
+/// A VDI was made: its UUID, for the next command.
+fn made(json: bool, done: &VdiDone) -> Report {
+    let report = Report::new(json, done, || format!("{}\n", done.vdi.uuid));
+    match done.changed {
+        Changed::Already => report.note(json, "smctl: it was there already"),
+        Changed::Created | Changed::Modified => report,
+    }
+}
+
+fn changed(json: bool, done: &VdiDone, what: &str) -> Report {
+    Report::new(json, done, || changed_text(done.changed, &format!("VDI {} {what}", done.vdi.uuid)))
+}
+
+async fn snapshot(
+    session: &Session,
+    sr: &Sr,
+    selectors: &[String],
+    name: Option<&str>,
+    description: &str,
+) -> Result<Report> {
+    let mut snapshots = Vec::with_capacity(selectors.len());
+    for selector in selectors {
+        let vdi = session.vdi(sr, selector).await?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => sr.vdi(&session.op, &vdi.to_string()).await?.name,
+        };
+        snapshots.push(NewSnapshot { vdi, name, description: description.to_owned() });
+    }
+    let done = sr.vdi_snapshot(&session.op, &snapshots).await?;
+    let report = Report::new(session.json, &done, || {
+        lines(done.vdis.iter().map(|vdi| vdi.uuid.to_string()))
+    });
+    Ok(match done.changed {
+        Changed::Already => report.note(session.json, "smctl: it was there already"),
+        Changed::Created | Changed::Modified => report,
+    })
+}
+
+async fn attach(
+    session: &Session,
+    sr: &Sr,
+    vdi: VdiUuid,
+    mode: AttachMode,
+    activate: bool,
+    datapath: &Datapath,
+) -> Result<Report> {
+    let name = &datapath.datapath;
+    let access = sr.vdi_attach(&session.op, vdi, name, mode).await?;
+    if activate {
+        sr.vdi_activate(&session.op, vdi, name).await?;
+    }
+    let document = json!({
+        "vdi": vdi,
+        "datapath": name,
+        "mode": mode,
+        "activated": activate,
+        "access": access,
+    });
+    Ok(Report::new(session.json, &document, || lines(access.iter().map(access_text))))
+}
+
+/// Each text on a line.
+fn lines(texts: impl Iterator<Item = String>) -> String {
+    texts.fold(String::new(), |all, text| all + &text + "\n")
+}
+
+async fn detach(session: &Session, sr: &Sr, vdi: VdiUuid, datapath: &Datapath) -> Result<Report> {
+    let name = &datapath.datapath;
+    let held = sr.attachments()?.into_iter().find(|record| record.vdi == vdi);
+    let held = held.is_some_and(|record| record.datapaths.contains_key(name));
+    // Asked of the engine in any case: an earlier detach may have failed half-way.
+    sr.vdi_deactivate(&session.op, vdi, name).await?;
+    sr.vdi_detach(&session.op, vdi, name).await?;
+    let changed = if held { Changed::Modified } else { Changed::Already };
+    let document = json!({"changed": changed, "vdi": vdi, "datapath": name});
+    Ok(Report::new(session.json, &document, || {
+        changed_text(changed, &format!("VDI {vdi} is detached"))
+    }))
+}
+
+/// How to reach a disk, in a line.
+fn access_text(access: &Access) -> String {
+    match access {
+        Access::BlockDevice { path } => format!("block device {}", escape(path.as_str())),
+        Access::File { path, format, backing } => {
+            let mut text = format!("file {} (format {format}", escape(path.as_str()));
+            if !backing.is_empty() {
+                let _ = write!(text, ", based on {} more", backing.len());
+            }
+            text.push(')');
+            text
+        }
+        Access::Nbd { uri } => format!("NBD {}", escape(uri)),
+    }
+}
+
+async fn list(session: &Session, sr: &Sr, attached: bool) -> Result<Report> {
+    let mut vdis = sr.vdis(&session.op).await?;
+    if attached {
+        let held: Vec<VdiUuid> = sr.attachments()?.iter().map(|record| record.vdi).collect();
+        vdis.retain(|vdi| held.contains(&vdi.uuid));
+    }
+    Ok(Report::new(session.json, &json!({"vdis": vdis}), || vdi_table(&vdis, session.style)))
+}
+
+/// The listing of VDIs.
+pub(crate) fn vdi_table(vdis: &[VdiInfo], style: Style) -> String {
+    let mut table = Table::new(&[
+        ("UUID", Align::Left),
+        ("NAME", Align::Left),
+        ("SIZE", Align::Right),
+        ("USED", Align::Right),
+        ("FORMAT", Align::Left),
+        ("KIND", Align::Left),
+        ("HEALTH", Align::Left),
+    ]);
+    for vdi in vdis {
+        table.row([
+            vdi.uuid.to_string(),
+            escape(&vdi.name),
+            vdi.virtual_size.to_string(),
+            vdi.physical_utilisation.to_string(),
+            vdi.format.to_string(),
+            kind_text(vdi),
+            health_text(&vdi.health),
+        ]);
+    }
+    table.render(style)
+}
+
+fn kind_text(vdi: &VdiInfo) -> String {
+    let mut text = match vdi.vdi_type {
+        VdiType::User if vdi.is_a_snapshot => "snapshot".to_owned(),
+        VdiType::User => "disk".to_owned(),
+        other if vdi.is_a_snapshot => format!("snapshot, {}", type_name(other)),
+        other => type_name(other),
+    };
+    if vdi.incomplete {
+        text.push_str(", incomplete");
+    }
+    text
+}
+
+/// A type by its name in JSON.
+fn type_name(vdi_type: VdiType) -> String {
+    match serde_json::to_value(vdi_type) {
+        Ok(Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
+async fn show(session: &Session, sr: &Sr, selector: &str) -> Result<Report> {
+    let vdi = sr.vdi(&session.op, selector).await?;
+    let attachment = sr.attachments()?.into_iter().find(|record| record.vdi == vdi.uuid);
+    let document = json!({
+        "vdi": vdi,
+        "sr": sr.uuid(),
+        "attachment": attachment.as_ref().map(attachment_document),
+    });
+    Ok(Report::new(session.json, &document, || show_text(&vdi, attachment.as_ref())))
+}
+
+/// The fields of a record that are the interface.
+fn attachment_document(record: &AttachmentRecord) -> Value {
+    json!({"datapaths": record.datapaths, "access": record.access})
+}
+
+fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
+    let mut block = Block::default();
+    block
+        .line("uuid", vdi.uuid.to_string())
+        .text("name", &vdi.name)
+        .text("description", &vdi.description)
+        .line("kind", kind_text(vdi))
+        .line("size", vdi.virtual_size.to_string())
+        .line("used", vdi.physical_utilisation.to_string())
+        .line("format", vdi.format.to_string())
+        .line("read-only", yes(vdi.read_only))
+        .line("sharable", yes(vdi.sharable));
+    if let Some(of) = vdi.snapshot_of {
+        block.line("snapshot of", of.to_string());
+    }
+    if let Some(time) = vdi.snapshot_time {
+        block.line("taken", timestamp(time));
+    }
+    for (key, value) in &vdi.keys {
+        block.text(format!("key:{}", escape(key)), value);
+    }
+    block.line("health", health_text(&vdi.health));
+    match attachment {
+        None => {
+            block.line("attached", "no");
+        }
+        Some(record) => {
+            for (name, held) in &record.datapaths {
+                let active = if held.activated { "I/O allowed" } else { "no I/O yet" };
+                block.line("attached", format!("{}: {}, {active}", escape(name), held.mode));
+            }
+            for way in &record.access {
+                block.line("access", access_text(way));
+            }
+        }
+    }
+    block.render()
+}
+
+fn check_report(session: &Session, vdi: VdiUuid, checked: &VdiChecked) -> Report {
+    let report = Report::new(session.json, checked, || {
+        if checked.findings.is_empty() {
+            return format!("VDI {vdi} is sound\n");
+        }
+        let mut table = Table::new(&[
+            ("SEVERITY", Align::Left),
+            ("OBJECT", Align::Left),
+            ("FINDING", Align::Left),
+        ]);
+        for finding in &checked.findings {
+            let severity = match finding.severity {
+                Severity::Note => "note",
+                Severity::Warning => "warning",
+                Severity::Error => "error",
+            };
+            table.row([severity.to_owned(), escape(&finding.object), escape(&finding.text)]);
+        }
+        table.render(session.style)
+    });
+    let damaged = checked.findings.iter().any(|finding| finding.severity == Severity::Error);
+    if damaged { report.status(Status::CORRUPT) } else { report }
+}

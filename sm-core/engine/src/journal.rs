@@ -1,0 +1,157 @@
+//! The journal of operations: the same operation id, the same answer.
+//!
+//! Before a driver is asked to change anything the intent is recorded, and afterwards the answer.
+//! A caller that retries gets the recorded answer; if there is none, because a process died in
+//! between or the driver's answer was lost, the driver is asked again with the same id, which it
+//! answers with what it finds (`already`), not by doing it twice.
+//!
+//! The records survive the death of every process. A power cut may take the newest: then the
+//! retry reaches the driver, and the storage, which is the truth, decides.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sm_model::{Error, Kind, Operation, OperationId, Request, Result, SrUuid};
+
+use crate::catalog::Catalog;
+use crate::store::Commit;
+
+/// How long an answer is kept for a retry.
+pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What is recorded of an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The SR it is about.
+    pub sr: SrUuid,
+    /// The operation's name.
+    pub operation: String,
+    /// The request.
+    pub request: Value,
+    /// The answer, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Value>,
+    /// When it was first asked for, in seconds since 1970-01-01 UTC.
+    pub time: u64,
+}
+
+/// What the journal knows of an operation that is about to run.
+pub(crate) enum Begin<T> {
+    /// Nothing was recorded, or an intent without an answer: ask the driver.
+    Run,
+    /// The answer of the first time.
+    Replay(T),
+}
+
+fn key(id: OperationId) -> String {
+    format!("journal/{id}")
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Records the intent, unless this id has been used.
+pub(crate) fn begin<R: Request>(
+    catalog: &Catalog,
+    id: OperationId,
+    sr: SrUuid,
+    request: &R,
+) -> Result<Begin<R::Reply>> {
+    let entry = Entry {
+        sr,
+        operation: R::OPERATION.name().to_owned(),
+        request: value(request)?,
+        reply: None,
+        time: now(),
+    };
+    let key = key(id);
+    loop {
+        let Some(found) = catalog.get::<Entry>(&key)? else {
+            match catalog.put(&key, None, &entry, false)? {
+                Commit::Done => return Ok(Begin::Run),
+                Commit::Conflict => continue, // Somebody recorded it just now: look again.
+            }
+        };
+        let found = found.record;
+        if (found.sr, &found.operation, &found.request)
+            != (entry.sr, &entry.operation, &entry.request)
+        {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("operation id {id} was used for {} with other arguments", found.operation),
+            )
+            .hint("repeat the first request exactly, or use a new operation id"));
+        }
+        return match found.reply {
+            Some(reply) => serde_json::from_value(reply).map(Begin::Replay).map_err(|error| {
+                Error::new(Kind::Corrupt, format!("the journal's answer to {id} cannot be read"))
+                    .source(&error)
+            }),
+            None => Ok(Begin::Run),
+        };
+    }
+}
+
+/// Records the answer.
+pub(crate) fn finish<R: Request>(
+    catalog: &Catalog,
+    id: OperationId,
+    reply: &R::Reply,
+) -> Result<()> {
+    let reply = value(reply)?;
+    catalog.update(&key(id), false, |entry: Option<Entry>| {
+        Ok((entry.map(|entry| Entry { reply: Some(reply.clone()), ..entry }), ()))
+    })
+}
+
+/// Forgets an intent that is known to have had no effect.
+pub(crate) fn forget(catalog: &Catalog, id: OperationId) -> Result<()> {
+    catalog.remove(&key(id), false)
+}
+
+/// Whether an error leaves open if the operation was done: the intent then stays.
+pub(crate) fn leaves_doubt(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::Unknown | Kind::DeadlineExceeded | Kind::Cancelled | Kind::Unreachable
+    )
+}
+
+/// The operations on an SR whose outcome is not known.
+pub(crate) fn in_doubt(catalog: &Catalog, sr: SrUuid) -> Result<Vec<(OperationId, Entry)>> {
+    Ok(entries(catalog)?
+        .into_iter()
+        .filter(|(_, entry)| entry.sr == sr && entry.reply.is_none())
+        .collect())
+}
+
+/// Forgets answers older than [`KEEP`].
+pub(crate) fn prune(catalog: &Catalog) -> Result<()> {
+    let oldest = now().saturating_sub(KEEP.as_secs());
+    for (id, entry) in entries(catalog)? {
+        if entry.reply.is_some() && entry.time < oldest {
+            forget(catalog, id)?;
+        }
+    }
+    Ok(())
+}
+
+fn entries(catalog: &Catalog) -> Result<Vec<(OperationId, Entry)>> {
+    let entries = catalog.list::<Entry>("journal/")?;
+    Ok(entries
+        .into_iter()
+        .filter_map(|(key, entry)| Some((key.strip_prefix("journal/")?.parse().ok()?, entry)))
+        .collect())
+}
+
+/// The operation an entry is about, if this release knows it.
+pub(crate) fn operation(entry: &Entry) -> Option<Operation> {
+    entry.operation.parse().ok()
+}
+
+fn value<T: Serialize>(value: &T) -> Result<Value> {
+    serde_json::to_value(value)
+        .map_err(|error| Error::internal("a record cannot be written as JSON").source(&error))
+}

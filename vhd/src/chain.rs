@@ -1,0 +1,319 @@
+//! Several files as one disk: a leaf, its parent, and so on to the root.
+//!
+//! Which files those are was decided by whoever keeps the directory; here each link is verified
+//! by UUID, and no name found inside a file is followed.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use crate::disk::{Disk, Extent, ExtentKind, by_sectors, push};
+use crate::error::{Error, Result};
+use crate::footer::DiskType;
+use crate::image::{Image, Info, Mode};
+use crate::raw::Raw;
+
+/// One file of a chain and how to read it. The format is stated, never guessed from the content:
+/// a guest can write a VHD header into its raw disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Layer<'a> {
+    /// A VHD file.
+    Vhd(&'a Path),
+    /// A raw file; only as the last of a chain.
+    Raw(&'a Path),
+}
+
+enum Level {
+    Vhd(Box<Image>),
+    Raw(Raw),
+}
+
+impl Level {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Vhd(image) => image.size(),
+            Self::Raw(raw) => raw.size(),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Vhd(image) => image.path(),
+            Self::Raw(raw) => raw.path(),
+        }
+    }
+
+    fn file_id(&self) -> (u64, u64) {
+        match self {
+            Self::Vhd(image) => image.info().file_id,
+            Self::Raw(raw) => raw.file_id(),
+        }
+    }
+}
+
+/// A disk made of a leaf and its ancestors.
+pub struct Chain {
+    levels: Vec<Level>,
+    /// Serialises writes of parts of sectors, which read the rest first.
+    partial: Mutex<()>,
+}
+
+impl Chain {
+    /// Opens a chain, the leaf first. Only the leaf is opened for writing, and only by
+    /// [`Mode::Write`].
+    pub fn open(layers: &[Layer<'_>], mode: Mode) -> Result<Self> {
+        let mut levels: Vec<Level> = Vec::with_capacity(layers.len().min(64));
+        for (index, layer) in layers.iter().enumerate() {
+            let mode = if index == 0 { mode } else { Mode::Read };
+            let level = match layer {
+                Layer::Vhd(path) => Level::Vhd(Box::new(Image::open(path, mode)?)),
+                Layer::Raw(path) => Level::Raw(Raw::open(path, mode)?),
+            };
+            if levels.iter().any(|above| above.file_id() == level.file_id()) {
+                return Err(Error::Cycle { path: level.path().to_owned() });
+            }
+            if let Some(child) = levels.last() {
+                verify_link(child, &level)?;
+            }
+            levels.push(level);
+        }
+        match levels.last() {
+            None => Err(Error::Store {
+                path: std::path::PathBuf::new(),
+                what: "a chain needs at least one file".to_owned(),
+            }),
+            Some(Level::Vhd(image)) if image.info().parent.is_some() => {
+                let parent = image.info().parent.as_ref().map(|parent| parent.uuid);
+                Err(Error::ChainIncomplete {
+                    path: image.path().to_owned(),
+                    parent: parent.unwrap_or_default(),
+                })
+            }
+            Some(_) => Ok(Self { levels, partial: Mutex::new(()) }),
+        }
+    }
+
+    /// Opens an image that has no parent, or a raw file.
+    pub fn single(layer: Layer<'_>, mode: Mode) -> Result<Self> {
+        Self::open(&[layer], mode)
+    }
+
+    /// What each VHD file of the chain says of itself, the leaf first; a raw file at the end has
+    /// nothing to say.
+    pub fn info(&self) -> Vec<&Info> {
+        self.levels
+            .iter()
+            .filter_map(|level| match level {
+                Level::Vhd(image) => Some(image.info()),
+                Level::Raw(_) => None,
+            })
+            .collect()
+    }
+
+    /// Number of files.
+    pub fn depth(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// The leaf, when it is a VHD.
+    pub fn leaf(&self) -> Option<&Image> {
+        match self.levels.first() {
+            Some(Level::Vhd(image)) => Some(image),
+            _ => None,
+        }
+    }
+
+    /// See [`Image::set_power_safe`]; a raw leaf has no metadata to order.
+    pub fn set_power_safe(&self, on: bool) {
+        if let Some(image) = self.leaf() {
+            image.set_power_safe(on);
+        }
+    }
+
+    /// Reads a range at `level` and below. Beyond the end of a smaller parent reads zero.
+    fn read_from(&self, level: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        // A list of what is still missing, instead of recursion: chains come from files.
+        let mut missing = vec![(offset, buf.len() as u64)];
+        for level in self.levels.iter().skip(level) {
+            if missing.is_empty() {
+                break;
+            }
+            let size = level.size();
+            let mut below = Vec::new();
+            for (at, length) in missing {
+                let start = (at - offset) as usize;
+                let inside = size.saturating_sub(at).min(length);
+                buf[start + inside as usize..start + length as usize].fill(0);
+                if inside == 0 {
+                    continue;
+                }
+                let part = &mut buf[start..start + inside as usize];
+                match level {
+                    Level::Raw(raw) => raw.read_at(at, part)?,
+                    Level::Vhd(image) => {
+                        let absent = image.read_present(at, part)?;
+                        below.extend(absent.iter().map(|run| (run.offset, run.length)));
+                    }
+                }
+            }
+            missing = below;
+        }
+        for (at, length) in missing {
+            let start = (at - offset) as usize;
+            buf[start..start + length as usize].fill(0);
+        }
+        Ok(())
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<()> {
+        let size = self.size();
+        if offset.checked_add(length).is_some_and(|end| end <= size) {
+            return Ok(());
+        }
+        let path = self.levels.first().map(|level| level.path().to_owned()).unwrap_or_default();
+        Err(Error::OutOfRange { path, offset, length, size })
+    }
+}
+
+impl Disk for Chain {
+    fn size(&self) -> u64 {
+        self.levels.first().map_or(0, Level::size)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check(offset, buf.len() as u64)?;
+        self.read_from(0, offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.check(offset, buf.len() as u64)?;
+        match self.levels.first() {
+            Some(Level::Raw(raw)) => raw.write_at(offset, buf),
+            Some(Level::Vhd(image)) => {
+                let sector = crate::SECTOR;
+                let whole = offset.is_multiple_of(sector)
+                    && (buf.len() as u64).is_multiple_of(sector);
+                if whole {
+                    return if buf.is_empty() { Ok(()) } else { image.write_sectors(offset, buf) };
+                }
+                let _one = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+                by_sectors(
+                    offset,
+                    buf,
+                    &mut |offset, sector| self.read_from(0, offset, sector),
+                    &mut |offset, part| image.write_sectors(offset, part),
+                )
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self.levels.first() {
+            Some(Level::Vhd(image)) => image.flush(),
+            Some(Level::Raw(raw)) => raw.flush(),
+            None => Ok(()),
+        }
+    }
+
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        self.check(offset, length)?;
+        let mut pieces = vec![Extent { offset, length, kind: ExtentKind::Zero }];
+        for level in &self.levels {
+            let size = level.size();
+            let mut next = Vec::with_capacity(pieces.len());
+            for piece in pieces {
+                if piece.kind == ExtentKind::Data {
+                    push(&mut next, piece);
+                    continue;
+                }
+                let inside = size.saturating_sub(piece.offset).min(piece.length);
+                if inside > 0 {
+                    match level {
+                        Level::Raw(raw) => {
+                            for extent in raw.extents(piece.offset, inside)? {
+                                push(&mut next, extent);
+                            }
+                        }
+                        Level::Vhd(image) => {
+                            for run in image.map(piece.offset, inside)? {
+                                let kind = match run.at {
+                                    Some(_) => ExtentKind::Data,
+                                    None => ExtentKind::Zero,
+                                };
+                                let (offset, length) = (run.offset, run.length);
+                                push(&mut next, Extent { offset, length, kind });
+                            }
+                        }
+                    }
+                }
+                let (offset, length) = (piece.offset + inside, piece.length - inside);
+                push(&mut next, Extent { offset, length, kind: ExtentKind::Zero });
+            }
+            pieces = next;
+        }
+        Ok(pieces)
+    }
+}
+
+fn verify_link(child: &Level, parent: &Level) -> Result<()> {
+    let mismatch = |expected, found| Error::ParentMismatch {
+        child: child.path().to_owned(),
+        parent: parent.path().to_owned(),
+        expected,
+        found,
+    };
+    let Level::Vhd(image) = child else {
+        return Err(Error::WrongType {
+            path: child.path().to_owned(),
+            what: "a raw file cannot have a parent",
+        });
+    };
+    let Some(link) = &image.info().parent else {
+        let what = match image.info().disk_type {
+            DiskType::Fixed => "a fixed image cannot have a parent",
+            _ => "a dynamic image cannot have a parent",
+        };
+        return Err(Error::WrongType { path: child.path().to_owned(), what });
+    };
+    match parent {
+        Level::Raw(_) if link.uuid.is_nil() => {}
+        Level::Raw(_) => return Err(mismatch(link.uuid, "a raw file".to_owned())),
+        Level::Vhd(parent) if parent.info().uuid == link.uuid => {}
+        Level::Vhd(parent) => return Err(mismatch(link.uuid, parent.info().uuid.to_string())),
+    }
+    if child.size() < parent.size() {
+        return Err(Error::ParentLarger {
+            child: child.path().to_owned(),
+            child_size: child.size(),
+            parent_size: parent.size(),
+        });
+    }
+    Ok(())
+}
+
+impl Disk for Image {
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        Self::read_at(self, offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        Self::write_at(self, offset, buf)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Self::flush(self)
+    }
+
+    fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        for run in self.map(offset, length)? {
+            let kind = if run.at.is_some() { ExtentKind::Data } else { ExtentKind::Zero };
+            push(&mut extents, Extent { offset: run.offset, length: run.length, kind });
+        }
+        Ok(extents)
+    }
+}

@@ -1,0 +1,198 @@
+//! Growing an image in place.
+//!
+//! As long as the block table has room, growing changes the footers and nothing else. Otherwise
+//! the table must become longer where it is (XenServer's tools insist that everything before the
+//! first block is metadata), so what lies behind it has to go first:
+//!
+//! 1. copy the blocks in the way to the end of the file, sync;
+//! 2. point their table entries at the copies, sync: old and new hold the same, so each entry may
+//!    arrive by itself;
+//! 3. move parent locators that are in the way, name their new place in the header, sync;
+//! 4. fill the table's new part with "absent" and write the batmap behind it, sync. The old header
+//!    still tells the old table, which is whole; only its batmap is gone, and that is optional;
+//! 5. write the header with the new number of entries: one sector when no locator moved, sync;
+//! 6. write the footers with the new size.
+//!
+//! Each step looks at what it finds, so running all of it again after a cut anywhere completes it.
+
+use super::create::tables_end;
+use super::io::place;
+use super::{Image, State};
+use crate::bat::{ABSENT, LAST_SECTOR};
+use crate::error::{Error, Fault, Result};
+use crate::footer::DiskType;
+use crate::geometry::Geometry;
+use crate::header::{Header, roomy_entries};
+use crate::{MAX_SIZE, SECTOR, batmap, bat, sys};
+
+impl Image {
+    /// Grows the disk to `size` bytes, durably. The same size again completes what a cut left
+    /// undone; a smaller size is refused.
+    ///
+    /// Until the last step the image has its old size and all of its data.
+    pub fn grow(&self, size: u64) -> Result<()> {
+        self.check_writable()?;
+        let mut state = self.state();
+        let from = state.footer.current_size;
+        if size < from {
+            return Err(Error::Shrink { from, to: size });
+        }
+        if size > MAX_SIZE {
+            return Err(Error::TooLarge { requested: size, limit: MAX_SIZE });
+        }
+        if !size.is_multiple_of(SECTOR) {
+            return Err(Error::format(&self.path)(Fault::SizeNotSectors(size)));
+        }
+        if size == from {
+            // A cut between the two footers: the end decides, the copy follows.
+            self.write_footers(&state, &state.footer)?;
+            return self.flush();
+        }
+        if let Some(header) = state.header.clone() {
+            let needed = size.div_ceil(u64::from(header.block_size));
+            if needed > u64::from(header.table_entries) {
+                self.extend_table(&mut state, header, size)?;
+            } else {
+                self.check_tail(&state, &header, needed)?;
+            }
+            state.table.resize(needed as usize, ABSENT);
+        } else if state.footer.disk_type == DiskType::Fixed {
+            return self.grow_fixed(&mut state, size);
+        }
+        let mut footer = state.footer.clone();
+        footer.current_size = size;
+        footer.geometry = Geometry::for_size(size);
+        sys::write_at(&self.file, &self.path, &footer.to_bytes(), state.footer_at)?;
+        self.flush()?;
+        sys::write_at(&self.file, &self.path, &footer.to_bytes(), 0)?;
+        self.flush()?;
+        state.footer = footer;
+        Ok(())
+    }
+
+    /// The new footer makes the file longer; until it is there the old one, further down, is no
+    /// longer at the end. So the old one goes last, when the new one is durable.
+    fn grow_fixed(&self, state: &mut State, size: u64) -> Result<()> {
+        let mut footer = state.footer.clone();
+        footer.current_size = size;
+        footer.geometry = Geometry::for_size(size);
+        sys::write_at(&self.file, &self.path, &footer.to_bytes(), size)?;
+        self.flush()?;
+        sys::write_at(&self.file, &self.path, &[0; 512], state.footer_at)?;
+        self.flush()?;
+        (state.footer_at, state.end, state.footer) = (size, size, footer);
+        Ok(())
+    }
+
+    /// Entries beyond the disk's present end become blocks when it grows: they must be free.
+    fn check_tail(&self, state: &State, header: &Header, needed: u64) -> Result<()> {
+        let have = state.table.len() as u64;
+        let mut raw = vec![0; (needed.saturating_sub(have) * 4) as usize];
+        sys::read_at(&self.file, &self.path, &mut raw, header.table_offset + have * 4)?;
+        match bat::parse(&raw).iter().position(|entry| *entry != ABSENT) {
+            None => Ok(()),
+            Some(index) => {
+                Err(Error::format(&self.path)(Fault::TableTail((have as usize + index) as u32)))
+            }
+        }
+    }
+
+    fn extend_table(&self, state: &mut State, mut header: Header, size: u64) -> Result<()> {
+        self.check_tail(state, &header, u64::from(header.table_entries))?;
+        let entries = roomy_entries(size, header.block_size);
+        let tables = tables_end(header.table_offset, entries);
+        let room: u64 = if state.footer.disk_type == DiskType::Differencing {
+            let moving = header.locators.iter().filter(|slot| slot.is_known());
+            moving.map(|slot| slot.space_bytes().next_multiple_of(SECTOR)).sum()
+        } else {
+            0
+        };
+        self.move_blocks(state, &header, tables + room)?;
+
+        // Locators between the table and its new end.
+        let mut at = tables;
+        let old_end = header.table_end();
+        let mut moved = false;
+        for slot in header.locators.iter_mut().filter(|slot| slot.is_known()) {
+            let (start, length) = (slot.offset, slot.length as usize);
+            if start >= tables || start + slot.space_bytes() <= header.table_offset {
+                continue;
+            }
+            let mut name = vec![0; length];
+            sys::read_at(&self.file, &self.path, &mut name, start)?;
+            name.resize(length.next_multiple_of(SECTOR as usize).max(SECTOR as usize), 0);
+            sys::write_at(&self.file, &self.path, &name, at)?;
+            (slot.offset, slot.space) = (at, name.len() as u32);
+            at += name.len() as u64;
+            moved = true;
+        }
+        if moved {
+            self.flush()?;
+            self.write_header(state, &header)?;
+        }
+
+        // The table's new part, and the batmap behind it. Bits that were set stay true.
+        let mut map = state.batmap.take().map_or_else(Vec::new, |batmap| batmap.map);
+        map.resize(batmap::map_bytes(entries) as usize, 0);
+        header.table_entries = entries;
+        let mut raw = vec![0xff; (header.table_end() - old_end) as usize];
+        if state.footer.is_tap_from(0x0001_0002) {
+            raw.extend_from_slice(&batmap::to_bytes(header.table_end(), &map));
+            let offset = header.table_end() + batmap::HEADER;
+            state.batmap = Some(batmap::Batmap { offset, map });
+        }
+        sys::write_at(&self.file, &self.path, &raw, old_end)?;
+        self.flush()?;
+        self.write_header(state, &header)?;
+        Ok(())
+    }
+
+    /// Moves every block that starts below `limit` to the end of the file.
+    fn move_blocks(&self, state: &mut State, header: &Header, limit: u64) -> Result<()> {
+        let mut moves = Vec::new();
+        let mut end = state.end.max(limit);
+        for (block, sector) in state.table.iter().enumerate() {
+            if *sector != ABSENT && u64::from(*sector) * SECTOR < limit {
+                let start = place(end, header.bitmap_bytes());
+                if start / SECTOR > LAST_SECTOR {
+                    return Err(Error::FileFull { path: self.path.clone() });
+                }
+                end = start + header.stride();
+                moves.push((block, *sector, start));
+            }
+        }
+        // Also without a block to move: the footer itself may be in the way.
+        if end != state.end {
+            sys::write_at(&self.file, &self.path, &state.footer.to_bytes(), end)?;
+            (state.end, state.footer_at) = (end, end);
+        }
+        let mut buf = vec![0; (1 << 20).min(header.stride() as usize)];
+        for (_, sector, to) in &moves {
+            let from = u64::from(*sector) * SECTOR;
+            let mut done = 0;
+            while done < header.stride() {
+                let count = (header.stride() - done).min(buf.len() as u64) as usize;
+                sys::read_at(&self.file, &self.path, &mut buf[..count], from + done)?;
+                sys::write_at(&self.file, &self.path, &buf[..count], to + done)?;
+                done += count as u64;
+            }
+        }
+        self.flush()?;
+        for (block, _, to) in &moves {
+            let sector = (to / SECTOR) as u32;
+            let at = header.table_offset + *block as u64 * 4;
+            sys::write_at(&self.file, &self.path, &sector.to_be_bytes(), at)?;
+            if let Some(entry) = state.table.get_mut(*block) {
+                *entry = sector;
+            }
+        }
+        self.flush()
+    }
+
+    fn write_header(&self, state: &mut State, header: &Header) -> Result<()> {
+        sys::write_at(&self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
+        self.flush()?;
+        state.header = Some(header.clone());
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+//! One VHD file: what it is, and reading and writing it.
+//!
+//! # Order of writes
+//!
+//! VHD has no journal, so order is all there is. A write that needs a new block does
+//!
+//! 1. a footer at the new end of the file, which makes the file longer: from here on the space in
+//!    between belongs to nobody, and the copy at offset 0 was valid all along;
+//! 2. the data, and the new block's bitmap;
+//! 3. bitmaps of blocks that existed (only after their data);
+//! 4. the block table's entry, which is what makes the block exist;
+//! 5. the answer to the caller.
+//!
+//! A process killed in between leaves old or new sectors, never a third thing; at worst a block
+//! of space that nobody refers to. For a power cut the same holds between two [`Image::flush`]es
+//! when [`Image::set_power_safe`] is on, which costs one sync per write that allocates.
+//!
+//! # Two footers
+//!
+//! The footer at the end decides; the copy at offset 0 serves when the end is missing, and then
+//! the image can only be read. Both valid and of different identity or type is refused, because
+//! either could be a guest's own data: except that a fixed image's data may well start with a VHD.
+
+mod create;
+mod grow;
+mod head;
+mod io;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed};
+pub use head::{Info, Parent, probe, probe_file};
+pub use io::Run;
+use head::{Head, read_head};
+
+use crate::bat::{self, Area};
+use crate::batmap::{self, Batmap, BatmapHeader};
+use crate::error::{Error, Fault, Result};
+use crate::footer::{self, DiskType, Footer};
+use crate::header::Header;
+use crate::locator::{self, Locator};
+use crate::{SECTOR, sys};
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only reads; accepts an image that needs a repair.
+    Read,
+    /// Reads and writes. The caller makes sure that nobody else writes.
+    Write,
+}
+
+/// Sector bits of one block.
+enum Bits {
+    /// Every sector is present.
+    Full,
+    /// As stored, but always most significant bit first.
+    Map(Box<[u8]>),
+}
+
+/// What changes while an image is open.
+struct State {
+    footer: Footer,
+    header: Option<Header>,
+    table: Vec<u32>,
+    batmap: Option<Batmap>,
+    bitmaps: HashMap<u32, Bits>,
+    /// Where the next block may begin: behind every block, metadata and the old footer's place.
+    end: u64,
+    /// Where the footer at the end is.
+    footer_at: u64,
+}
+
+/// An open VHD file. Shared between threads; writes that allocate are serialised.
+pub struct Image {
+    file: File,
+    path: PathBuf,
+    info: Info,
+    writable: bool,
+    power_safe: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// Bitmaps kept in memory before all are dropped and read again: 512 bytes each for 2 MiB blocks.
+const BITMAPS: usize = 65536;
+
+impl Image {
+    /// Opens an image, reads its block table and verifies all of it.
+    pub fn open(path: &Path, mode: Mode) -> Result<Self> {
+        let file = sys::open(path, mode == Mode::Write)?;
+        Self::from_file(file, path, mode)
+    }
+
+    /// As [`Image::open`], of a file that is already open; `path` is for messages.
+    pub fn from_file(file: File, path: &Path, mode: Mode) -> Result<Self> {
+        let head = read_head(&file, path)?;
+        if mode == Mode::Write
+            && let Some(missing) = head.info.missing_footer()
+        {
+            return Err(Error::NeedsRepair { path: path.to_owned(), missing });
+        }
+        let mut state = State {
+            table: Vec::new(),
+            batmap: None,
+            bitmaps: HashMap::new(),
+            end: head.data_end.next_multiple_of(SECTOR),
+            footer_at: head.data_end,
+            footer: head.footer,
+            header: head.header,
+        };
+        if let Some(header) = &state.header {
+            let size = state.footer.current_size;
+            let blocks = size.div_ceil(u64::from(header.block_size));
+            // Bounded by `Header::verify`: within the file and at most `header::MAX_TABLE`.
+            let mut raw = vec![0; (blocks * 4) as usize];
+            sys::read_at(&file, path, &mut raw, header.table_offset)?;
+            state.table = bat::parse(&raw);
+            state.batmap = read_batmap(&file, path, &state.footer, header, head.length)?;
+            let areas = areas(&state.footer, header, state.batmap.as_ref())
+                .map_err(Error::format(path))?;
+            bat::verify(&state.table, header.stride(), head.data_end, &areas)
+                .map_err(Error::format(path))?;
+            let floor = areas.iter().map(|area| area.end).max().unwrap_or(0);
+            state.end = state.end.max(floor);
+            if mode == Mode::Write && head.footers_differ {
+                // The end decides; bring the copy in line before anything depends on it.
+                sys::write_at(&file, path, &state.footer.to_bytes(), 0)?;
+            }
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            info: head.info,
+            writable: mode == Mode::Write,
+            power_safe: AtomicBool::new(false),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// What was found when the image was opened.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Virtual size, bytes.
+    pub fn size(&self) -> u64 {
+        self.state().footer.current_size
+    }
+
+    /// The footer as it is now.
+    pub fn footer(&self) -> Footer {
+        self.state().footer.clone()
+    }
+
+    /// The dynamic header as it is now; none for a fixed image.
+    pub fn header(&self) -> Option<Header> {
+        self.state().header.clone()
+    }
+
+    /// Number of blocks that this file holds itself. A fixed image has none.
+    pub fn allocated_blocks(&self) -> usize {
+        self.state().table.iter().filter(|sector| **sector != bat::ABSENT).count()
+    }
+
+    /// Whether this file holds no data of its own.
+    pub fn is_empty(&self) -> bool {
+        self.info.disk_type != DiskType::Fixed && self.allocated_blocks() == 0
+    }
+
+    /// With `on`, a write that allocates syncs its data before the metadata that makes it visible,
+    /// so that a power cut, too, leaves each sector old or new. Off by default: whoever fills a
+    /// new image and syncs it once at the end needs no order.
+    pub fn set_power_safe(&self, on: bool) {
+        self.power_safe.store(on, Ordering::Relaxed);
+    }
+
+    /// Makes everything written so far durable.
+    pub fn flush(&self) -> Result<()> {
+        if self.writable { sys::sync(&self.file, &self.path) } else { Ok(()) }
+    }
+
+    /// Marks or unmarks the image as an inner node of a tree, durably.
+    pub fn set_hidden(&self, hidden: bool) -> Result<()> {
+        self.check_writable()?;
+        let mut state = self.state();
+        if state.footer.hidden == hidden {
+            return Ok(());
+        }
+        let mut footer = state.footer.clone();
+        footer.hidden = hidden;
+        self.write_footers(&state, &footer)?;
+        self.flush()?;
+        state.footer = footer;
+        Ok(())
+    }
+
+    /// Names another parent, durably. `name` is a file in the same directory. What the new parent
+    /// holds must be what the old one held; nothing here can check that.
+    ///
+    /// A cut before the header is written leaves the old parent's UUID with the new name, which a
+    /// reader resolves by UUID.
+    pub fn set_parent(&self, parent: Uuid, name: &str) -> Result<()> {
+        self.check_writable()?;
+        let mut state = self.state();
+        let Some(mut header) = state.header.clone() else {
+            return Err(self.wrong_type("a fixed image has no parent"));
+        };
+        if state.footer.disk_type != DiskType::Differencing {
+            return Err(self.wrong_type("a dynamic image has no parent"));
+        }
+        for (code, bytes) in locator::encode(name) {
+            let Some(slot) = header.locators.iter_mut().find(|slot| slot.code == code) else {
+                continue;
+            };
+            if bytes.len() as u64 > slot.space_bytes() {
+                return Err(self.wrong_type("the parent's name is too long for its locator"));
+            }
+            sys::write_at(&self.file, &self.path, &bytes, slot.offset)?;
+            slot.length = bytes.len() as u32;
+        }
+        header.parent_uuid = parent;
+        header.parent_timestamp = footer::now();
+        header.parent_name = locator::parent_name(name);
+        self.flush()?;
+        sys::write_at(&self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
+        self.flush()?;
+        state.header = Some(header);
+        Ok(())
+    }
+
+    /// Writes both footers, the deciding one first.
+    fn write_footers(&self, state: &State, footer: &Footer) -> Result<()> {
+        let bytes = footer.to_bytes();
+        sys::write_at(&self.file, &self.path, &bytes, state.footer_at)?;
+        if footer.disk_type != DiskType::Fixed {
+            sys::write_at(&self.file, &self.path, &bytes, 0)?;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change, so a poisoned lock is still good.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.path.clone() }) }
+    }
+
+    fn wrong_type(&self, what: &'static str) -> Error {
+        Error::WrongType { path: self.path.clone(), what }
+    }
+}
+
+/// Restores the footer that an image lacks. Returns whether there was anything to do.
+pub fn repair(path: &Path) -> Result<bool> {
+    let file = sys::open(path, true)?;
+    let head: Head = read_head(&file, path)?;
+    let Some(missing) = head.info.missing_footer() else { return Ok(false) };
+    // Everything else must be sound before the image is declared so.
+    let image = Image::from_file(file, path, Mode::Read)?;
+    let state = image.state();
+    let bytes = state.footer.to_bytes();
+    if missing == head::END {
+        // Behind every block; data that nobody refers to stays where it is.
+        sys::write_at(&image.file, path, &bytes, state.end)?;
+    } else {
+        sys::write_at(&image.file, path, &bytes, 0)?;
+    }
+    sys::sync(&image.file, path)?;
+    Ok(true)
+}
+
+/// Reads the batmap, if there is one that can be trusted.
+pub(crate) fn read_batmap(
+    file: &File,
+    path: &Path,
+    footer: &Footer,
+    header: &Header,
+    length: u64,
+) -> Result<Option<Batmap>> {
+    if !footer.is_tap_from(0x0001_0001) || header.table_end() + batmap::HEADER > length {
+        return Ok(None);
+    }
+    let mut raw = [0; batmap::HEADER as usize];
+    sys::read_at(file, path, &mut raw, header.table_end())?;
+    let Some(found) = BatmapHeader::parse(&raw, header.table_entries, length) else {
+        return Ok(None);
+    };
+    let mut map = vec![0; found.length as usize];
+    sys::read_at(file, path, &mut map, found.offset)?;
+    Ok(found.matches(&map).then_some(Batmap { offset: found.offset, map }))
+}
+
+/// The parts of the file that blocks must not touch, sorted.
+pub(crate) fn areas(
+    footer: &Footer,
+    header: &Header,
+    batmap: Option<&Batmap>,
+) -> Result<Vec<Area>, Fault> {
+    let area = |start: u64, length: u64, name| Area { start, end: start.saturating_add(length), name };
+    let mut areas = vec![
+        area(0, SECTOR, "the footer copy"),
+        area(footer.data_offset, 1024, "the dynamic header"),
+        area(header.table_offset, header.table_bytes(), "the block table"),
+    ];
+    if let Some(batmap) = batmap {
+        areas.push(area(header.table_end(), batmap::HEADER, "the batmap header"));
+        areas.push(area(batmap.offset, batmap.map.len() as u64, "the batmap"));
+    }
+    if footer.disk_type == DiskType::Differencing {
+        let used = header.locators.iter().filter(|slot| slot.is_known() && slot.length > 0);
+        areas.extend(used.map(|slot: &Locator| {
+            area(slot.offset, u64::from(slot.length), "a parent locator")
+        }));
+    }
+    bat::verify_areas(&mut areas)?;
+    Ok(areas)
+}

@@ -1,0 +1,547 @@
+//! Snapshot, clone, revert, resize: the operations with more than one visible effect.
+//!
+//! A snapshot of a leaf `S` with data makes it the base copy of two new leaves:
+//!
+//! ```text
+//! 1  tmp/N.new, tmp/S.new    empty leaves on the base-to-be, synced
+//! 2  tmp/N.json, tmp/S.json  metadata, synced
+//! 3  journal/<op>.json       synced
+//! 4  link S.vhd -> B.vhd     directory synced: the only name of the data must not get lost
+//! 5  rename S.new over S.vhd the commit point: before it everything is undone, after it completed
+//! 6  metadata in place, rename N.new -> N.vhd, directories synced
+//! 7  B is marked hidden      last, since before 5 it is the same file as S
+//! 8  record removed
+//! ```
+//!
+//! Where hard links are not supported, 4 is a rename; recovery finds `S` missing and `B` there and
+//! renames it back. A revert is the same with the snapshot as `S` and the disk as `N`, which then
+//! exists already and is replaced; a snapshot without data needs no base, and the commit point is
+//! the rename of the disk's new leaf.
+
+use std::path::Path;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::doc::Doc;
+use super::journal::{Action, Base, FileId, Record, Switch};
+use super::node::{Change, Format, Kind, Method, Node, Outcome};
+use super::scan::What;
+use super::{MAX_DEPTH, Operation, Tree, exists, image_name, mark, remove, rename};
+use crate::copy::{Progress, copy};
+use crate::error::{Error, Result};
+use crate::image::{Image, Mode, NewImage, ParentLink, create, probe};
+use crate::{Disk, Raw, round_size, sys};
+
+/// A snapshot or clone to be made: what the new disk is called decides which of the two it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot<'a> {
+    /// Id of the operation: the same id again is the same snapshot.
+    pub op: Uuid,
+    /// The disk whose content the new one gets. A process that has it open for writing must stop
+    /// before and open it again after: its file becomes the base copy.
+    pub source: Uuid,
+    /// Name of the new disk.
+    pub new: Uuid,
+    /// What to say about the new disk.
+    pub new_metadata: &'a Value,
+    /// What to say about the source from now on, if that changes.
+    pub source_metadata: Option<&'a Value>,
+    /// Whether a raw disk may be copied byte by byte where the file system cannot clone files.
+    pub allow_copy: bool,
+}
+
+/// A disk to be put back to what a snapshot holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Revert<'a> {
+    /// Id of the operation: the same id again does nothing.
+    pub op: Uuid,
+    /// The disk; it keeps its name, loses its content and takes the snapshot's size.
+    pub vdi: Uuid,
+    /// The snapshot, which stays.
+    pub snapshot: Uuid,
+    /// What to say about the disk from now on.
+    pub metadata: &'a Value,
+    /// As in [`Snapshot::allow_copy`].
+    pub allow_copy: bool,
+}
+
+impl Tree {
+    /// Makes a snapshot or clone of a disk. [`Outcome::Already`] when `new` was made by the same
+    /// operation before. `progress` is called during a copy of a raw disk only.
+    pub fn snapshot(
+        &self,
+        guard: &super::Guard,
+        request: &Snapshot<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Change> {
+        let Snapshot { op, source, new, .. } = *request;
+        self.ready(guard, &[source, new])?;
+        if let Some(change) = self.made_before(request)? {
+            return Ok(change);
+        }
+        let node = self.sound_leaf(source)?;
+        let doc = Doc { created_by: Some(op), ..Doc::new(node.format, request.new_metadata) }
+            .after(op, request.new_metadata);
+        let mut change = Change::new(Outcome::Created, node.virtual_size);
+        if node.format == Format::Raw {
+            let tmp = self.tmp_path(&image_name(new, Format::Raw));
+            let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
+            change.method = made.inspect_err(|_| drop(remove(&tmp)))?;
+            self.place_new(Operation::Snapshot, new, Format::Raw, &doc)?;
+            return self.finish_source(request).map(|()| change);
+        }
+        let image = Image::open(&self.image_path(source, Format::Vhd), Mode::Write)?;
+        if image.is_empty() {
+            // Nothing in it: the new disk becomes its sibling, and no level is added.
+            let parent = image.info().parent.as_ref().zip(node.parent);
+            let parent = parent.map(|(link, uuid)| ParentLink {
+                uuid: link.uuid,
+                name: image_name(uuid, Format::Vhd),
+            });
+            let tmp = self.tmp_path(&image_name(new, Format::Vhd));
+            let uuid = Uuid::new_v4();
+            let made = create(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
+            made.inspect_err(|_| drop(remove(&tmp)))?;
+            self.place_new(Operation::Snapshot, new, Format::Vhd, &doc)?;
+            return self.finish_source(request).map(|()| change);
+        }
+        let source_doc = match request.source_metadata {
+            Some(metadata) => Some(self.next_doc(source, Format::Vhd, op, metadata)?),
+            None => None,
+        };
+        let switch = Switch {
+            operation: Operation::Snapshot,
+            base: Some(Self::base_of(&node)?),
+            target: new,
+            format: Format::Vhd,
+            target_id: FileId::Image(Uuid::new_v4()),
+            old_parent: None,
+        };
+        self.switch(op, &switch, &node, &doc, source_doc.as_ref())?;
+        Ok(change)
+    }
+
+    /// Puts a disk back to a snapshot's content. [`Outcome::Already`] when the same operation did
+    /// so before.
+    pub fn revert(
+        &self,
+        guard: &super::Guard,
+        request: &Revert<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Change> {
+        let Revert { op, vdi, snapshot, .. } = *request;
+        self.ready(guard, &[vdi, snapshot])?;
+        let old = self.get(vdi)?;
+        if old.kind == Kind::Base {
+            return Err(Error::NotALeaf { uuid: vdi });
+        }
+        let known = self.doc(vdi).ok().flatten();
+        if vdi == snapshot || known.is_some_and(|doc| doc.ops.contains(&op)) {
+            return Ok(Change::new(Outcome::Already, old.virtual_size));
+        }
+        let node = self.sound_leaf(snapshot)?;
+        if old.format != node.format {
+            return Err(Error::FormatsDiffer { left: vdi, right: snapshot });
+        }
+        let doc = self.next_doc(vdi, node.format, op, request.metadata)?;
+        let mut change = Change::new(Outcome::Modified, node.virtual_size);
+        let mut switch = Switch {
+            operation: Operation::Revert,
+            base: None,
+            target: vdi,
+            format: node.format,
+            target_id: FileId::Image(Uuid::new_v4()),
+            old_parent: old.parent,
+        };
+        if node.format == Format::Raw {
+            let tmp = self.new_path(vdi);
+            let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
+            change.method = made.inspect_err(|_| drop(remove(&tmp)))?;
+            let raw = Raw::open(&tmp, Mode::Read)?;
+            switch.target_id = FileId::Inode(raw.file_id().1);
+        } else {
+            let image = Image::open(&self.image_path(snapshot, Format::Vhd), Mode::Write)?;
+            if !image.is_empty() {
+                switch.base = Some(Self::base_of(&node)?);
+            }
+        }
+        self.switch(op, &switch, &node, &doc, None)?;
+        Ok(change)
+    }
+
+    /// Grows a disk to at least `size` bytes, rounded up by [`round_size`].
+    /// [`Outcome::Already`] when the same operation did so before.
+    pub fn resize(
+        &self,
+        guard: &super::Guard,
+        op: Uuid,
+        uuid: Uuid,
+        size: u64,
+        metadata: &Value,
+    ) -> Result<Change> {
+        let size = round_size(size)?;
+        self.ready(guard, &[uuid])?;
+        let node = self.sound_leaf(uuid)?;
+        let known = self.doc(uuid)?;
+        if known.is_some_and(|doc| doc.ops.contains(&op)) {
+            return Ok(Change::new(Outcome::Already, node.virtual_size));
+        }
+        if size < node.virtual_size {
+            return Err(Error::Shrink { from: node.virtual_size, to: size });
+        }
+        self.stage_doc(uuid, &self.next_doc(uuid, node.format, op, metadata)?)
+            .inspect_err(|_| self.clear(&[uuid]))?;
+        sm_step::step!("vdi_resize.metadata_staged");
+        let record = Record::new(op, Action::Resize { uuid, format: node.format, size });
+        if let Err(error) = self.write_record(&record).and_then(|()| {
+            sm_step::step!("vdi_resize.journalled");
+            self.grow(uuid, node.format, size)
+        }) {
+            // The size is the last thing that changes, so the disk is as it was.
+            // Should even this fail, the record stays, and the next call completes or undoes it.
+            let _ = self.undo_resize(&record, uuid);
+            return Err(error);
+        }
+        sm_step::step!("vdi_resize.grown");
+        self.complete_resize(&record, uuid)?;
+        Ok(Change::new(Outcome::Modified, size))
+    }
+
+    pub(super) fn grow(&self, uuid: Uuid, format: Format, size: u64) -> Result<()> {
+        let path = self.image_path(uuid, format);
+        if format == Format::Vhd {
+            return Image::open(&path, Mode::Write)?.grow(size);
+        }
+        let file = sys::open(&path, true)?;
+        let length = file.metadata().map_err(Error::io(&path, "stat"))?.len();
+        if length < size {
+            file.set_len(size).map_err(Error::io(&path, "set the length"))?;
+        }
+        sys::sync(&file, &path)
+    }
+
+    pub(super) fn complete_resize(&self, record: &Record, uuid: Uuid) -> Result<()> {
+        self.place_doc(uuid)?;
+        sm_step::step!("vdi_resize.metadata_placed");
+        self.sync_docs()?;
+        self.remove_record(record.op)?;
+        sm_step::step!("vdi_resize.finished");
+        Ok(())
+    }
+
+    pub(super) fn undo_resize(&self, record: &Record, uuid: Uuid) -> Result<()> {
+        // The record first: while it is there, the staged metadata belongs to it.
+        self.remove_record(record.op)?;
+        self.clear(&[uuid]);
+        Ok(())
+    }
+
+    /// The answer when the new disk is there already, made by this operation.
+    fn made_before(&self, request: &Snapshot<'_>) -> Result<Option<Change>> {
+        let Snapshot { op, new, .. } = *request;
+        let there = Format::ALL.into_iter().find_map(|format| self.look(new, format));
+        let doc = self.doc(new)?;
+        match (there, doc) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => {
+                let difference = "its image is gone".to_owned();
+                Err(Error::Exists { uuid: new, difference })
+            }
+            (Some(what), Some(doc)) if doc.created_by == Some(op) => {
+                self.finish_source(request)?;
+                let size = match what {
+                    What::Vhd(info) => info.size,
+                    What::Raw { size, .. } => size,
+                    What::Damaged(_) => 0,
+                };
+                Ok(Some(Change::new(Outcome::Already, size)))
+            }
+            (Some(_), _) => {
+                let difference = "was not made by this operation".to_owned();
+                Err(Error::Exists { uuid: new, difference })
+            }
+        }
+    }
+
+    /// The source's new metadata, where the switch has not brought it.
+    fn finish_source(&self, request: &Snapshot<'_>) -> Result<()> {
+        let Some(metadata) = request.source_metadata else { return Ok(()) };
+        let Some(node) = self.get(request.source).ok().filter(Node::is_ok) else { return Ok(()) };
+        if self.doc(request.source)?.is_some_and(|doc| doc.ops.contains(&request.op)) {
+            return Ok(());
+        }
+        let doc = self.next_doc(request.source, node.format, request.op, metadata)?;
+        self.stage_doc(request.source, &doc)?;
+        sm_step::step!("vdi_snapshot.source_metadata_staged");
+        self.place_doc(request.source)?;
+        sm_step::step!("vdi_snapshot.source_metadata_placed");
+        self.sync_docs()
+    }
+
+    /// A disk that can be the source of something.
+    fn sound_leaf(&self, uuid: Uuid) -> Result<Node> {
+        let node = self.get(uuid)?;
+        match &node.health {
+            super::Health::Quarantined(reason) => {
+                Err(Error::Quarantined { uuid, reason: reason.clone() })
+            }
+            super::Health::Ok if node.kind == Kind::Base => Err(Error::NotALeaf { uuid }),
+            super::Health::Ok => Ok(node),
+        }
+    }
+
+    fn next_doc(&self, uuid: Uuid, format: Format, op: Uuid, metadata: &Value) -> Result<Doc> {
+        let doc = self.doc(uuid)?.unwrap_or_else(|| Doc::new(format, metadata));
+        Ok(doc.after(op, metadata))
+    }
+
+    fn base_of(source: &Node) -> Result<Base> {
+        if source.depth >= MAX_DEPTH {
+            let (uuid, depth, limit) = (source.uuid, source.depth, MAX_DEPTH);
+            return Err(Error::ChainTooLong { uuid, depth, limit });
+        }
+        // New ids on every try, and the record tells them: what an earlier try left behind is never
+        // taken for this one's.
+        Ok(Base { source: source.uuid, base: Uuid::new_v4(), leaf: Uuid::new_v4() })
+    }
+
+    pub(super) fn new_path(&self, uuid: Uuid) -> std::path::PathBuf {
+        self.tmp_path(&format!("{uuid}.new"))
+    }
+
+    /// Removes what was staged for disks; best effort, since recovery does the same.
+    fn clear(&self, uuids: &[Uuid]) {
+        for uuid in uuids {
+            let _ = remove(&self.new_path(*uuid));
+            let _ = remove(&self.tmp_path(&format!("{uuid}.json")));
+        }
+    }
+
+    /// Fills `tmp` with a raw disk's content, synced.
+    fn clone_raw(
+        &self,
+        source: &Node,
+        tmp: &Path,
+        allow_copy: bool,
+        progress: Progress<'_>,
+    ) -> Result<Method> {
+        let path = self.image_path(source.uuid, Format::Raw);
+        remove(tmp)?;
+        let from = sys::open(&path, false)?;
+        let to = sys::create_new(tmp)?;
+        match rustix::fs::ioctl_ficlone(&to, &from) {
+            Ok(()) => {
+                sys::sync(&to, tmp)?;
+                return Ok(Method::Reflink);
+            }
+            Err(errno) if errno == rustix::io::Errno::NOSPC => {
+                return Err(Error::io(tmp, "clone")(errno.into()));
+            }
+            Err(_) => {}
+        }
+        if !allow_copy {
+            return Err(Error::CopyNotAllowed { uuid: source.uuid });
+        }
+        let from = Raw::from_file(from, &path, Mode::Read)?;
+        to.set_len(from.size()).map_err(Error::io(tmp, "set the length"))?;
+        let to = Raw::from_file(to, tmp, Mode::Write)?;
+        copy(&from, &to, progress)?;
+        Ok(Method::Copy)
+    }
+
+    /// Prepares and runs a switch. `content` is the node whose content the target gets.
+    fn switch(
+        &self,
+        op: Uuid,
+        switch: &Switch,
+        content: &Node,
+        target_doc: &Doc,
+        source_doc: Option<&Doc>,
+    ) -> Result<()> {
+        let record = Record::new(op, Action::Switch(switch.clone()));
+        let prepared = self
+            .stage_switch(switch, content, target_doc, source_doc)
+            .and_then(|()| self.write_record(&record));
+        if let Err(error) = prepared {
+            let _ = self.remove_record(op);
+            let source = switch.base.as_ref().map(|base| base.source);
+            self.clear(&[Some(switch.target), source].into_iter().flatten().collect::<Vec<_>>());
+            return Err(error);
+        }
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.journalled", Revert => "vdi_revert.journalled");
+        if let Err(error) = self.commit(switch) {
+            // If this fails as well, the record stays and the next call tries again.
+            if !self.is_committed(switch)? {
+                self.undo_switch(&record, switch)?;
+            }
+            return Err(error);
+        }
+        self.complete_switch(&record, switch)
+    }
+
+    /// Steps 1 and 2: everything that takes space.
+    fn stage_switch(
+        &self,
+        switch: &Switch,
+        content: &Node,
+        target_doc: &Doc,
+        source_doc: Option<&Doc>,
+    ) -> Result<()> {
+        if let FileId::Image(uuid) = switch.target_id {
+            let parent = match (&switch.base, content.parent) {
+                (Some(base), _) => {
+                    let uuid = content.image_uuid.unwrap_or_default();
+                    Some(ParentLink { uuid, name: image_name(base.base, Format::Vhd) })
+                }
+                (None, Some(parent)) => {
+                    let info = probe(&self.image_path(parent, Format::Vhd))?;
+                    Some(ParentLink { uuid: info.uuid, name: image_name(parent, Format::Vhd) })
+                }
+                (None, None) => None,
+            };
+            let mut leaf = NewImage { uuid, size: content.virtual_size, parent };
+            let path = self.new_path(switch.target);
+            remove(&path)?;
+            create(&path, &leaf)?;
+            mark!(switch.operation,
+                Snapshot => "vdi_snapshot.new_leaf_written", Revert => "vdi_revert.new_leaf_written");
+            if let Some(base) = &switch.base {
+                leaf.uuid = base.leaf;
+                let path = self.new_path(base.source);
+                remove(&path)?;
+                create(&path, &leaf)?;
+                mark!(switch.operation,
+                    Snapshot => "vdi_snapshot.source_leaf_written",
+                    Revert => "vdi_revert.source_leaf_written");
+            }
+        }
+        self.stage_doc(switch.target, target_doc)?;
+        if let (Some(base), Some(doc)) = (&switch.base, source_doc) {
+            self.stage_doc(base.source, doc)?;
+        }
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.metadata_staged", Revert => "vdi_revert.metadata_staged");
+        Ok(())
+    }
+
+    /// Steps 4 and 5.
+    fn commit(&self, switch: &Switch) -> Result<()> {
+        if let Some(base) = &switch.base {
+            let source = self.image_path(base.source, Format::Vhd);
+            let kept = self.image_path(base.base, Format::Vhd);
+            match std::fs::hard_link(&source, &kept) {
+                Ok(()) => {}
+                Err(error) if cannot_link(&error) => rename(&source, &kept)?,
+                Err(error) => return Err(Error::io(&kept, "link")(error)),
+            }
+            mark!(switch.operation,
+                Snapshot => "vdi_snapshot.linked", Revert => "vdi_revert.linked");
+            self.sync_images()?;
+            rename(&self.new_path(base.source), &source)?;
+        } else {
+            let target = self.image_path(switch.target, switch.format);
+            rename(&self.new_path(switch.target), &target)?;
+        }
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.switched", Revert => "vdi_revert.switched");
+        Ok(())
+    }
+
+    /// Whether the commit point was passed: told by what is in place, not by what was written.
+    pub(super) fn is_committed(&self, switch: &Switch) -> Result<bool> {
+        let (uuid, id) = match &switch.base {
+            Some(base) => (base.source, FileId::Image(base.leaf)),
+            None => (switch.target, switch.target_id),
+        };
+        let path = self.image_path(uuid, switch.format);
+        match id {
+            FileId::Image(expected) => match probe(&path) {
+                Ok(info) => Ok(info.uuid == expected),
+                Err(error) if error.is_not_found() || error.is_corrupt() => Ok(false),
+                Err(error) => Err(error),
+            },
+            FileId::Inode(expected) => match Raw::open(&path, Mode::Read) {
+                Ok(raw) => Ok(raw.file_id().1 == expected),
+                Err(error) if error.is_not_found() => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Steps 6 to 8, also by recovery: each looks whether it was done.
+    pub(super) fn complete_switch(&self, record: &Record, switch: &Switch) -> Result<()> {
+        self.place_doc(switch.target)?;
+        if let Some(base) = &switch.base {
+            self.place_doc(base.source)?;
+        }
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.metadata_placed", Revert => "vdi_revert.metadata_placed");
+        self.sync_docs()?;
+        let new = self.new_path(switch.target);
+        if switch.base.is_some() && exists(&new)? {
+            rename(&new, &self.image_path(switch.target, switch.format))?;
+        }
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.new_placed", Revert => "vdi_revert.new_placed");
+        self.sync_images()?;
+        if let Some(base) = &switch.base {
+            let path = self.image_path(base.base, Format::Vhd);
+            Image::open(&path, Mode::Write)?.set_hidden(true)?;
+            mark!(switch.operation,
+                Snapshot => "vdi_snapshot.base_hidden", Revert => "vdi_revert.base_hidden");
+        }
+        if let Some(parent) = switch.old_parent {
+            self.collect_from(parent)?;
+            mark!(switch.operation, Revert => "vdi_revert.parents_moved");
+            self.remove_dead()?;
+        }
+        self.remove_record(record.op)?;
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.finished", Revert => "vdi_revert.finished");
+        Ok(())
+    }
+
+    /// Takes back steps 1 to 4.
+    pub(super) fn undo_switch(&self, record: &Record, switch: &Switch) -> Result<()> {
+        let mut staged = vec![switch.target];
+        if let Some(base) = &switch.base {
+            staged.push(base.source);
+            let source = self.image_path(base.source, Format::Vhd);
+            let kept = self.image_path(base.base, Format::Vhd);
+            if exists(&kept)? {
+                if !exists(&source)? {
+                    rename(&kept, &source)?;
+                } else if same_file(&source, &kept)? {
+                    remove(&kept)?;
+                }
+                sm_step::step!("recover.unlinked");
+                self.sync_images()?;
+            }
+        }
+        // The record last: while it is there, this is run again.
+        for uuid in &staged {
+            remove(&self.new_path(*uuid))?;
+            remove(&self.tmp_path(&format!("{uuid}.json")))?;
+        }
+        sm_step::step!("recover.unstaged");
+        self.remove_record(record.op)
+    }
+}
+
+/// Errors of file systems without hard links, or of kernels that forbid them here.
+fn cannot_link(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let known = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK];
+    known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn same_file(left: &Path, right: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| {
+        let stat = path.symlink_metadata().map_err(Error::io(path, "stat"))?;
+        Ok::<_, Error>((stat.dev(), stat.ino()))
+    };
+    Ok(id(left)? == id(right)?)
+}

@@ -1,0 +1,126 @@
+//! Records of operations between their first visible effect and their last.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::doc::{VERSION, read_small, to_json, write_small};
+use super::{Format, OURS, Operation, Tree, names, parse_name, remove};
+use crate::error::Result;
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// [`VERSION`].
+    pub(super) sm: u32,
+    pub(super) op: Uuid,
+    pub(super) action: Action,
+}
+
+/// What it does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Action {
+    /// A snapshot, clone or revert: new leaves take the place of what is there.
+    Switch(Switch),
+    /// A disk becomes larger.
+    Resize {
+        uuid: Uuid,
+        format: Format,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// New leaves, ready in `tmp/<uuid>.new`, take their places.
+///
+/// With `base` the commit point is the rename of the source's new leaf over the source; without,
+/// the rename of the target's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Switch {
+    pub(super) operation: Operation,
+    pub(super) base: Option<Base>,
+    pub(super) target: Uuid,
+    pub(super) format: Format,
+    /// How the target's new file is known.
+    pub(super) target_id: FileId,
+    /// What the target's parent was, when it is replaced: nobody may need it any longer.
+    pub(super) old_parent: Option<Uuid>,
+}
+
+/// A leaf that becomes a base copy: its file gets the base's name, a new leaf gets its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Base {
+    pub(super) source: Uuid,
+    pub(super) base: Uuid,
+    /// Footer UUID of the source's new leaf.
+    pub(super) leaf: Uuid,
+}
+
+/// How a file is recognised whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum FileId {
+    /// Footer UUID of a VHD.
+    Image(Uuid),
+    /// Inode number of a raw file.
+    Inode(u64),
+}
+
+impl Record {
+    pub(super) fn new(op: Uuid, action: Action) -> Self {
+        Self { sm: VERSION, op, action }
+    }
+
+    /// Disks and base copies that are part of it.
+    pub(super) fn uuids(&self) -> Vec<Uuid> {
+        match &self.action {
+            Action::Switch(switch) => {
+                let base = switch.base.iter().flat_map(|base| [base.source, base.base]);
+                base.chain([switch.target]).collect()
+            }
+            Action::Resize { uuid, .. } => vec![*uuid],
+        }
+    }
+}
+
+/// What a file in the journal holds.
+pub(super) enum Entry {
+    Record(Record),
+    /// Cut while it was written, so nothing was done yet: a record is synced before its effects.
+    Torn(String),
+}
+
+impl Tree {
+    /// Writes a record and syncs it. From here on the operation is either completed or undone.
+    pub(super) fn write_record(&self, record: &Record) -> Result<()> {
+        let path = self.journal_path(record.op);
+        remove(&path)?;
+        write_small(&path, &to_json(&path, record)?)
+    }
+
+    pub(super) fn remove_record(&self, op: Uuid) -> Result<()> {
+        remove(&self.journal_path(op)).map(|_| ())
+    }
+
+    pub(super) fn records(&self) -> Result<Vec<Entry>> {
+        let dir = self.path.join(OURS).join("journal");
+        let mut entries = Vec::new();
+        let mut found = names(&self.journal, &dir)?;
+        found.sort();
+        for name in found {
+            if !matches!(parse_name(&name), Some((_, "json"))) {
+                continue;
+            }
+            let Some(bytes) = read_small(&self.journal, Path::new(&name), &dir.join(&name))? else {
+                continue;
+            };
+            entries.push(match serde_json::from_slice::<Record>(&bytes) {
+                Ok(record) if record.sm <= VERSION => Entry::Record(record),
+                _ => Entry::Torn(name),
+            });
+        }
+        Ok(entries)
+    }
+}

@@ -1,0 +1,210 @@
+//! The operations with one visible effect: create, describe, introduce, delete.
+
+use std::path::Path;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::doc::Doc;
+use super::node::{Change, Format, Outcome};
+use super::scan::What;
+use super::{Guard, Operation, Tree, image_name, mark, remove, rename};
+use crate::error::{Error, Result};
+use crate::image::{NewImage, create};
+use crate::{Raw, round_size};
+
+impl Tree {
+    /// Makes an empty disk of at least `size` bytes, rounded up by [`round_size`].
+    /// [`Outcome::Already`] when there is one of the same format and size.
+    pub fn create(
+        &self,
+        guard: &Guard,
+        uuid: Uuid,
+        format: Format,
+        size: u64,
+        metadata: &Value,
+    ) -> Result<Change> {
+        let size = round_size(size)?;
+        self.create_sized(guard, uuid, format, Some(size), metadata, &mut |path| match format {
+            // The footer's UUID is not the disk's: it stays with the data when a snapshot gives
+            // the disk a new leaf.
+            Format::Vhd => create(path, &NewImage { uuid: Uuid::new_v4(), size, parent: None }),
+            Format::Raw => crate::Disk::flush(&Raw::create(path, size)?),
+        })
+    }
+
+    /// Makes a disk whose image `fill` writes, complete and synced, to the path it is given, where
+    /// nothing is yet: an import. [`Outcome::Already`] when there is a disk of the same format.
+    pub fn create_with(
+        &self,
+        guard: &Guard,
+        uuid: Uuid,
+        format: Format,
+        metadata: &Value,
+        fill: &mut dyn FnMut(&Path) -> Result<()>,
+    ) -> Result<Change> {
+        self.create_sized(guard, uuid, format, None, metadata, fill)
+    }
+
+    fn create_sized(
+        &self,
+        guard: &Guard,
+        uuid: Uuid,
+        format: Format,
+        wanted: Option<u64>,
+        metadata: &Value,
+        fill: &mut dyn FnMut(&Path) -> Result<()>,
+    ) -> Result<Change> {
+        self.ready(guard, &[uuid])?;
+        let exists = |difference: String| Err(Error::Exists { uuid, difference });
+        for found in Format::ALL {
+            let size = match self.look(uuid, found) {
+                None => continue,
+                Some(What::Damaged(reason)) => return exists(format!("is damaged: {reason}")),
+                Some(_) if found != format => {
+                    return exists(format!("has the format {}", found.extension()));
+                }
+                Some(What::Vhd(info)) => info.size,
+                Some(What::Raw { size, .. }) => size,
+            };
+            if wanted.is_some_and(|wanted| wanted != size) {
+                return exists(format!("has {size} bytes"));
+            }
+            if self.doc(uuid)?.is_none() {
+                return exists("was not made here; introduce it instead".to_owned());
+            }
+            return Ok(Change::new(Outcome::Already, size));
+        }
+        if self.doc(uuid)?.is_some() {
+            return exists("its image is gone".to_owned());
+        }
+        let tmp = self.tmp_path(&image_name(uuid, format));
+        let size = fill(&tmp)
+            .and_then(|()| match format {
+                Format::Vhd => crate::image::probe(&tmp).map(|info| info.size),
+                Format::Raw => Raw::open(&tmp, crate::Mode::Read).map(|raw| crate::Disk::size(&raw)),
+            })
+            .inspect_err(|_| drop(remove(&tmp)))?;
+        self.place_new(Operation::Create, uuid, format, &Doc::new(format, metadata))?;
+        Ok(Change::new(Outcome::Created, size))
+    }
+
+    /// Brings a finished image from `tmp` into place, behind its metadata. The rename of the image
+    /// is the commit point: until then recovery finds the image in `tmp` and removes both.
+    pub(super) fn place_new(
+        &self,
+        operation: Operation,
+        uuid: Uuid,
+        format: Format,
+        doc: &Doc,
+    ) -> Result<()> {
+        let name = image_name(uuid, format);
+        let tmp = self.tmp_path(&name);
+        let placed = (|| {
+            mark!(operation,
+                Create => "vdi_create.image_written", Snapshot => "vdi_snapshot.image_written");
+            self.stage_doc(uuid, doc)?;
+            mark!(operation,
+                Create => "vdi_create.metadata_staged", Snapshot => "vdi_snapshot.image_described");
+            self.place_doc(uuid)?;
+            mark!(operation,
+                Create => "vdi_create.metadata_placed",
+                Snapshot => "vdi_snapshot.image_metadata_placed");
+            self.sync_docs()?;
+            rename(&tmp, &self.image_path(uuid, format))
+        })();
+        if let Err(error) = placed {
+            // In this order: metadata without an image in `tmp` would be a lost disk.
+            let _ = remove(&self.tmp_path(&format!("{uuid}.json")));
+            if remove(&self.doc_path(uuid)).is_ok() {
+                let _ = remove(&tmp);
+            }
+            return Err(error);
+        }
+        mark!(operation,
+            Create => "vdi_create.committed", Snapshot => "vdi_snapshot.image_placed");
+        self.sync_images()
+    }
+
+    /// Replaces what is said about a disk. [`Outcome::Already`] when it says so.
+    pub fn set_metadata(&self, guard: &Guard, uuid: Uuid, metadata: &Value) -> Result<Change> {
+        self.describe(guard, uuid, metadata, Operation::Update)
+    }
+
+    /// Introduces an image that lies in the directory: from now on it is a disk with metadata.
+    pub fn adopt(&self, guard: &Guard, uuid: Uuid, metadata: &Value) -> Result<Change> {
+        self.describe(guard, uuid, metadata, Operation::Introduce)
+    }
+
+    fn describe(
+        &self,
+        guard: &Guard,
+        uuid: Uuid,
+        metadata: &Value,
+        operation: Operation,
+    ) -> Result<Change> {
+        self.ready(guard, &[uuid])?;
+        let node = self.get(uuid)?;
+        if let super::Health::Quarantined(reason) = node.health {
+            return Err(Error::Quarantined { uuid, reason });
+        }
+        if node.kind == super::Kind::Base {
+            return Err(Error::NotALeaf { uuid });
+        }
+        let (outcome, doc) = match self.doc(uuid)? {
+            Some(doc) if doc.metadata == *metadata => {
+                return Ok(Change::new(Outcome::Already, node.virtual_size));
+            }
+            Some(doc) => (Outcome::Modified, Doc { metadata: metadata.clone(), ..doc }),
+            None => (Outcome::Created, Doc::new(node.format, metadata)),
+        };
+        let staged = self.stage_doc(uuid, &doc);
+        staged.inspect_err(|_| drop(remove(&self.tmp_path(&format!("{uuid}.json")))))?;
+        mark!(operation,
+            Update => "vdi_update.metadata_staged", Introduce => "vdi_introduce.metadata_staged");
+        self.place_doc(uuid)?;
+        mark!(operation,
+            Update => "vdi_update.metadata_placed", Introduce => "vdi_introduce.metadata_placed");
+        self.sync_docs()?;
+        Ok(Change::new(outcome, node.virtual_size))
+    }
+
+    /// Deletes a disk, damaged or not, and the base copies that only it needed.
+    /// [`Outcome::Already`] when there is none, [`Error::NotALeaf`] for a base copy.
+    pub fn delete(&self, guard: &Guard, uuid: Uuid) -> Result<Change> {
+        self.ready(guard, &[uuid])?;
+        let mut moved = false;
+        let scan = self.scan()?;
+        if let Some(index) = scan.index.get(&uuid)
+            && let Some(entry) = scan.entries.get(*index)
+            && (entry.children > 0 || entry.hidden())
+        {
+            return Err(Error::NotALeaf { uuid });
+        }
+        for format in Format::ALL {
+            let name = image_name(uuid, format);
+            match rename(&self.image_path(uuid, format), &self.tmp_path(&name)) {
+                Ok(()) => moved = true,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        sm_step::step!("vdi_delete.moved");
+        if moved {
+            self.sync_images()?;
+        }
+        let described = remove(&self.doc_path(uuid))?;
+        sm_step::step!("vdi_delete.metadata_removed");
+        if !moved && !described {
+            return Ok(Change::new(Outcome::Already, 0));
+        }
+        let parent = scan.index.get(&uuid).and_then(|index| scan.entries.get(*index)?.parent());
+        if let Some(parent) = parent.and_then(|parent| scan.entries.get(parent)) {
+            self.collect_in(&scan, parent.uuid, Some(uuid))?;
+        }
+        sm_step::step!("vdi_delete.parents_moved");
+        self.remove_dead()?;
+        sm_step::step!("vdi_delete.finished");
+        Ok(Change::new(Outcome::Deleted, 0))
+    }
+}

@@ -1,0 +1,233 @@
+//! Finishing or taking back what was cut, and collecting base copies that nobody needs.
+
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use super::journal::{Action, Entry, Record};
+use super::scan::Scan;
+use super::{
+    Format, Guard, OURS, Tree, exists, image_name, names, parse_image, parse_name, remove, rename,
+};
+use crate::error::{Error, Result};
+use crate::image::probe;
+
+/// What [`Tree::recover`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Operations that were past their commit point and are complete now.
+    pub completed: Vec<Uuid>,
+    /// Operations that were not, and left no trace.
+    pub undone: Vec<Uuid>,
+    /// Dead files removed from `tmp`.
+    pub removed: Vec<String>,
+    /// Operations that could be neither completed nor undone. The disks they name can be read but
+    /// not changed until they are; the others are not concerned.
+    pub failed: Vec<Failed>,
+}
+
+/// An operation that recovery could not deal with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The operation.
+    pub op: Uuid,
+    /// Disks and base copies that are part of it.
+    pub uuids: Vec<Uuid>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Tree {
+    /// Completes or undoes what earlier calls left behind. Every call that changes something runs
+    /// it first; with nothing left behind it costs two directory reads.
+    ///
+    /// Twice is the same as once, and a cut inside it is dealt with by the next run.
+    pub fn recover(&self, guard: &Guard) -> Result<Recovery> {
+        if guard.path != self.path {
+            let (held, wanted) = (guard.path.clone(), self.path.clone());
+            return Err(Error::WrongLock { held, wanted });
+        }
+        let mut recovery = Recovery::default();
+        for entry in self.records()? {
+            match entry {
+                Entry::Torn(name) => {
+                    remove(&self.path.join(OURS).join("journal").join(&name))?;
+                    recovery.removed.push(name);
+                }
+                Entry::Record(record) => match self.recover_record(&record) {
+                    Ok(true) => recovery.completed.push(record.op),
+                    Ok(false) => recovery.undone.push(record.op),
+                    Err(error) => recovery.failed.push(Failed {
+                        op: record.op,
+                        uuids: record.uuids(),
+                        reason: error.reason(),
+                    }),
+                },
+            }
+        }
+        let kept: HashSet<Uuid> =
+            recovery.failed.iter().flat_map(|failed| failed.uuids.iter().copied()).collect();
+        recovery.removed.extend(self.remove_leftovers(&kept)?);
+        Ok(recovery)
+    }
+
+    /// Whether the operation is complete now, rather than undone.
+    fn recover_record(&self, record: &Record) -> Result<bool> {
+        match &record.action {
+            Action::Switch(switch) => {
+                if self.is_committed(switch)? {
+                    self.complete_switch(record, switch)?;
+                    sm_step::step!("recover.completed");
+                    Ok(true)
+                } else {
+                    self.undo_switch(record, switch)?;
+                    sm_step::step!("recover.undone");
+                    Ok(false)
+                }
+            }
+            Action::Resize { uuid, format, size } => {
+                // Growing again is harmless. If it cannot be done, the disk has its old size,
+                // because the size is the last thing that changes.
+                match self.grow(*uuid, *format, *size) {
+                    Ok(()) => {
+                        sm_step::step!("recover.grown");
+                        self.complete_resize(record, *uuid)?;
+                        Ok(true)
+                    }
+                    Err(error) if error.is_no_space() || error.is_not_found() || error.is_corrupt() => {
+                        self.undo_resize(record, *uuid)?;
+                        Ok(false)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Removes what lies in `tmp`, except what belongs to `kept`.
+    ///
+    /// An image there was not created yet, or is deleted already, and takes its metadata with it,
+    /// metadata first. Then the base copies that only it needed. The images go last, because they
+    /// are what tells that there is something to do.
+    fn remove_leftovers(&self, kept: &HashSet<Uuid>) -> Result<Vec<String>> {
+        let found = names(&self.tmp, &self.path.join(OURS).join("tmp"))?;
+        let dead: Vec<String> = found
+            .into_iter()
+            .filter(|name| !parse_name(name).is_some_and(|(uuid, _)| kept.contains(&uuid)))
+            .collect();
+        if dead.is_empty() {
+            return Ok(dead);
+        }
+        let images: Vec<(Uuid, Format)> = dead.iter().filter_map(|name| parse_image(name)).collect();
+        for (uuid, _) in &images {
+            let mut in_place = false;
+            for format in Format::ALL {
+                in_place |= exists(&self.image_path(*uuid, format))?;
+            }
+            if !in_place && remove(&self.doc_path(*uuid))? {
+                sm_step::step!("recover.metadata_removed");
+            }
+        }
+        let parents: Vec<Uuid> = images
+            .iter()
+            .filter(|(_, format)| *format == Format::Vhd)
+            .filter_map(|(uuid, format)| probe(&self.tmp_path(&image_name(*uuid, *format))).ok())
+            .filter_map(|info| info.parent)
+            .map(|parent| parent.uuid)
+            .collect();
+        for parent in parents {
+            // Read anew for each, since one may have taken along what the next one looks at.
+            let scan = self.scan()?;
+            let mut entries = scan.entries.iter();
+            let named = entries.find(|entry| entry.info().is_some_and(|info| info.uuid == parent));
+            if let Some(entry) = named {
+                self.collect_in(&scan, entry.uuid, None)?;
+            }
+            sm_step::step!("recover.parents_moved");
+        }
+        let mut dead = dead;
+        for name in names(&self.tmp, &self.path.join(OURS).join("tmp"))? {
+            // Also the base copies that came here just now.
+            if parse_image(&name).is_some() && !dead.contains(&name) {
+                let keep = parse_image(&name).is_some_and(|(uuid, _)| kept.contains(&uuid));
+                if !keep {
+                    dead.push(name);
+                }
+            }
+        }
+        for name in &dead {
+            remove(&self.tmp_path(name))?;
+            sm_step::step!("recover.removed");
+        }
+        Ok(dead)
+    }
+
+    /// Removes deleted images, all of whose traces are gone.
+    pub(super) fn remove_dead(&self) -> Result<()> {
+        for name in names(&self.tmp, &self.path.join(OURS).join("tmp"))? {
+            if parse_image(&name).is_some() {
+                remove(&self.tmp_path(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes every hidden base copy that no image needs. Answers which.
+    ///
+    /// Only needed for what other tools left behind, and after damaged images were deleted: as
+    /// long as there is one whose parent is unknown, nothing is collected.
+    pub fn collect(&self, guard: &Guard) -> Result<Vec<Uuid>> {
+        self.ready(guard, &[])?;
+        let mut collected = Vec::new();
+        loop {
+            let scan = self.scan()?;
+            let mut unused = scan.entries.iter().filter(|e| e.hidden() && e.children == 0);
+            let Some(entry) = unused.next() else { break };
+            let found = self.collect_in(&scan, entry.uuid, None)?;
+            if found.is_empty() {
+                break;
+            }
+            collected.extend(found);
+        }
+        self.remove_dead()?;
+        Ok(collected)
+    }
+
+    /// Moves a base copy to `tmp` if nobody needs it, then its parent, and so on.
+    pub(super) fn collect_from(&self, base: Uuid) -> Result<Vec<Uuid>> {
+        let scan = self.scan()?;
+        self.collect_in(&scan, base, None)
+    }
+
+    /// As [`Tree::collect_from`], with a scan from before `gone` was moved away.
+    pub(super) fn collect_in(
+        &self,
+        scan: &Scan,
+        base: Uuid,
+        gone: Option<Uuid>,
+    ) -> Result<Vec<Uuid>> {
+        let mut collected = Vec::new();
+        if !scan.is_complete_without(gone) {
+            return Ok(collected);
+        }
+        let mut next = scan.index.get(&base).copied();
+        let mut lost_child = usize::from(gone.is_some());
+        while let Some(entry) = next.and_then(|index| scan.entries.get(index)) {
+            if !entry.hidden() || entry.children > lost_child {
+                break;
+            }
+            let name = image_name(entry.uuid, Format::Vhd);
+            match rename(&self.image_path(entry.uuid, Format::Vhd), &self.tmp_path(&name)) {
+                Ok(()) => {}
+                // Two deleted leaves of one base: the first has taken it along.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+            remove(&self.doc_path(entry.uuid))?;
+            collected.push(entry.uuid);
+            lost_child = 1;
+            next = entry.parent();
+        }
+        Ok(collected)
+    }
+}

@@ -1,0 +1,558 @@
+//! Reading the directory: what is there, who is whose parent, and what is damaged.
+//!
+//! Nothing here takes the lock. A listing that ran beside a change is recognised by the journal
+//! having changed, and is taken again.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType};
+use uuid::Uuid;
+
+use super::doc::Doc;
+use super::journal::{Action, Entry as JournalEntry};
+use super::{
+    Format, Health, Kind, Listing, Node, OURS, Tree, exists, image_name, names, parse_image,
+    parse_name,
+};
+use crate::chain::{Chain, Layer};
+use crate::error::{Error, Result};
+use crate::image::{Info, Mode, Parent, probe_file};
+use crate::sys;
+
+/// One image file.
+pub(super) struct Entry {
+    pub(super) uuid: Uuid,
+    pub(super) format: Format,
+    pub(super) what: What,
+    /// Index of the parent, or why it has none that can be used.
+    pub(super) link: Link,
+    pub(super) children: usize,
+    depth: usize,
+    /// Index of the entry that is damaged, and how: this one or an ancestor.
+    fault: Option<(usize, String)>,
+}
+
+/// What a file turned out to be.
+pub(super) enum What {
+    Vhd(Box<Info>),
+    Raw { size: u64, physical: u64 },
+    Damaged(String),
+}
+
+/// Where the parent is.
+pub(super) enum Link {
+    None,
+    To(usize),
+    Broken(String),
+}
+
+/// All images of the directory, with their links resolved.
+pub(super) struct Scan {
+    pub(super) entries: Vec<Entry>,
+    pub(super) index: HashMap<Uuid, usize>,
+}
+
+impl Entry {
+    pub(super) fn info(&self) -> Option<&Info> {
+        match &self.what {
+            What::Vhd(info) => Some(info),
+            _ => None,
+        }
+    }
+
+    pub(super) fn hidden(&self) -> bool {
+        self.info().is_some_and(|info| info.hidden)
+    }
+
+    pub(super) fn parent(&self) -> Option<usize> {
+        match self.link {
+            Link::To(parent) => Some(parent),
+            _ => None,
+        }
+    }
+}
+
+impl Tree {
+    /// Everything in the directory. Never fails because of one file: what cannot be used is
+    /// listed, with the reason. What an unfinished operation explains is not.
+    pub fn list(&self) -> Result<Listing> {
+        let mut tries = 3;
+        loop {
+            let before = self.journal_stamp()?;
+            let listing = self.list_once()?;
+            tries -= 1;
+            if tries == 0 || self.journal_stamp()? == before {
+                return Ok(listing);
+            }
+        }
+    }
+
+    /// One node; [`Error::NotFound`] when there is nothing of that name, not even metadata.
+    pub fn get(&self, uuid: Uuid) -> Result<Node> {
+        if let Some(node) = self.get_quickly(uuid)? {
+            return Ok(node);
+        }
+        let found = self.list()?.nodes.into_iter().find(|node| node.uuid == uuid);
+        found.ok_or_else(|| Error::NotFound { uuid, dir: self.path.clone() })
+    }
+
+    /// The files of a disk, the leaf first, each verified to be the parent of the one before.
+    pub fn chain(&self, uuid: Uuid) -> Result<Vec<PathBuf>> {
+        Ok(self.chain_nodes(uuid)?.1)
+    }
+
+    /// Opens a disk with all its ancestors; only the leaf is opened for writing.
+    pub fn open_disk(&self, uuid: Uuid, mode: Mode) -> Result<Chain> {
+        let (format, paths) = self.chain_nodes(uuid)?;
+        let layers: Vec<Layer<'_>> = paths
+            .iter()
+            .map(|path| match format {
+                Format::Vhd => Layer::Vhd(path),
+                Format::Raw => Layer::Raw(path),
+            })
+            .collect();
+        Chain::open(&layers, mode)
+    }
+
+    fn chain_nodes(&self, uuid: Uuid) -> Result<(Format, Vec<PathBuf>)> {
+        let raw = self.image_path(uuid, Format::Raw);
+        let vhd = exists(&self.image_path(uuid, Format::Vhd))?;
+        if vhd && let Some(walk) = self.walk(uuid) {
+            let paths = walk.iter().map(|(uuid, _)| self.image_path(*uuid, Format::Vhd)).collect();
+            return Ok((Format::Vhd, paths));
+        }
+        if !vhd && exists(&raw)? {
+            return Ok((Format::Raw, vec![raw]));
+        }
+        let scan = self.scan()?;
+        let Some(index) = scan.index.get(&uuid).copied() else {
+            return Err(Error::NotFound { uuid, dir: self.path.clone() });
+        };
+        if let Some(reason) = scan.reason(index) {
+            return Err(Error::Quarantined { uuid, reason });
+        }
+        let paths = scan.ancestry(index).map(|entry| self.image_path(entry.uuid, entry.format));
+        Ok((Format::Vhd, paths.collect()))
+    }
+
+    /// Follows the locators' hints from a leaf to the root without reading the directory. None
+    /// when anything is not as it should be: then the full scan tells what.
+    fn walk(&self, uuid: Uuid) -> Option<Vec<(Uuid, Info)>> {
+        let mut chain: Vec<(Uuid, Info)> = Vec::new();
+        let mut next = uuid;
+        loop {
+            let name = image_name(next, Format::Vhd);
+            let file = sys::open_at(&self.dir, Path::new(&name), false).ok()?;
+            let info = probe_file(&file, Path::new(&name)).ok()?;
+            if let Some((_, child)) = chain.last() {
+                let expected = child.parent.as_ref().map(|parent| parent.uuid);
+                if expected != Some(info.uuid) || child.size < info.size {
+                    return None;
+                }
+            }
+            if chain.iter().any(|(seen, _)| *seen == next) {
+                return None;
+            }
+            let hint = info.parent.as_ref().map(|parent| parent.sibling().and_then(parse_image));
+            chain.push((next, info));
+            match hint {
+                None => return Some(chain),
+                Some(Some((parent, Format::Vhd))) => next = parent,
+                Some(_) => return None,
+            }
+        }
+    }
+
+    /// The node, when it is a sound leaf that the caller has described: the usual case, without
+    /// reading the directory. An image that nobody described may be a base copy that its maker
+    /// did not come to hide, which only its children tell.
+    fn get_quickly(&self, uuid: Uuid) -> Result<Option<Node>> {
+        let Ok(Some(doc)) = self.doc(uuid) else { return Ok(None) };
+        let other = Format::ALL.into_iter().find(|format| *format != doc.format);
+        if let Some(other) = other
+            && exists(&self.image_path(uuid, other))?
+        {
+            return Ok(None);
+        }
+        for entry in self.records()? {
+            if let JournalEntry::Record(record) = entry
+                && record.uuids().contains(&uuid)
+            {
+                return Ok(None);
+            }
+        }
+        let mut node = match doc.format {
+            Format::Raw => match self.look(uuid, Format::Raw) {
+                Some(What::Raw { size, physical }) => {
+                    Node { virtual_size: size, physical_size: physical, depth: 1, ..blank(uuid, Format::Raw) }
+                }
+                _ => return Ok(None),
+            },
+            Format::Vhd => {
+                let Some(walk) = self.walk(uuid) else { return Ok(None) };
+                let Some((_, info)) = walk.first() else { return Ok(None) };
+                Node {
+                    virtual_size: info.size,
+                    physical_size: info.physical_size,
+                    parent: walk.get(1).map(|(uuid, _)| *uuid),
+                    image_uuid: Some(info.uuid),
+                    hidden: info.hidden,
+                    kind: if info.hidden { Kind::Base } else { Kind::Leaf },
+                    depth: walk.len(),
+                    ..blank(uuid, Format::Vhd)
+                }
+            }
+        };
+        describe(&mut node, doc);
+        Ok(Some(node))
+    }
+
+    /// What a file is; none when it is gone.
+    pub(super) fn look(&self, uuid: Uuid, format: Format) -> Option<What> {
+        let name = image_name(uuid, format);
+        let name = Path::new(&name);
+        if format == Format::Raw {
+            return match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                    Some(What::Raw {
+                        size: u64::try_from(stat.st_size).unwrap_or(0),
+                        physical: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                    })
+                }
+                Ok(_) => Some(What::Damaged(format!("{} is not a regular file", name.display()))),
+                Err(rustix::io::Errno::NOENT) => None,
+                Err(errno) => Some(What::Damaged(format!("{}: {errno}", name.display()))),
+            };
+        }
+        let result = sys::open_at(&self.dir, name, false).and_then(|file| probe_file(&file, name));
+        match result {
+            Ok(info) => Some(What::Vhd(Box::new(info))),
+            Err(error) if error.is_not_found() => None,
+            Err(error) if error.os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                let text = format!("{} is a symbolic link, which is never followed", name.display());
+                Some(What::Damaged(text))
+            }
+            Err(error) => Some(What::Damaged(error.reason())),
+        }
+    }
+
+    /// Reads the directory and every image's header, and resolves who is whose parent.
+    pub(super) fn scan(&self) -> Result<Scan> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut index: HashMap<Uuid, usize> = HashMap::new();
+        for name in names(&self.dir, &self.path)? {
+            let Some((uuid, format)) = parse_image(&name) else { continue };
+            let Some(what) = self.look(uuid, format) else { continue };
+            if let Some(first) = index.get(&uuid) {
+                if let Some(entry) = entries.get_mut(*first) {
+                    entry.what = What::Damaged("there are both a VHD and a raw file".to_owned());
+                }
+                continue;
+            }
+            index.insert(uuid, entries.len());
+            let (link, fault) = (Link::None, None);
+            entries.push(Entry { uuid, format, what, link, children: 0, depth: 0, fault });
+        }
+        let mut scan = Scan { entries, index };
+        scan.resolve();
+        Ok(scan)
+    }
+
+    fn list_once(&self) -> Result<Listing> {
+        let mut bases = HashSet::new();
+        let mut coming = HashSet::new();
+        let records = self.records()?;
+        for entry in &records {
+            if let JournalEntry::Record(record) = entry
+                && let Action::Switch(switch) = &record.action
+            {
+                bases.extend(switch.base.as_ref().map(|base| base.base));
+                coming.insert(switch.target);
+            }
+        }
+        let tmp = names(&self.tmp, &self.path.join(OURS).join("tmp"))?;
+        coming.extend(tmp.iter().filter_map(|name| parse_image(name)).map(|(uuid, _)| uuid));
+        let mut described: HashSet<Uuid> = names(&self.vdi, &self.path.join(OURS).join("vdi"))?
+            .iter()
+            .filter_map(|name| parse_name(name).filter(|(_, extension)| *extension == "json"))
+            .map(|(uuid, _)| uuid)
+            .collect();
+        let scan = self.scan()?;
+
+        // Two names of one file: the one that nobody described is a base copy in the making.
+        let mut files: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
+        for (index, entry) in scan.entries.iter().enumerate() {
+            if let Some(info) = entry.info() {
+                files.entry(info.file_id).or_default().push(index);
+            }
+        }
+        let shared: HashSet<usize> =
+            files.into_values().filter(|names| names.len() > 1).flatten().collect();
+
+        let mut nodes = Vec::with_capacity(scan.entries.len());
+        for (index, entry) in scan.entries.iter().enumerate() {
+            let mut node = scan.node(index);
+            let has_doc = described.remove(&entry.uuid);
+            if bases.contains(&entry.uuid) {
+                node.kind = Kind::Base;
+            } else if shared.contains(&index) && !has_doc && node.kind == Kind::Leaf {
+                if records.is_empty() {
+                    let text = "its file has a second name, and it is not known which is the disk";
+                    node.health = Health::Quarantined(text.to_owned());
+                } else {
+                    node.kind = Kind::Base;
+                }
+            }
+            if has_doc {
+                match self.doc(entry.uuid) {
+                    Ok(Some(doc)) => describe(&mut node, doc),
+                    Ok(None) => {}
+                    Err(error) => node.health = Health::Quarantined(error.reason()),
+                }
+            }
+            nodes.push(node);
+        }
+        for uuid in described.difference(&coming) {
+            nodes.extend(self.lost(*uuid)?);
+        }
+        nodes.sort_by_key(|node| node.uuid);
+        Ok(Listing { nodes, unfinished: !records.is_empty() || !tmp.is_empty() })
+    }
+
+    /// A disk with metadata and, so it seemed, no image. Looked at once more, since a disk may
+    /// have come or gone meanwhile; the image first, as it is the last to come.
+    fn lost(&self, uuid: Uuid) -> Result<Option<Node>> {
+        for _ in 0..2 {
+            for format in Format::ALL {
+                let tmp = self.tmp_path(&image_name(uuid, format));
+                if exists(&self.image_path(uuid, format))? || exists(&tmp)? {
+                    return Ok(None);
+                }
+            }
+        }
+        let mut node = blank(uuid, Format::Vhd);
+        match self.doc(uuid) {
+            Ok(None) => return Ok(None),
+            Ok(Some(doc)) => {
+                node.format = doc.format;
+                describe(&mut node, doc);
+                let name = image_name(uuid, node.format);
+                node.health = Health::Quarantined(format!("its image {name} is gone"));
+            }
+            Err(error) => {
+                let text = format!("its image is gone, and {}", error.reason());
+                node.health = Health::Quarantined(text);
+            }
+        }
+        Ok(Some(node))
+    }
+
+    /// Changes whenever an operation begins or ends.
+    fn journal_stamp(&self) -> Result<(i64, i64, Vec<String>)> {
+        let path = self.path.join(OURS).join("journal");
+        let stat = rustix::fs::fstat(&self.journal)
+            .map_err(|errno| Error::io(&path, "stat")(errno.into()))?;
+        let mut names = names(&self.journal, &path)?;
+        names.sort();
+        let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        Ok((stat.st_mtime, nanos, names))
+    }
+}
+
+impl Scan {
+    /// Files from an entry to its root.
+    pub(super) fn ancestry(&self, index: usize) -> impl Iterator<Item = &Entry> {
+        std::iter::successors(self.entries.get(index), |entry| {
+            entry.parent().and_then(|parent| self.entries.get(parent))
+        })
+    }
+
+    /// Why an entry cannot be used.
+    pub(super) fn reason(&self, index: usize) -> Option<String> {
+        let (at, reason) = self.entries.get(index)?.fault.as_ref()?;
+        if *at == index {
+            return Some(reason.clone());
+        }
+        let ancestor = self.entries.get(*at).map(|entry| entry.uuid).unwrap_or_default();
+        Some(format!("its ancestor {ancestor} cannot be used: {reason}"))
+    }
+
+    /// Whether every image but `gone` could be read, so that nobody's parent is unknown.
+    pub(super) fn is_complete_without(&self, gone: Option<Uuid>) -> bool {
+        let damaged = |entry: &&Entry| matches!(entry.what, What::Damaged(_));
+        self.entries.iter().filter(damaged).all(|entry| Some(entry.uuid) == gone)
+    }
+
+    fn resolve(&mut self) {
+        let mut by_image: HashMap<Uuid, Vec<usize>> = HashMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            if let Some(info) = entry.info() {
+                by_image.entry(info.uuid).or_default().push(index);
+            }
+        }
+        let links: Vec<Link> = self
+            .entries
+            .iter()
+            .map(|entry| match entry.info().and_then(|info| info.parent.as_ref()) {
+                Some(parent) => self.find_parent(entry, parent, &by_image),
+                None => Link::None,
+            })
+            .collect();
+        for (index, link) in links.into_iter().enumerate() {
+            if let Link::To(parent) = link
+                && let Some(parent) = self.entries.get_mut(parent)
+            {
+                parent.children += 1;
+            }
+            if let Some(entry) = self.entries.get_mut(index) {
+                entry.link = link;
+            }
+        }
+        self.judge();
+    }
+
+    fn find_parent(
+        &self,
+        child: &Entry,
+        parent: &Parent,
+        by_image: &HashMap<Uuid, Vec<usize>>,
+    ) -> Link {
+        if let Some(path) = parent.elsewhere() {
+            return Link::Broken(format!("its parent locator leaves the directory: {path:?}"));
+        }
+        if parent.uuid.is_nil() {
+            return Link::Broken("names a raw file as its parent, which a store does not hold".to_owned());
+        }
+        let hint = parent.sibling().unwrap_or(&parent.name);
+        let hinted = parse_image(hint)
+            .filter(|(_, format)| *format == Format::Vhd)
+            .and_then(|(uuid, _)| self.index.get(&uuid).copied());
+        let matching = by_image.get(&parent.uuid).map_or(&[][..], Vec::as_slice);
+        let size = child.info().map_or(0, |info| info.size);
+        let found = match (hinted, matching) {
+            (Some(hinted), all) if all.contains(&hinted) => hinted,
+            (_, [only]) => *only,
+            (_, [_, _, ..]) => {
+                return Link::Broken(format!("several images claim to be its parent {}", parent.uuid));
+            }
+            (Some(hinted), []) => match self.entries.get(hinted).map(|entry| (entry, &entry.what)) {
+                Some((_, What::Damaged(_))) => return Link::To(hinted),
+                Some((entry, What::Vhd(info))) => {
+                    return Link::Broken(format!(
+                        "expects the parent {}, but {} is {}",
+                        parent.uuid, entry.uuid, info.uuid
+                    ));
+                }
+                _ => return Link::Broken(format!("its parent {hint:?} is not a VHD")),
+            },
+            (None, []) => {
+                return Link::Broken(format!("its parent {} ({hint:?}) is missing", parent.uuid));
+            }
+        };
+        match self.entries.get(found).and_then(Entry::info) {
+            Some(info) if info.size > size => Link::Broken(format!(
+                "has {size} bytes, fewer than its parent's {}",
+                info.size
+            )),
+            _ => Link::To(found),
+        }
+    }
+
+    /// Depth and health of every entry, from the roots down; iterative, since a chain's length is
+    /// whatever the files say.
+    fn judge(&mut self) {
+        let count = self.entries.len();
+        // 0: not seen, 1: on the path being walked, 2: judged.
+        let mut seen = vec![0_u8; count];
+        for start in 0..count {
+            let mut path = Vec::new();
+            let mut at = start;
+            let mut cycle = None;
+            while seen[at] == 0 {
+                seen[at] = 1;
+                path.push(at);
+                match self.entries[at].link {
+                    Link::To(parent) if seen[parent] == 1 => cycle = Some(parent),
+                    Link::To(parent) => at = parent,
+                    _ => {}
+                }
+            }
+            if let Some(first) = cycle
+                && let Some(position) = path.iter().position(|index| *index == first)
+            {
+                for index in path.drain(position..) {
+                    seen[index] = 2;
+                    let reason = "its chain of parents leads back to itself".to_owned();
+                    self.entries[index].fault = Some((index, reason));
+                }
+            }
+            for index in path.into_iter().rev() {
+                seen[index] = 2;
+                let above = self.entries[index].parent().map(|parent| {
+                    (self.entries[parent].depth, self.entries[parent].fault.clone())
+                });
+                let entry = &mut self.entries[index];
+                entry.fault = match (&entry.what, &entry.link) {
+                    (What::Damaged(reason), _) | (_, Link::Broken(reason)) => {
+                        Some((index, reason.clone()))
+                    }
+                    _ => above.as_ref().and_then(|(_, fault)| fault.clone()),
+                };
+                if entry.fault.is_none() {
+                    entry.depth = above.map_or(0, |(depth, _)| depth) + 1;
+                }
+            }
+        }
+    }
+
+    fn node(&self, index: usize) -> Node {
+        let entry = &self.entries[index];
+        let mut node = blank(entry.uuid, entry.format);
+        node.depth = entry.depth;
+        node.parent = entry.parent().map(|parent| self.entries[parent].uuid);
+        match &entry.what {
+            What::Vhd(info) => {
+                node.virtual_size = info.size;
+                node.physical_size = info.physical_size;
+                node.image_uuid = Some(info.uuid);
+                node.hidden = info.hidden;
+            }
+            What::Raw { size, physical } => {
+                (node.virtual_size, node.physical_size) = (*size, *physical);
+            }
+            What::Damaged(_) => {}
+        }
+        if node.hidden || entry.children > 0 {
+            node.kind = Kind::Base;
+        }
+        if let Some(reason) = self.reason(index) {
+            node.health = Health::Quarantined(reason);
+        }
+        node
+    }
+}
+
+fn blank(uuid: Uuid, format: Format) -> Node {
+    Node {
+        uuid,
+        format,
+        kind: Kind::Leaf,
+        virtual_size: 0,
+        physical_size: 0,
+        parent: None,
+        image_uuid: None,
+        hidden: false,
+        depth: 0,
+        metadata: None,
+        created_by: None,
+        last_op: None,
+        health: Health::Ok,
+    }
+}
+
+fn describe(node: &mut Node, doc: Doc) {
+    node.last_op = doc.ops.last().copied();
+    node.created_by = doc.created_by;
+    node.metadata = Some(doc.metadata);
+}

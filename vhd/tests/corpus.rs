@@ -1,0 +1,459 @@
+//! Files good and bad, and what the reader makes of each.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Spec, utf16le};
+use vhd::error::Fault;
+use vhd::{Chain, Disk, Error, Image, Layer, Mode};
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn read(chain: &Chain, offset: u64, length: usize) -> Vec<u8> {
+    let mut buf = vec![0xee; length];
+    chain.read_at(offset, &mut buf).unwrap();
+    buf
+}
+
+fn open(path: &Path) -> Result<Image, Error> {
+    Image::open(path, Mode::Read)
+}
+
+/// Reads all of a good file and compares: bytes are zero but for the given ranges.
+fn good(name: &str, spec: &Spec, expect: &[(u64, usize, u8)]) {
+    let dir = dir();
+    let path = spec.write(&dir.path().join(format!("{name}.vhd")));
+    let chain = Chain::open(&[Layer::Vhd(&path)], Mode::Read)
+        .unwrap_or_else(|error| panic!("{name}: {}", error.reason()));
+    assert_eq!(chain.size(), spec.size, "{name}");
+    let mut want = vec![0; spec.size as usize];
+    for (offset, length, fill) in expect {
+        want[*offset as usize..*offset as usize + length].fill(*fill);
+    }
+    assert!(read(&chain, 0, spec.size as usize) == want, "{name}: content differs");
+    let errors: Vec<_> = vhd::check::check_image(&path)
+        .into_iter()
+        .filter(|finding| finding.severity == vhd::check::Severity::Error)
+        .collect();
+    assert!(errors.is_empty(), "{name}: {errors:?}");
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn good_files_read_as_they_should() {
+    let spec = Spec::default;
+    good("G1 fixed", &Spec { kind: 2, size: 8 << 20, ..spec() }.full(0, 0x11), &[(0, 4096, 0x11)]);
+    good(
+        "G2 dynamic",
+        &spec().full(0, 0x21).full(3, 0x22),
+        &[(0, 4096, 0x21), (6 * MIB, 4096, 0x22)],
+    );
+    good(
+        "G3 512 KiB blocks",
+        &spec().block(512 << 10).full(0, 1).full(3, 2).full(5, 3),
+        &[(0, 4096, 1), (3 << 19, 4096, 2), (5 << 19, 4096, 3)],
+    );
+    good(
+        "G4 4 MiB blocks",
+        &spec().block(4 << 20).full(0, 1).full(3, 2),
+        &[(0, 4096, 1), (12 * MIB, 4096, 2)],
+    );
+    good(
+        "G5 odd size",
+        &Spec { size: (64 << 20) + 7 * 512, ..spec() }.entries(33).full(0, 1).full(32, 2),
+        &[(0, 4096, 1), (64 * MIB, 7 * 512, 2)],
+    );
+    let mut sparse = vec![0; 512];
+    sparse[0] = 0xf0;
+    good(
+        "G6 sparse bits",
+        &Spec { blocks: vec![(0, sparse, 9)], ..spec() },
+        &[(0, 4 * 512, 9)],
+    );
+    good("G7 big table", &spec().entries(600).full(1, 7), &[(2 * MIB, 4096, 7)]);
+    good(
+        "G8 Disk2vhd",
+        &Spec { creator: *b"d2v ", version: 0x10000, geometry: [0xff, 0xff, 16, 255], ..spec() },
+        &[],
+    );
+    good("G10 tap without batmap", &Spec { creator: *b"tap\0", version: 0x10003, ..spec() }, &[]);
+    let mut low = vec![0; 512];
+    low[0] = 0x0f;
+    good(
+        "G11 tap 0.1",
+        &Spec { creator: *b"tap\0", version: 1, blocks: vec![(0, low, 5)], ..spec() },
+        &[(0, 4 * 512, 5)],
+    );
+    good("G12 Azure", &Spec { creator: *b"wa\0\0", ..spec() }.full(0, 4), &[(0, 4096, 4)]);
+    good("G13 511-byte footer", &Spec { cut: 1, ..spec() }.full(0, 4), &[(0, 4096, 4)]);
+    good("G15 no end footer", &Spec { end: false, ..spec() }.full(0, 4), &[(0, 4096, 4)]);
+    good("G16 no copy", &Spec { copy: false, ..spec() }.full(0, 4), &[(0, 4096, 4)]);
+    good("G17 future", &Spec { timestamp: 0x7fff_ffff, ..spec() }, &[]);
+    good("next record of 32 bits", &Spec { next_record: 0xffff_ffff, ..spec() }, &[]);
+    good("feature bits", &Spec { features: 0x10, ..spec() }, &[]);
+}
+
+#[test]
+fn a_probe_states_what_is_special() {
+    let dir = dir();
+    let path = dir.path().join("x.vhd");
+    let probe = |spec: Spec| vhd::image::probe(&spec.write(&path)).unwrap();
+    // 964 cylinders, 8 heads, 17 sectors: 63.98 MiB of 64.
+    let chs = [0x03, 0xc4, 8, 17];
+    let info = probe(Spec { creator: *b"vpc ", geometry: chs, ..Spec::default() });
+    assert_eq!((info.size, info.chs_size), (64 << 20, Some(964 * 8 * 17 * 512)));
+    assert!(probe(Spec { creator: *b"qemu", ..Spec::default() }).chs_size.is_some());
+    assert_eq!(probe(Spec::default()).chs_size, None);
+    assert!(probe(Spec { hidden: 1, ..Spec::default() }).hidden);
+    let info = probe(Spec { end: false, ..Spec::default() }.full(0, 1));
+    assert!(info.needs_repair() && !info.end_footer);
+    assert!(probe(Spec { copy: false, ..Spec::default() }).needs_repair());
+}
+
+#[test]
+fn a_missing_footer_is_repaired_before_anything_is_written() {
+    for spec in [Spec { end: false, ..Spec::default() }, Spec { copy: false, ..Spec::default() }] {
+        let dir = dir();
+        let path = spec.full(0, 7).write(&dir.path().join("x.vhd"));
+        assert!(matches!(Image::open(&path, Mode::Write), Err(Error::NeedsRepair { .. })));
+        assert!(vhd::image::repair(&path).unwrap());
+        assert!(!vhd::image::repair(&path).unwrap());
+        let image = Image::open(&path, Mode::Write).unwrap();
+        image.write_at(4 << 20, &[3; 512]).unwrap();
+        let mut buf = [0; 512];
+        image.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf, [7; 512]);
+    }
+}
+
+#[test]
+fn an_old_hidden_byte_comes_from_the_copy() {
+    let dir = dir();
+    let spec = Spec { creator: *b"tap\0", version: 0x10001, ..Spec::default() };
+    let mut raw = spec.build();
+    raw[85] = 1;
+    let path = dir.path().join("x.vhd");
+    std::fs::write(&path, &raw).unwrap();
+    assert!(vhd::image::probe(&path).unwrap().hidden);
+}
+
+#[test]
+fn of_two_valid_footers_the_end_counts_unless_they_are_of_different_images() {
+    let dir = dir();
+    let path = dir.path().join("x.vhd");
+    let spec = Spec::default();
+    let mut raw = spec.build();
+    let hidden = Spec { hidden: 1, ..spec.clone() }.footer();
+    let at = raw.len() - 512;
+    raw[at..].copy_from_slice(&hidden);
+    std::fs::write(&path, &raw).unwrap();
+    assert!(vhd::image::probe(&path).unwrap().hidden);
+    drop(Image::open(&path, Mode::Write).unwrap());
+    assert!(std::fs::read(&path).unwrap()[..512] == hidden, "the copy follows");
+    raw[at..].copy_from_slice(&Spec { uuid: 99, ..spec.clone() }.footer());
+    std::fs::write(&path, &raw).unwrap();
+    assert!(matches!(fault(&path), Fault::FootersDisagree { .. }));
+    // A guest of a dynamic disk that was cut off behind its last block claims a fixed one.
+    raw[at..].copy_from_slice(&Spec { kind: 2, size: 1 << 20, ..spec }.footer());
+    std::fs::write(&path, &raw).unwrap();
+    assert!(matches!(fault(&path), Fault::FootersDisagree { .. }));
+}
+
+#[test]
+fn a_fixed_image_is_not_taken_for_what_its_guest_wrote_into_it() {
+    let dir = dir();
+    let path = dir.path().join("x.vhd");
+    let inner = Spec::default().build();
+    let outer = Spec { kind: 2, size: 8 << 20, uuid: 5, ..Spec::default() };
+    let mut raw = outer.build();
+    raw[..inner.len()].copy_from_slice(&inner);
+    std::fs::write(&path, &raw).unwrap();
+    let image = open(&path).unwrap();
+    assert_eq!(image.info().disk_type, vhd::footer::DiskType::Fixed);
+    let mut buf = vec![0; 512];
+    image.read_at(0, &mut buf).unwrap();
+    assert_eq!(buf, inner[..512]);
+}
+
+fn fault(path: &Path) -> Fault {
+    match open(path) {
+        Err(Error::Format { fault, .. }) => fault,
+        Err(other) => panic!("{}: {}", path.display(), other.reason()),
+        Ok(_) => panic!("{} was accepted", path.display()),
+    }
+}
+
+#[test]
+fn bad_files_are_refused_with_the_reason() {
+    let dir = dir();
+    let d = Spec::default;
+    let refused = |name: &str, spec: Spec, accept: fn(&Fault) -> bool| {
+        let path = spec.write(&dir.path().join("bad.vhd"));
+        let fault = fault(&path);
+        assert!(accept(&fault), "{name}: {fault:?}");
+        assert!(vhd::check::check_image(&path)
+            .iter()
+            .any(|finding| finding.severity == vhd::check::Severity::Error), "{name}");
+        println!("{name}: {fault}");
+    };
+    refused("B1", Spec { footer_sum_off: 1, ..d() }, |f| matches!(f, Fault::FooterChecksum { .. }));
+    refused("B2", Spec { header_sum_off: 1, ..d() }, |f| matches!(f, Fault::HeaderChecksum { .. }));
+    refused("B3", Spec { footer_cookie: *b"conectiX", ..d() }, |f| {
+        matches!(f, Fault::NoFooter { end, start } if end == "conectiX" && start == "conectiX")
+    });
+    refused("B4", Spec { header_cookie: *b"cxsparsE", ..d() }, |f| {
+        matches!(f, Fault::HeaderCookie(_))
+    });
+    for block in [0, 3 << 20, 256, 2 << 30, 0x80, 0x1234_5678] {
+        refused("B5-B8", Spec { block, blocks: vec![], ..d() }, |f| {
+            matches!(f, Fault::BlockSize(_))
+        });
+    }
+    refused("B9", Spec { entries: u32::MAX, ..d() }, |f| matches!(f, Fault::TableOutside { .. }));
+    refused("B10", Spec { entries: 3, ..d() }, |f| {
+        matches!(f, Fault::TableTooSmall { entries: 3, needed: 32 })
+    });
+    refused("B11", Spec { bat_offset_said: Some(1 << 40), ..d() }, |f| {
+        matches!(f, Fault::TableOutside { .. })
+    });
+    refused("B12", Spec { bat_offset_said: Some(1537), ..d() }, |f| {
+        matches!(f, Fault::TableUnaligned(1537))
+    });
+    refused("table on the header", Spec { bat_offset_said: Some(1024), ..d() }, |f| {
+        matches!(f, Fault::MetadataOverlap { .. })
+    });
+    refused("table wraps", Spec { bat_offset_said: Some(u64::MAX - 511), ..d() }, |f| {
+        matches!(f, Fault::TableOutside { .. })
+    });
+    refused("B13", Spec { table: vec![(0, 1)], ..d() }.full(1, 1), |f| {
+        matches!(f, Fault::BlockOnMetadata { block: 0, sector: 1, .. })
+    });
+    refused("B14", Spec { table: vec![(0, 4)], ..d() }.full(1, 1), |f| {
+        matches!(f, Fault::BlocksOverlap { first_sector: 4, second_sector: 4, .. })
+    });
+    refused("B15", Spec { table: vec![(0, 12)], ..d() }.full(1, 1).full(2, 1), |f| {
+        matches!(f, Fault::BlocksOverlap { first: 1, second: 0, .. })
+    });
+    refused("B16", Spec { table: vec![(0, 0x7fff_ffff)], ..d() }, |f| {
+        matches!(f, Fault::BlockOutside { block: 0, .. })
+    });
+    refused("entry at the top", Spec { table: vec![(0, 0xffff_fffe)], ..d() }, |f| {
+        matches!(f, Fault::BlockOutside { block: 0, .. })
+    });
+    refused("B17", Spec { truncate: Some(3 << 20), ..d() }.full(0, 1).full(3, 1), |f| {
+        matches!(f, Fault::BlockOutside { .. })
+    });
+    refused("B18", Spec { size: 0, ..d() }, |f| matches!(f, Fault::SizeZero));
+    refused("B19", Spec { size: 2041 << 30, ..d() }, |f| matches!(f, Fault::SizeTooLarge(_)));
+    refused("odd bytes", Spec { size: (64 << 20) + 1, ..d() }, |f| {
+        matches!(f, Fault::SizeNotSectors(_))
+    });
+    refused("B20", Spec { kind: 0, ..d() }, |f| matches!(f, Fault::DiskType(0)));
+    refused("B21", Spec { kind: 6, ..d() }, |f| matches!(f, Fault::DiskType(6)));
+    refused("next record", Spec { next_record: 4096, ..d() }, |f| {
+        matches!(f, Fault::NextRecord(4096))
+    });
+    refused("poisoned", Spec { footer_cookie: *b"v_poison", ..d() }, |f| {
+        matches!(f, Fault::Poisoned)
+    });
+    let locator = |code, length, offset| {
+        let locators = vec![(code, b"file://./x.vhd".to_vec(), length, offset)];
+        Spec { kind: 4, parent: 7, locators, ..d() }
+    };
+    refused("B28", locator(*b"W2ru", Some(u32::MAX), None), |f| {
+        matches!(f, Fault::Locator { length: u32::MAX, .. })
+    });
+    refused("B29", locator(*b"MacX", Some(20), Some(1 << 50)), |f| {
+        matches!(f, Fault::Locator { offset, .. } if *offset == 1 << 50)
+    });
+    refused("locator on the table", locator(*b"MacX", None, Some(1536)), |f| {
+        matches!(f, Fault::MetadataOverlap { .. })
+    });
+    let base = d();
+    refused("B26", d().child_of(&base, "bad.vhd"), |f| matches!(f, Fault::OwnParent));
+
+    let path = dir.path().join("short.vhd");
+    std::fs::write(&path, b"").unwrap();
+    assert_eq!(fault(&path), Fault::TooShort(0), "B30");
+    let mut raw = vec![0; 511];
+    raw[..8].copy_from_slice(b"conectix");
+    std::fs::write(&path, raw).unwrap();
+    assert!(matches!(fault(&path), Fault::FooterChecksum { .. }), "B31");
+    assert_eq!(fault(dir.path()), Fault::NotAFile, "a directory");
+    let fifo = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert_eq!(fault(&fifo), Fault::NotAFile, "a FIFO, without waiting for its writer");
+    let link = dir.path().join("link.vhd");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(open(&link), Err(Error::Io { .. })), "a symbolic link");
+}
+
+#[test]
+fn a_fixed_image_that_is_cut_off_is_refused() {
+    let dir = dir();
+    let mut raw = Spec { kind: 2, size: 8 << 20, ..Spec::default() }.build();
+    raw.drain(..1 << 20);
+    let path = dir.path().join("x.vhd");
+    std::fs::write(&path, raw).unwrap();
+    assert!(matches!(fault(&path), Fault::FixedTooShort { .. }));
+}
+
+fn base() -> Spec {
+    Spec::default().full(0, 1).full(1, 2).full(2, 3)
+}
+
+/// G18 to G20: base, a child with half of block 1, a grandchild with every other sector of 2.
+fn three(dir: &Path) -> [PathBuf; 3] {
+    let base = base();
+    let mut half = vec![0; 512];
+    half[0] = 0xf0;
+    let child = Spec { uuid: 2, blocks: vec![(1, half, 0x42)], ..Spec::default() }
+        .child_of(&base, "base.vhd");
+    let bits = vec![0xaa; 512];
+    let leaf = Spec { uuid: 3, blocks: vec![(2, bits, 0x43)], ..Spec::default() }
+        .child_of(&child, "child.vhd");
+    [
+        leaf.write(&dir.join("leaf.vhd")),
+        child.write(&dir.join("child.vhd")),
+        base.write(&dir.join("base.vhd")),
+    ]
+}
+
+fn layers(paths: &[PathBuf]) -> Vec<Layer<'_>> {
+    paths.iter().map(|path| Layer::Vhd(path)).collect()
+}
+
+#[test]
+fn a_chain_of_three_reads_through_its_levels() {
+    let dir = dir();
+    let paths = three(dir.path());
+    let chain = Chain::open(&layers(&paths), Mode::Read).unwrap();
+    assert_eq!(chain.depth(), 3);
+    assert_eq!(read(&chain, 0, 4096), vec![1; 4096]);
+    let block1 = read(&chain, 2 * MIB, 4096);
+    assert_eq!(block1[..2048], [0x42; 2048]);
+    assert_eq!(block1[2048..], [2; 2048]);
+    let block2 = read(&chain, 4 * MIB, 4096);
+    for (index, sector) in block2.chunks(512).enumerate() {
+        assert_eq!(sector, [if index % 2 == 0 { 0x43 } else { 3 }; 512]);
+    }
+    assert!(vhd::check::check_chain(&layers(&paths)).is_empty());
+}
+
+#[test]
+fn a_larger_child_reads_zero_beyond_its_parent_and_a_smaller_one_is_refused() {
+    let dir = dir();
+    let base = base();
+    let parent = base.write(&dir.path().join("base.vhd"));
+    let mut spec = Spec { uuid: 2, size: 128 << 20, ..Spec::default() }.entries(64);
+    spec = spec.child_of(&base, "base.vhd");
+    let child = spec.write(&dir.path().join("child.vhd"));
+    let chain = Chain::open(&layers(&[child.clone(), parent.clone()]), Mode::Read).unwrap();
+    assert_eq!(read(&chain, 4 * MIB, 4096), vec![3; 4096]);
+    assert_eq!(read(&chain, 64 * MIB - 512, 4096), vec![0; 4096]);
+    spec.size = 32 << 20;
+    spec.write(&child);
+    let error = Chain::open(&layers(&[child, parent]), Mode::Read).err().unwrap();
+    assert!(matches!(error, Error::ParentLarger { .. }), "{error}");
+}
+
+#[test]
+fn levels_may_differ_in_block_size_and_the_root_may_be_raw_or_fixed() {
+    let dir = dir();
+    let base = Spec::default().block(512 << 10).full(0, 1).full(4, 2);
+    let parent = base.write(&dir.path().join("base.vhd"));
+    let spec = Spec { uuid: 2, ..Spec::default() }.child_of(&base, "base.vhd");
+    let child = spec.write(&dir.path().join("child.vhd"));
+    let chain = Chain::open(&layers(&[child.clone(), parent.clone()]), Mode::Write).unwrap();
+    assert_eq!(read(&chain, 2 * MIB, 4096), vec![2; 4096]);
+    chain.write_at(2 * MIB + 100, &[9; 10]).unwrap();
+    let got = read(&chain, 2 * MIB, 4096);
+    assert_eq!((got[99], &got[100..110], got[110], got[4095]), (2, &[9; 10][..], 2, 2));
+
+    let fixed = Spec { kind: 2, size: 8 << 20, ..Spec::default() }.full(0, 6);
+    fixed.write(&parent);
+    let spec = Spec { uuid: 2, ..Spec::default() }.child_of(&fixed, "base.vhd");
+    spec.write(&child);
+    let chain = Chain::open(&layers(&[child.clone(), parent]), Mode::Read).unwrap();
+    assert_eq!(read(&chain, 0, 4096), vec![6; 4096]);
+
+    let raw = dir.path().join("base.raw");
+    std::fs::write(&raw, vec![8; 3 << 20]).unwrap();
+    let mut spec = spec;
+    spec.parent = 0;
+    spec.write(&child);
+    let chain = Chain::open(&[Layer::Vhd(&child), Layer::Raw(&raw)], Mode::Read).unwrap();
+    assert_eq!(read(&chain, 2 * MIB, 4096), vec![8; 4096]);
+    assert_eq!(read(&chain, 3 * MIB, 4096), vec![0; 4096]);
+    let wrong = Chain::open(&[Layer::Vhd(&child), Layer::Vhd(&raw)], Mode::Read);
+    assert!(wrong.is_err(), "the format is what the caller says");
+}
+
+#[test]
+fn links_that_do_not_hold_are_refused() {
+    let dir = dir();
+    let [leaf, child, base_path] = three(dir.path());
+    let error = |paths: &[PathBuf]| Chain::open(&layers(paths), Mode::Read).err().unwrap();
+    let skipped = error(&[leaf.clone(), base_path.clone()]);
+    assert!(matches!(skipped, Error::ParentMismatch { .. }), "B22: {skipped}");
+    let missing = error(&[leaf.clone(), child.clone()]);
+    assert!(matches!(missing, Error::ChainIncomplete { .. }), "B23: {missing}");
+    let cycle = error(&[leaf.clone(), child.clone(), leaf.clone()]);
+    assert!(matches!(cycle, Error::Cycle { .. }), "B25: {cycle}");
+    let surplus = error(&[base_path.clone(), child.clone()]);
+    assert!(matches!(surplus, Error::WrongType { .. }), "{surplus}");
+    let null = Spec {
+        kind: 4,
+        parent: 0,
+        locators: vec![(*b"MacX", b"file:///etc/passwd".to_vec(), None, None)],
+        ..Spec::default()
+    };
+    let path = null.write(&dir.path().join("null.vhd"));
+    assert!(matches!(error(std::slice::from_ref(&path)), Error::ChainIncomplete { .. }), "B32");
+    let info = vhd::image::probe(&path).unwrap();
+    assert_eq!(info.parent.unwrap().elsewhere(), Some("/etc/passwd"));
+    let _ = utf16le("");
+}
+
+#[test]
+fn flipped_bytes_never_panic_hang_or_allocate_without_measure() {
+    let dir = dir();
+    let paths = three(dir.path());
+    let original = std::fs::read(&paths[0]).unwrap();
+    let mut random = common::Random::new();
+    for _ in 0..400 {
+        let mut raw = original.clone();
+        for _ in 0..=random.below(4) {
+            // Where structure is: the first 4 KiB and the footer.
+            let at = if random.below(4) == 0 {
+                raw.len() - 1 - random.below(512) as usize
+            } else {
+                random.below(4096) as usize
+            };
+            raw[at] = random.next() as u8;
+        }
+        // With good checksums, so that the values are looked at.
+        fix(&mut raw, 0, 512, 64);
+        fix(&mut raw, 512, 1024, 36);
+        let end = raw.len() - 512;
+        fix(&mut raw, end, 512, 64);
+        std::fs::write(&paths[0], &raw).unwrap();
+        let _ = vhd::check::check_image(&paths[0]);
+        if let Ok(chain) = Chain::open(&layers(&paths), Mode::Read) {
+            let mut buf = vec![0; 8192];
+            let _ = chain.read_at(4 << 20, &mut buf);
+            let _ = chain.extents(0, chain.size());
+        }
+    }
+}
+
+fn fix(raw: &mut [u8], at: usize, length: usize, field: usize) {
+    let part = &mut raw[at..at + length];
+    part[field..field + 4].fill(0);
+    let sum = !part.iter().map(|byte| u32::from(*byte)).fold(0_u32, u32::wrapping_add);
+    part[field..field + 4].copy_from_slice(&sum.to_be_bytes());
+}
