@@ -3,19 +3,12 @@
 //! there is no VDI, and what a crash leaves is a stray file that `sr_attach` removes.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
+use std::{fs, io};
 
-use plugin_sdk::model::manifest::feature;
-use plugin_sdk::model::{
-    Access, Bytes, Changed, ImageFormat, Kind, SrUuid, VdiUuid, sr::*, vdi::*,
-};
-use plugin_sdk::{
-    Cx, Driver, Error, Feature, Manifest, Result, Utf8PathBuf, files, manifest, step,
-};
+use plugin_sdk::prelude::*;
 
-plugin_sdk::device_config! {
+device_config! {
     /// Where the files lie.
     pub struct Config {
         /// Directory that holds the SRs.
@@ -23,17 +16,17 @@ plugin_sdk::device_config! {
     }
 }
 
-/// The directory of one SR. The driver remembers nothing else.
+/// The directory of one SR: all that the driver remembers.
 #[derive(Clone)]
-struct Scratch(Utf8PathBuf);
+pub struct Scratch(Utf8PathBuf);
 
 impl Driver for Scratch {
     type Config = Config;
     const MANIFEST: Manifest = manifest! {
         name: "scratch",
         title: "Sparse raw files in a directory",
-        operations: [sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, vdi_create, vdi_stat,
-            vdi_resize, vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach],
+        operations: [sr_create, sr_attach, sr_detach, sr_scan, vdi_create, vdi_stat,
+            vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach],
         features: &[Feature::new(feature::THIN), Feature::new(feature::RAW)],
     };
 
@@ -49,99 +42,73 @@ impl Driver for Scratch {
     }
 
     async fn sr_attach(&self, _: &Cx, _: SrAttach) -> Result<SrRecovered> {
-        let mut removed = Vec::new();
-        for (vdi, name) in self.files()? {
-            if name.ends_with(".new") || !self.path(vdi, "json").exists() {
-                fs::remove_file(self.0.join(&name))?;
-                removed.push(format!("{name}, which was never finished"));
+        let mut done = SrRecovered::default();
+        for (vdi, kind) in self.list()? {
+            if kind == "json.new" || !self.path(vdi, "json").exists() {
+                files::remove(&self.path(vdi, &kind))?;
+                done.removed.push(format!("{vdi}.{kind}, which was never finished"));
             }
         }
-        Ok(SrRecovered { removed, ..SrRecovered::default() })
+        Ok(done)
     }
 
     async fn sr_detach(&self, _: &Cx, _: SrDetach) -> Result<SrDone> {
         Ok(SrDone { changed: Changed::Already })
     }
 
-    async fn sr_destroy(&self, _: &Cx, _: SrDestroy) -> Result<SrDone> {
-        let removed = removed(fs::remove_dir(&self.0));
-        Ok(SrDone {
-            changed: removed.map_err(|error| match error.kind() {
-                ErrorKind::DirectoryNotEmpty => {
-                    Error::new(Kind::InUse, "the SR holds VDIs").legacy(39)
-                }
-                _ => error.into(),
-            })?,
-        })
-    }
-
     async fn sr_scan(&self, _: &Cx, _: SrScan) -> Result<SrScanned> {
-        let all = self.files()?.into_iter().filter(|(_, name)| name.ends_with(".json"));
-        let vdis = all.map(|(vdi, _)| {
-            self.read(vdi).unwrap_or_else(|error| {
-                // Never left out: a toolstack would forget the disk.
-                VdiInfo { health: Health::Quarantined { reason: error.to_string() }, ..blank(vdi) }
-            })
-        });
-        Ok(SrScanned { vdis: vdis.collect(), next: None })
+        let mut page = SrScanned::default();
+        for (vdi, _) in self.list()?.into_iter().filter(|(_, kind)| kind == "json") {
+            page.vdis.push(match self.read(vdi) {
+                Err(e) if e.kind == Kind::Corrupt => {
+                    quarantined_vdi(vdi, ImageFormat::Raw, &*e.message)
+                }
+                info => info?,
+            });
+        }
+        Ok(page)
     }
 
-    async fn vdi_create(&self, cx: &Cx, r: VdiCreate) -> Result<VdiDone> {
-        let size = r.virtual_size.round_up(Bytes(512));
-        let size = size.ok_or_else(|| Error::new(Kind::Limit, "no disk is that large"))?;
-        match self.read(r.uuid) {
+    async fn vdi_create(&self, cx: &Cx, mut request: VdiCreate) -> Result<VdiDone> {
+        let size = request.virtual_size.round_up(Bytes(512)).unwrap_or(Bytes(u64::MAX));
+        request.virtual_size = size; // What is too large, the file system refuses.
+        let this = self.clone();
+        cx.blocking(move |_| match this.read(request.uuid) {
             Ok(vdi) if vdi.virtual_size == size => Ok(VdiDone { changed: Changed::Already, vdi }),
             Ok(_) => Err(Error::new(Kind::Exists, "a VDI of this UUID has another size")),
             Err(error) if error.kind != Kind::NotFound => Err(error),
             Err(_) => {
-                let (name, description, keys) = (r.name, r.description, r.keys);
-                let (vdi_type, sharable, incomplete) = (r.vdi_type, r.sharable, r.incomplete);
-                let info = VdiInfo {
-                    virtual_size: size,
-                    name,
-                    description,
-                    keys,
-                    vdi_type,
-                    sharable,
-                    incomplete,
-                    ..blank(r.uuid)
-                };
-                self.write(cx, info, Changed::Created).await
+                let vdi = new_vdi(request, ImageFormat::Raw);
+                let image = fs::File::create(this.path(vdi.uuid, "raw"))?;
+                image.set_len(vdi.virtual_size.0)?;
+                image.sync_all()?;
+                step!("vdi_create.image_made");
+                let text = serde_json::json!(vdi).to_string();
+                files::replace(&this.path(vdi.uuid, "json"), text.as_bytes())?;
+                Ok(VdiDone { changed: Changed::Created, vdi })
             }
-        }
+        })
+        .await
     }
 
-    async fn vdi_stat(&self, _: &Cx, r: VdiStat) -> Result<VdiInfo> {
-        self.read(r.vdi)
+    async fn vdi_stat(&self, _: &Cx, request: VdiStat) -> Result<VdiInfo> {
+        self.read(request.vdi)
     }
 
-    async fn vdi_resize(&self, cx: &Cx, r: VdiResize) -> Result<VdiDone> {
-        let vdi = self.read(r.vdi)?;
-        match r.virtual_size.round_up(Bytes(512)) {
-            Some(size) if size == vdi.virtual_size => {
-                Ok(VdiDone { changed: Changed::Already, vdi })
-            }
-            Some(virtual_size) if virtual_size > vdi.virtual_size => {
-                self.write(cx, VdiInfo { virtual_size, ..vdi }, Changed::Modified).await
-            }
-            _ => Err(Error::new(Kind::Limit, "a VDI does not become smaller").legacy(79)),
-        }
-    }
-
-    async fn vdi_destroy(&self, _: &Cx, r: VdiDestroy) -> Result<VdiDestroyed> {
-        let changed = removed(fs::remove_file(self.path(r.vdi, "json")))?;
+    async fn vdi_destroy(&self, _: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
+        let changed = files::remove(&self.path(request.vdi, "json"))?;
         step!("vdi_destroy.forgotten");
-        removed(fs::remove_file(self.path(r.vdi, "raw")))?;
+        files::remove(&self.path(request.vdi, "raw"))?;
         Ok(VdiDestroyed { changed })
     }
 
-    async fn vdi_attach(&self, _: &Cx, r: VdiAttach) -> Result<VdiAttached> {
-        let (path, format) = (self.path(self.read(r.vdi)?.uuid, "raw"), ImageFormat::Raw);
+    async fn vdi_attach(&self, _: &Cx, request: VdiAttach) -> Result<VdiAttached> {
+        let (path, format) = (self.path(self.read(request.vdi)?.uuid, "raw"), ImageFormat::Raw);
         Ok(VdiAttached { access: vec![Access::File { path, format, backing: vec![] }] })
     }
 
-    async fn vdi_activate(&self, _: &Cx, r: VdiActivate) -> Result<VdiDatapathDone> {
-        self.read(r.vdi).map(|_| VdiDatapathDone {})
+    async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {
+        Ok(VdiDatapathDone {})
     }
 
     async fn vdi_deactivate(&self, _: &Cx, _: VdiDeactivate) -> Result<VdiDatapathDone> {
@@ -158,49 +125,25 @@ impl Scratch {
         self.0.join(format!("{vdi}.{extension}"))
     }
 
-    fn files(&self) -> Result<Vec<(VdiUuid, String)>> {
-        let names = self.0.read_dir_utf8()?.map(|entry| Ok(entry?.file_name().to_owned()));
-        let names = names.collect::<io::Result<Vec<_>>>()?.into_iter();
-        Ok(names.filter_map(|name| Some((name.split('.').next()?.parse().ok()?, name))).collect())
+    /// The VDIs' files: whose, and what kind.
+    fn list(&self) -> Result<Vec<(VdiUuid, String)>> {
+        let split = |name: &str| name.split_once('.').map(|(v, k)| (v.parse(), k.to_owned()));
+        let entries = self.0.read_dir_utf8()?.collect::<io::Result<Vec<_>>>()?;
+        let files = entries.iter().filter_map(|entry| split(entry.file_name()));
+        Ok(files.filter_map(|(vdi, kind)| Some((vdi.ok()?, kind))).collect())
     }
 
     fn read(&self, vdi: VdiUuid) -> Result<VdiInfo> {
+        let damaged = |what: &str| Error::new(Kind::Corrupt, format!("{vdi}{what}"));
         let text = fs::read(self.path(vdi, "json")).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::not_found(format!("there is no VDI {vdi}")),
+            io::ErrorKind::NotFound => Error::not_found(format!("there is no VDI {vdi}")),
             _ => error.into(),
         })?;
         let info: VdiInfo = serde_json::from_slice(&text)
-            .map_err(|e| Error::new(Kind::Corrupt, format!("{vdi}.json is damaged")).source(&e))?;
-        let used = Bytes(self.path(vdi, "raw").metadata()?.blocks() * 512);
-        Ok(VdiInfo { physical_utilisation: used, ..info })
-    }
-
-    /// The image first, what is said about it second: a stated size is there.
-    async fn write(&self, cx: &Cx, info: VdiInfo, changed: Changed) -> Result<VdiDone> {
-        let this = self.clone();
-        cx.blocking(move |_| {
-            let image = this.path(info.uuid, "raw");
-            let image = File::options().write(true).create(true).truncate(false).open(image)?;
-            image.set_len(info.virtual_size.0)?;
-            image.sync_all()?;
-            step!("vdi.image_is_there");
-            let text = serde_json::to_vec(&info).map_err(io::Error::from)?;
-            files::replace(&this.path(info.uuid, "json"), &text)?;
-            Ok(VdiDone { changed, vdi: this.read(info.uuid)? })
-        })
-        .await
+            .map_err(|error| damaged(".json cannot be read").source(&error))?;
+        let image = self.path(vdi, "raw").metadata().map_err(|_| damaged(".raw is missing"))?;
+        Ok(VdiInfo { physical_utilisation: Bytes(image.blocks() * 512), ..info })
     }
 }
 
-fn removed(result: io::Result<()>) -> io::Result<Changed> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Changed::Already),
-        result => result.map(|()| Changed::Modified),
-    }
-}
-
-fn blank(uuid: VdiUuid) -> VdiInfo {
-    serde_json::from_value(serde_json::json!({})).unwrap()
-}
-
-plugin_sdk::export_driver!(Scratch);
+export_driver!(Scratch);

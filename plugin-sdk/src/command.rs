@@ -430,7 +430,7 @@ struct Captured {
 
 impl Captured {
     async fn fill(&mut self) {
-        let mut buffer = [0; 8192];
+        let mut buffer = vec![0; 64 << 10];
         while let Some(pipe) = &mut self.pipe {
             match pipe.read(&mut buffer).await {
                 Ok(0) | Err(_) => self.pipe = None,
@@ -485,7 +485,8 @@ impl Words {
         let said = if stderr.trim_ascii().is_empty() { stdout } else { stderr };
         // Scrubbed before it is cut: half a secret is not found.
         let said = self.scrubbed(String::from_utf8_lossy(said).trim());
-        let tail = &said[said.ceil_char_boundary(said.len().saturating_sub(TAIL))..];
+        let cut = (0..=said.len().saturating_sub(TAIL)).rfind(|i| said.is_char_boundary(*i));
+        let tail = &said[cut.unwrap_or_default()..];
         let error = Error::new(kind, message).context("command", &self.command);
         if tail.is_empty() { error } else { error.backend(tail) }
     }

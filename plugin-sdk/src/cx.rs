@@ -241,7 +241,14 @@ impl Cx {
     {
         let cx = self.clone();
         let span = tracing::Span::current();
+        // Whoever sets it first decides: a thread that begins, or this future that gives up.
+        // Aborting the task would not do: tokio looks at that only when a thread becomes free.
+        let decided = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&decided);
         let mut task = self.call.session.runtime.spawn_blocking(move || {
+            if begins.swap(true, Ordering::SeqCst) {
+                return Ok(Err(Error::internal("given up"))); // Nobody is listening.
+            }
             let _entered = span.enter();
             panics::caught(|| work(&cx))
         });
@@ -249,14 +256,10 @@ impl Cx {
             biased;
             joined = &mut task => joined,
             error = self.ended() => {
-                // Has an effect only on work that no thread has taken up yet.
-                task.abort();
-                match (&mut task).await {
-                    Err(join) if join.is_cancelled() => {
-                        return Err(error.hint("all threads for blocking work were busy"));
-                    }
-                    joined => joined,
+                if !decided.swap(true, Ordering::SeqCst) {
+                    return Err(error.hint("all threads for blocking work were busy"));
                 }
+                task.await
             }
         };
         match joined {

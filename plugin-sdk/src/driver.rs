@@ -17,6 +17,7 @@ use sm_model::{Error, Operation, Result, SrUuid};
 
 use crate::config::{DeviceConfig, RawConfig};
 use crate::cx::Cx;
+use crate::export::resolve;
 use crate::manifest::Manifest;
 
 /// Whether an opened driver works.
@@ -364,7 +365,6 @@ fn refusal<D: Driver>(operation: &str) -> Error {
 /// Calls the method of an operation: JSON in, JSON out.
 pub(crate) async fn dispatch<D: Driver>(
     driver: Option<&D>,
-    config: &RawConfig,
     cx: &Cx,
     operation: Operation,
     request: &[u8],
@@ -375,7 +375,7 @@ pub(crate) async fn dispatch<D: Driver>(
     }
     if operation == Operation::SrProbe {
         let _: sm_model::sr::SrProbe = parse(request)?;
-        return answer(&D::probe(config.clone(), cx).await?);
+        return answer(&D::probe(resolve(cx).await?, cx).await?);
     }
     let Some(driver) = driver else {
         return Err(Error::internal("a driver opened without an SR serves sr_probe alone"));

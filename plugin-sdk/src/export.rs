@@ -121,20 +121,24 @@ fn start_open<D: Driver>(request: &[u8], host: Host) -> Result<Task<Session<D>>>
     let span = trace::span(&call, None);
     let work = Caught::new(async move {
         let cx = Cx::new(call);
-        let config = resolve(&cx).await?;
-        let driver = match info.sr {
-            Some(sr) => Some(D::open(D::Config::parse(&config)?, sr, &cx).await?),
-            None => None,
+        let opening = async {
+            let Some(sr) = info.sr else { return Ok(None) };
+            let config = D::Config::parse(&resolve(&cx).await?)?;
+            D::open(config, sr, &cx).await.map(Some)
         };
-        let inner = Inner { info, config, driver, running: Running::default() };
-        Ok(Session(Arc::new(inner)))
+        let driver = tokio::select! {
+            biased;
+            driver = opening => driver?,
+            error = cx.ended() => return Err(error),
+        };
+        Ok(Session(Some(Arc::new(Inner { info, driver, running: Running::default() }))))
     });
     let work = async move { work.await.unwrap_or_else(|panic| Err(panic.error())) };
     Ok(Task { handle: runtime.spawn(work.instrument(span)), abort_on_drop: true })
 }
 
 /// The device configuration with the text of secrets in place of their references.
-async fn resolve(cx: &Cx) -> Result<RawConfig> {
+pub(crate) async fn resolve(cx: &Cx) -> Result<RawConfig> {
     let mut resolved = Vec::new();
     for (key, value) in cx.device_config() {
         if value.starts_with(SECRET_PREFIX) {
@@ -148,6 +152,22 @@ async fn resolve(cx: &Cx) -> Result<RawConfig> {
         }
     }
     Ok(resolved.into_iter().collect())
+}
+
+/// A context without a driver, for tests of a driver's parts.
+pub(crate) fn bare_cx(host: HostBox, budget: Duration) -> Result<Cx> {
+    let host = Host::new(host);
+    panics::install_hook();
+    trace::install(&host);
+    let info = Arc::new(SessionInfo {
+        driver: "test",
+        host,
+        host_id: sm_model::HostId("test".to_owned()),
+        sr: None,
+        device_config: sm_model::DeviceConfig::new(),
+        runtime: runtime::handle("test", 1)?,
+    });
+    Ok(Cx::new(outside_call(&info, "test", budget)))
 }
 
 /// A call that the host did not number: `open` and `close`.
@@ -170,12 +190,21 @@ fn after(budget: Duration) -> Instant {
     Instant::now() + budget.min(Duration::from_secs(365 * 24 * 3600))
 }
 
-/// An opened driver, as it crosses.
-struct Session<D>(Arc<Inner<D>>);
+/// An opened driver, as it crosses. Empty only while it is dropped.
+struct Session<D: Driver>(Option<Arc<Inner<D>>>);
+
+impl<D: Driver> Drop for Session<D> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take() {
+            // The driver's destructor is its code: not on the host's thread, and it may panic.
+            let runtime = inner.info.runtime.clone();
+            let _ = panics::caught(|| runtime.spawn(Caught::new(async move { drop(inner) })));
+        }
+    }
+}
 
 struct Inner<D> {
     info: Arc<SessionInfo>,
-    config: RawConfig,
     /// Absent in a session that only probes.
     driver: Option<D>,
     running: Running,
@@ -230,7 +259,8 @@ impl<D: Driver> sm_abi::Driver for Session<D> {
 
     fn cancel(&self, call_id: u64) {
         let _ = panics::caught(|| {
-            let call = self.0.running.calls().get(&call_id).and_then(Weak::upgrade);
+            let running = self.0.as_ref().map(|inner| &inner.running);
+            let call = running.and_then(|running| running.calls().get(&call_id)?.upgrade());
             if let Some(call) = call {
                 call.cancel.set();
             }
@@ -238,7 +268,7 @@ impl<D: Driver> sm_abi::Driver for Session<D> {
     }
 
     fn health(&self) -> u32 {
-        let health = panics::caught(|| self.0.driver.as_ref().map(Driver::health));
+        let health = panics::caught(|| Some(self.0.as_ref()?.driver.as_ref()?.health()));
         match health {
             Ok(None | Some(SessionHealth::Ok)) => 0,
             Ok(Some(SessionHealth::Degraded)) => 1,
@@ -247,8 +277,9 @@ impl<D: Driver> sm_abi::Driver for Session<D> {
     }
 
     fn close(&self, budget_ms: u64) -> FfiFuture<()> {
-        let inner = Arc::clone(&self.0);
+        let inner = self.0.clone();
         let task = panics::caught(|| {
+            let inner = inner?;
             inner.running.closed.store(true, Ordering::SeqCst);
             let call = outside_call(&inner.info, "close", Duration::from_millis(budget_ms));
             let (span, runtime) = (trace::span(&call, None), inner.info.runtime.clone());
@@ -265,10 +296,10 @@ impl<D: Driver> sm_abi::Driver for Session<D> {
                     _ = cx.ended() => tracing::warn!("the session did not end in time"),
                 }
             };
-            runtime.spawn(Caught::new(work.instrument(span)))
+            Some(runtime.spawn(Caught::new(work.instrument(span))))
         });
         async move {
-            if let Ok(task) = task {
+            if let Ok(Some(task)) = task {
                 let _ = task.await;
             }
         }
@@ -291,10 +322,8 @@ impl<D: Driver> Session<D> {
             ))
             .hint("it was built with an SDK that is older than this host")
         })?;
-        let inner = Arc::clone(&self.0);
-        if inner.running.closed.load(Ordering::SeqCst) {
-            return Err(Error::internal("the session is closed"));
-        }
+        let closed = || Error::internal("the session is closed");
+        let inner = self.0.clone().ok_or_else(closed)?;
         let call = Arc::new(Call {
             session: Arc::clone(&inner.info),
             operation: operation.name(),
@@ -308,6 +337,10 @@ impl<D: Driver> Session<D> {
         });
         inner.running.calls().insert(call.id, Arc::downgrade(&call));
         let registered = Registered(Arc::clone(&inner), call.id);
+        // After the call is on the list, so that close waits for it or it sees the close.
+        if inner.running.closed.load(Ordering::SeqCst) {
+            return Err(closed());
+        }
         let subject: Subject = serde_json::from_slice(&request).unwrap_or_default();
         let vdi = subject.vdi.or(subject.uuid);
         let span = trace::span(&call, vdi);
@@ -315,7 +348,7 @@ impl<D: Driver> Session<D> {
             let cx = Cx::new(call);
             let Registered(inner, _) = &registered;
             cx.check()?;
-            let work = dispatch(inner.driver.as_ref(), &inner.config, &cx, operation, &request);
+            let work = dispatch(inner.driver.as_ref(), &cx, operation, &request);
             if operation.is_mutating() {
                 return work.await;
             }
@@ -325,7 +358,7 @@ impl<D: Driver> Session<D> {
                 error = cx.ended() => Err(error),
             }
         };
-        let info = Arc::clone(&self.0.info);
+        let info = Arc::clone(&inner.info);
         let work = Caught::new(work.instrument(span));
         let work = async move {
             let result = work.await.unwrap_or_else(|panic| Err(panic.error()));
@@ -335,7 +368,7 @@ impl<D: Driver> Session<D> {
                 if let Some(vdi) = vdi { error.context("vdi", vdi) } else { error }
             })
         };
-        let handle = self.0.info.runtime.spawn(work);
+        let handle = inner.info.runtime.spawn(work);
         Ok(Task { handle, abort_on_drop: !operation.is_mutating() })
     }
 }

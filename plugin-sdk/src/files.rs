@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 
 use camino::Utf8Path;
+use sm_model::Changed;
 
 /// Replaces a file as a whole, for good: a reader, and the file system after a power cut, has
 /// either the old text or the new. Blocks, so call it from [`Cx::blocking`](crate::Cx::blocking).
@@ -22,4 +23,14 @@ pub fn replace(path: &Utf8Path, text: &[u8]) -> io::Result<()> {
 /// Makes what was created, renamed or removed beside `path` last.
 pub fn sync_directory_of(path: &Utf8Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Utf8Path::new("/")))?.sync_all()
+}
+
+/// Removes a file for good; that it is gone already is success.
+pub fn remove(path: &Utf8Path) -> io::Result<Changed> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Changed::Already),
+        result => result?,
+    }
+    sync_directory_of(path)?;
+    Ok(Changed::Modified)
 }

@@ -47,8 +47,10 @@ use sm_model::operation::Request;
 use sm_model::sr::{SrProbe, SrProbed};
 use sm_model::{Error, HostId, Manifest, OperationId, Result, SrUuid};
 
+use crate::cx::Cx;
 use crate::driver::{Driver, SessionHealth};
-use crate::export::root_module;
+use crate::export::{bare_cx, root_module};
+use crate::panics::Caught;
 
 /// Budget of a call that sets none.
 const BUDGET: Duration = Duration::from_secs(60);
@@ -195,6 +197,33 @@ impl TestHost {
     /// Probes with a device configuration that may be incomplete.
     pub async fn probe<D: Driver>(&self, config: &[(&str, &str)]) -> Result<SrProbed> {
         self.session::<D>(None, config).await?.call(SrProbe {}).await
+    }
+
+    /// Runs a part of a driver that needs a context and nothing else, with so much time.
+    ///
+    /// ```
+    /// use plugin_sdk::testing::{TestHost, run};
+    /// # use std::time::Duration;
+    ///
+    /// let host = TestHost::new();
+    /// run(host.with_cx(Duration::from_secs(1), |cx| async move { cx.kv().put("n", &1).await }))?;
+    /// assert_eq!(host.kv()["n"], 1);
+    /// # Ok::<(), plugin_sdk::Error>(())
+    /// ```
+    pub async fn with_cx<T, F>(
+        &self,
+        budget: Duration,
+        work: impl FnOnce(Cx) -> F + Send,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let cx = bare_cx(Host_TO::from_value(Face(self.clone()), TD_Opaque), budget)?;
+        let runtime = cx.call.session.runtime.clone();
+        let joined = runtime.spawn(Caught::new(work(cx))).await;
+        let result = joined.map_err(|join| Error::internal("the work was lost").source(&join))?;
+        result.unwrap_or_else(|panic| Err(panic.error()))
     }
 
     /// All log events, in order.

@@ -53,8 +53,8 @@ struct Fields(Map<String, Value>);
 /// Makes the layer the library's dispatcher. In a program that has one of its own, as with a
 /// driver that is linked statically, that one is left alone and gets the events directly.
 pub(crate) fn install(host: &Host) {
-    *LAST_HOST.write().unwrap_or_else(PoisonError::into_inner) = Some(host.clone());
     static ONCE: std::sync::Once = std::sync::Once::new();
+    *LAST_HOST.write().unwrap_or_else(PoisonError::into_inner) = Some(host.clone());
     ONCE.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(Forward);
         let _ = tracing::subscriber::set_global_default(subscriber);

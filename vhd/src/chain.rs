@@ -190,8 +190,8 @@ impl Disk for Chain {
             Some(Level::Raw(raw)) => raw.write_at(offset, buf),
             Some(Level::Vhd(image)) => {
                 let sector = crate::SECTOR;
-                let whole = offset.is_multiple_of(sector)
-                    && (buf.len() as u64).is_multiple_of(sector);
+                let whole =
+                    offset.is_multiple_of(sector) && (buf.len() as u64).is_multiple_of(sector);
                 if whole {
                     return if buf.is_empty() { Ok(()) } else { image.write_sectors(offset, buf) };
                 }

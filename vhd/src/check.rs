@@ -76,7 +76,8 @@ impl Report<'_> {
 /// Checks one image's structure: footers, header, locators, block table, bitmaps against batmap.
 pub fn check_image(path: &Path) -> Vec<Finding> {
     let mut report = Report { path, findings: Vec::new() };
-    if let Err(error) = sys::open(path, false).and_then(|file| check_file(&file, path, &mut report)) {
+    if let Err(error) = sys::open(path, false).and_then(|file| check_file(&file, path, &mut report))
+    {
         report.fail(&error);
     }
     report.findings
@@ -139,7 +140,11 @@ fn check_file(file: &File, path: &Path, report: &mut Report<'_>) -> Result<()> {
             Vec::new()
         }
     };
-    let end = if info.end_footer { info.file_size.saturating_sub(1) / SECTOR * SECTOR } else { info.file_size };
+    let end = if info.end_footer {
+        info.file_size.saturating_sub(1) / SECTOR * SECTOR
+    } else {
+        info.file_size
+    };
     let mut faults = 0;
     bat::inspect(&table, header.stride(), end, &areas, &mut |fault| {
         faults += 1;
@@ -149,7 +154,10 @@ fn check_file(file: &File, path: &Path, report: &mut Report<'_>) -> Result<()> {
         true
     });
     if faults > MAX_FAULTS {
-        report.add(Severity::Error, format!("{} more faults of the block table", faults - MAX_FAULTS));
+        report.add(
+            Severity::Error,
+            format!("{} more faults of the block table", faults - MAX_FAULTS),
+        );
     }
     if faults == 0
         && let Some(batmap) = &batmap
@@ -164,7 +172,8 @@ fn check_footers(file: &File, path: &Path, info: &Info, report: &mut Report<'_>)
         report.add(Severity::Warning, "the footer at the end is missing; a repair restores it");
     }
     if !info.copy_footer {
-        report.add(Severity::Warning, "the footer copy at offset 0 is missing; a repair restores it");
+        report
+            .add(Severity::Warning, "the footer copy at offset 0 is missing; a repair restores it");
     }
     if info.file_size % SECTOR == SECTOR - 1 {
         report.add(Severity::Note, "the footer has 511 bytes, as old Virtual PC wrote it");

@@ -76,7 +76,7 @@ fn make_zero(target: &dyn Disk, offset: u64, length: u64) -> Result<()> {
 }
 
 /// Splits a buffer at its zero pieces and hands each run on, with whether it is zero.
-fn pieces(buf: &[u8], each: &mut dyn FnMut(u64, &[u8], bool) -> Result<()>) -> Result<()> {
+fn pieces(buf: &[u8], mut each: impl FnMut(u64, &[u8], bool) -> Result<()>) -> Result<()> {
     let mut start = 0;
     while start < buf.len() {
         let zero = is_zero(&buf[start..buf.len().min(start + PIECE)]);
@@ -91,7 +91,7 @@ fn pieces(buf: &[u8], each: &mut dyn FnMut(u64, &[u8], bool) -> Result<()>) -> R
 }
 
 fn write_sparse(target: &dyn Disk, offset: u64, buf: &[u8]) -> Result<()> {
-    pieces(buf, &mut |at, part, zero| {
+    pieces(buf, |at, part, zero| {
         if zero {
             make_zero(target, offset + at, part.len() as u64)
         } else {
@@ -102,12 +102,7 @@ fn write_sparse(target: &dyn Disk, offset: u64, buf: &[u8]) -> Result<()> {
 
 /// Writes `source` as one new dynamic image without a parent, front to back, and syncs it. Returns
 /// the file's length in bytes. A failure leaves a file that is not an image.
-pub fn flatten(
-    source: &dyn Disk,
-    path: &Path,
-    uuid: Uuid,
-    progress: Progress<'_>,
-) -> Result<u64> {
+pub fn flatten(source: &dyn Disk, path: &Path, uuid: Uuid, progress: Progress<'_>) -> Result<u64> {
     let mut writer = BlockWriter::create(path, uuid, source.size())?;
     let mut buf = vec![0; CHUNK as usize];
     for extent in Extents::new(source, 0, source.size()) {
@@ -128,9 +123,12 @@ pub fn flatten(
 
 fn write_block(writer: &mut BlockWriter, at: u64, part: &[u8]) -> Result<()> {
     let (block, within) = (at / writer.block_size(), at % writer.block_size());
-    pieces(part, &mut |offset, piece, zero| {
-        if zero { Ok(()) } else { writer.write(block, within + offset, piece) }
-    })
+    pieces(
+        part,
+        |offset, piece, zero| {
+            if zero { Ok(()) } else { writer.write(block, within + offset, piece) }
+        },
+    )
 }
 
 /// Writes `source` as one new fixed image and syncs it; zeros become holes in the file.
@@ -147,11 +145,7 @@ pub fn write_fixed(
 
 /// Fills `target` from a stream of exactly its size, and syncs it. Zeros in the stream are not
 /// written where the target is zero already.
-pub fn import(
-    stream: &mut dyn Read,
-    target: &dyn Disk,
-    progress: Progress<'_>,
-) -> Result<()> {
+pub fn import(stream: &mut dyn Read, target: &dyn Disk, progress: Progress<'_>) -> Result<()> {
     let size = target.size();
     let done = each_chunk(stream, size, progress, &mut |at, part| write_sparse(target, at, part))?;
     if done != size {
@@ -188,7 +182,7 @@ fn each_chunk(
     let mut at = 0;
     loop {
         // One byte beyond the end tells a stream that is too long.
-        let room = (size - at).min(CHUNK).max(1) as usize;
+        let room = (size - at).clamp(1, CHUNK) as usize;
         let mut got = 0;
         while got < room {
             match stream.read(&mut buf[got..room]) {

@@ -208,7 +208,9 @@ pub enum Error {
         limit: usize,
     },
     /// The file system cannot share blocks between files and the caller forbade a copy.
-    #[error("disk {uuid} is raw and the file system cannot clone files; a full copy was not allowed")]
+    #[error(
+        "disk {uuid} is raw and the file system cannot clone files; a full copy was not allowed"
+    )]
     CopyNotAllowed {
         /// The disk.
         uuid: Uuid,
@@ -397,7 +399,9 @@ pub enum Fault {
     #[error("block table is at {0}, not on a sector boundary")]
     TableUnaligned(u64),
     /// Table outside the file.
-    #[error("block table at {offset} with {entries} entries reaches beyond the file of {file} bytes")]
+    #[error(
+        "block table at {offset} with {entries} entries reaches beyond the file of {file} bytes"
+    )]
     TableOutside {
         /// Byte offset.
         offset: u64,
@@ -447,7 +451,9 @@ pub enum Fault {
         second_sector: u32,
     },
     /// A parent locator with an impossible place.
-    #[error("parent locator {code:?} at {offset} with {length} bytes is outside the file of {file} bytes or longer than 65536")]
+    #[error(
+        "parent locator {code:?} at {offset} with {length} bytes is outside the file of {file} bytes or longer than 65536"
+    )]
     Locator {
         /// Platform code.
         code: String,

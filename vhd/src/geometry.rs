@@ -19,7 +19,7 @@ impl Geometry {
     pub fn for_size(size: u64) -> Self {
         const MAX: u64 = 65535 * 16 * 255;
         let total = (size / SECTOR).min(MAX);
-        let (heads, sectors, tracks);
+        let (heads, sectors, tracks): (u64, u64, u64);
         if total >= 65535 * 16 * 63 {
             (heads, sectors) = (16, 255);
             tracks = total / 255;

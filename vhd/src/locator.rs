@@ -92,11 +92,7 @@ impl Hint {
 /// The bytes of the three locators we write for a sibling file, as XenServer's tools write them.
 pub fn encode(name: &str) -> [([u8; 4], Vec<u8>); 3] {
     let windows: Vec<u8> = format!(".\\{name}").encode_utf16().flat_map(u16::to_le_bytes).collect();
-    [
-        (MACX, format!("file://./{name}").into_bytes()),
-        (W2KU, windows.clone()),
-        (W2RU, windows),
-    ]
+    [(MACX, format!("file://./{name}").into_bytes()), (W2KU, windows.clone()), (W2RU, windows)]
 }
 
 /// The header's parent name field: UTF-16 big-endian, padded with zeros, cut when too long (the

@@ -27,7 +27,8 @@ impl Raw {
 
     /// As [`Raw::open`], of an open file; `path` is for messages.
     pub fn from_file(file: File, path: &Path, mode: Mode) -> Result<Self> {
-        let stat = rustix::fs::fstat(&file).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
+        let stat =
+            rustix::fs::fstat(&file).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
         let size = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
             FileType::BlockDevice => rustix::fs::seek(&file, SeekFrom::End(0))
@@ -114,7 +115,10 @@ impl Disk for Raw {
                 break;
             }
             let hole = self.seek(SeekFrom::Hole(data))?.unwrap_or(end).min(end);
-            push(&mut extents, Extent { offset: data, length: hole - data, kind: ExtentKind::Data });
+            push(
+                &mut extents,
+                Extent { offset: data, length: hole - data, kind: ExtentKind::Data },
+            );
             at = hole;
         }
         Ok(extents)

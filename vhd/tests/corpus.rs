@@ -1,4 +1,5 @@
 //! Files good and bad, and what the reader makes of each.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod common;
 
@@ -69,11 +70,7 @@ fn good_files_read_as_they_should() {
     );
     let mut sparse = vec![0; 512];
     sparse[0] = 0xf0;
-    good(
-        "G6 sparse bits",
-        &Spec { blocks: vec![(0, sparse, 9)], ..spec() },
-        &[(0, 4 * 512, 9)],
-    );
+    good("G6 sparse bits", &Spec { blocks: vec![(0, sparse, 9)], ..spec() }, &[(0, 4 * 512, 9)]);
     good("G7 big table", &spec().entries(600).full(1, 7), &[(2 * MIB, 4096, 7)]);
     good(
         "G8 Disk2vhd",
@@ -102,11 +99,11 @@ fn a_probe_states_what_is_special() {
     let dir = dir();
     let path = dir.path().join("x.vhd");
     let probe = |spec: Spec| vhd::image::probe(&spec.write(&path)).unwrap();
-    // 964 cylinders, 8 heads, 17 sectors: 63.98 MiB of 64.
-    let chs = [0x03, 0xc4, 8, 17];
+    // 1927 cylinders, 4 heads, 17 sectors: 63.98 MiB of 64.
+    let chs = [0x07, 0x87, 4, 17];
     let info = probe(Spec { creator: *b"vpc ", geometry: chs, ..Spec::default() });
-    assert_eq!((info.size, info.chs_size), (64 << 20, Some(964 * 8 * 17 * 512)));
-    assert!(probe(Spec { creator: *b"qemu", ..Spec::default() }).chs_size.is_some());
+    assert_eq!((info.size, info.chs_size), (64 << 20, Some(1927 * 4 * 17 * 512)));
+    assert!(probe(Spec { creator: *b"qemu", geometry: chs, ..Spec::default() }).chs_size.is_some());
     assert_eq!(probe(Spec::default()).chs_size, None);
     assert!(probe(Spec { hidden: 1, ..Spec::default() }).hidden);
     let info = probe(Spec { end: false, ..Spec::default() }.full(0, 1));
@@ -195,16 +192,21 @@ fn bad_files_are_refused_with_the_reason() {
         let path = spec.write(&dir.path().join("bad.vhd"));
         let fault = fault(&path);
         assert!(accept(&fault), "{name}: {fault:?}");
-        assert!(vhd::check::check_image(&path)
-            .iter()
-            .any(|finding| finding.severity == vhd::check::Severity::Error), "{name}");
+        assert!(
+            vhd::check::check_image(&path)
+                .iter()
+                .any(|finding| finding.severity == vhd::check::Severity::Error),
+            "{name}"
+        );
         println!("{name}: {fault}");
     };
     refused("B1", Spec { footer_sum_off: 1, ..d() }, |f| matches!(f, Fault::FooterChecksum { .. }));
     refused("B2", Spec { header_sum_off: 1, ..d() }, |f| matches!(f, Fault::HeaderChecksum { .. }));
-    refused("B3", Spec { footer_cookie: *b"conectiX", ..d() }, |f| {
-        matches!(f, Fault::NoFooter { end, start } if end == "conectiX" && start == "conectiX")
-    });
+    refused(
+        "B3",
+        Spec { footer_cookie: *b"conectiX", ..d() },
+        |f| matches!(f, Fault::NoFooter { end, start } if end == "conectiX" && start == "conectiX"),
+    );
     refused("B4", Spec { header_cookie: *b"cxsparsE", ..d() }, |f| {
         matches!(f, Fault::HeaderCookie(_))
     });
@@ -267,9 +269,11 @@ fn bad_files_are_refused_with_the_reason() {
     refused("B28", locator(*b"W2ru", Some(u32::MAX), None), |f| {
         matches!(f, Fault::Locator { length: u32::MAX, .. })
     });
-    refused("B29", locator(*b"MacX", Some(20), Some(1 << 50)), |f| {
-        matches!(f, Fault::Locator { offset, .. } if *offset == 1 << 50)
-    });
+    refused(
+        "B29",
+        locator(*b"MacX", Some(20), Some(1 << 50)),
+        |f| matches!(f, Fault::Locator { offset, .. } if *offset == 1 << 50),
+    );
     refused("locator on the table", locator(*b"MacX", None, Some(1536)), |f| {
         matches!(f, Fault::MetadataOverlap { .. })
     });

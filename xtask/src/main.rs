@@ -1,2 +1,77 @@
-//! To be written.
-fn main() {}
+//! `cargo xtask`: what is done with this repository, beside compiling it.
+//!
+//! | module | command |
+//! |---|---|
+//! | [`setup`] | the system packages that the others need |
+//! | [`demo`] | the main job on a real disk image, through `smctl` |
+//! | [`test`] | all tests, with one line of totals |
+//! | [`lint`] | formatting, clippy, documentation |
+//! | [`docs`] | what is generated from the model and from `smctl` |
+//! | [`bench`] | the measured figures |
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod demo;
+mod docs;
+mod failure;
+mod lint;
+mod operations;
+mod project;
+mod setup;
+mod test;
+mod tool;
+
+use std::process::ExitCode;
+
+use failure::{Failure, Result};
+
+const USAGE: &str = "\
+cargo xtask setup [--check]            install the system packages that demo and tests need
+cargo xtask demo [--release]           the main job on a real disk image, checked with other tools
+cargo xtask test [ARGUMENTS]           all tests; arguments go to `cargo test`
+cargo xtask lint                       formatting, clippy, generated documents, rustdoc
+cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
+cargo xtask bench control [--json] [--quick]
+                                       cost of the control path, peers measured in the same run";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["setup", options @ ..] => setup::run(flag(options, "--check")?),
+        ["demo", options @ ..] => demo::run(flag(options, "--release")?),
+        ["test", rest @ ..] => test::run(rest),
+        ["lint"] => lint::run(),
+        ["docs", options @ ..] => docs::run(flag(options, "--check")?),
+        ["bench", "control", rest @ ..] => bench::run(rest),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => Err(unknown(&other.join(" "))),
+    }
+}
+
+/// Whether the only option there can be is given.
+fn flag(options: &[&str], name: &str) -> Result<bool> {
+    match options {
+        [] => Ok(false),
+        [option] if *option == name => Ok(true),
+        other => Err(unknown(&other.join(" "))),
+    }
+}
+
+fn unknown(words: &str) -> Failure {
+    Failure::new(format!("{words:?} is not understood")).hint(USAGE)
+}

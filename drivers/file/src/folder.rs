@@ -101,12 +101,21 @@ impl Folder {
 
     pub(crate) fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
         let tree = self.tree()?;
-        // Looking costs two directory reads; the lock would make every scan wait for a clone.
-        if !tree.list().map_err(from_vhd)?.unfinished {
+        // Looking first: the lock would make every scan wait for a running clone.
+        let listing = tree.list().map_err(from_vhd)?;
+        let deserted = deserted_base(&listing.nodes);
+        if !listing.unfinished && !deserted {
             return Ok(SrRecovered::default());
         }
         let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
-        let recovery = tree.recover(&guard).map_err(from_vhd)?;
+        let mut recovery = tree.recover(&guard).map_err(from_vhd)?;
+        if deserted {
+            let bases = tree.collect(&guard).map_err(from_vhd)?;
+            recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));
+        }
+        for failed in &recovery.failed {
+            plugin_sdk::tracing::warn!(?failed, "an operation can be neither finished nor undone");
+        }
         let sentence = |id: &plugin_sdk::model::uuid::Uuid| format!("operation {id}");
         Ok(SrRecovered {
             completed: recovery.completed.iter().map(sentence).collect(),
@@ -247,6 +256,15 @@ impl Folder {
             .legacy(47)
             .hint("is the file system mounted? smctl sr probe shows the SRs of a location")
     }
+}
+
+/// Whether a base copy has lost its last child, which happens when a disk was deleted while
+/// another image of the SR could not be read.
+fn deserted_base(nodes: &[tree::Node]) -> bool {
+    let parents: std::collections::HashSet<_> =
+        nodes.iter().filter_map(|node| node.parent).collect();
+    nodes.iter().all(tree::Node::is_ok)
+        && nodes.iter().any(|node| node.kind == tree::Kind::Base && !parents.contains(&node.uuid))
 }
 
 /// The SRs in a location: folders named by a UUID with our data or with VHD images.

@@ -178,4 +178,18 @@ mod tests {
             assert_eq!(without_line_end(text), secret);
         }
     }
+
+    #[test]
+    fn what_is_typed_ends_with_the_line_or_with_an_interrupt() {
+        for (typed, line) in [
+            (&b"secret\n"[..], &b"secret\n"[..]),
+            (b"sec\x03", b"sec\x03"),
+            (b"without an end", b"without an end"),
+            (b"", b""),
+        ] {
+            let mut read = Vec::new();
+            read_typed(&mut std::io::BufReader::with_capacity(3, typed), &mut read).unwrap();
+            assert_eq!(read, line);
+        }
+    }
 }

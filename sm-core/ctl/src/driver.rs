@@ -149,6 +149,15 @@ fn config_table(manifest: &Manifest) -> Table {
     table
 }
 
+/// A limit is compared with, so it is not rounded: 2040GiB, not 1.99TiB.
+fn exact_size(bytes: u64) -> String {
+    let units = [(50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift)) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => format!("{bytes}B"),
+    }
+}
+
 fn capability_table(manifest: &Manifest) -> Table {
     let mut table = Table::new(&[
         ("CAPABILITY", Align::Left),
@@ -158,11 +167,7 @@ fn capability_table(manifest: &Manifest) -> Table {
     for capability in &manifest.capabilities {
         // The model says which limits are bytes: those whose name says size.
         let limit = capability.limit.map(|limit| {
-            if capability.name.ends_with("size") {
-                Bytes(limit).to_string()
-            } else {
-                limit.to_string()
-            }
+            if capability.name.ends_with("size") { exact_size(limit) } else { limit.to_string() }
         });
         table.row([
             escape(&capability.name),
@@ -171,4 +176,17 @@ fn capability_table(manifest: &Manifest) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_not_rounded() {
+        assert_eq!(exact_size(2040 << 30), "2040GiB");
+        assert_eq!(exact_size(1 << 40), "1TiB");
+        assert_eq!(exact_size(1_000_001), "1000001B");
+        assert_eq!(exact_size(0), "0B");
+    }
 }

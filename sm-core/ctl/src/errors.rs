@@ -93,7 +93,9 @@ impl Failure {
     fn document(&self, retry: Option<&Retry>) -> Value {
         let error = match self {
             Self::Usage { message, hint } => {
-                let mut error = json!({"kind": "usage", "message": message, "retry": "permanent"});
+                // What follows the fact is for people.
+                let fact = message.split("\n\n").next().unwrap_or_default().trim_end();
+                let mut error = json!({"kind": "usage", "message": fact, "retry": "permanent"});
                 if let Some(hint) = hint {
                     error["hint"] = json!(hint);
                 }

@@ -22,13 +22,13 @@ pub(crate) fn completions(shell: Shell, json: bool) -> Report {
 
 /// The manual page of the program, or one page for each command.
 pub(crate) fn man(output: Option<&Utf8Path>, json: bool) -> Result<Report> {
-    // The options of every command stand on the page of `smctl` alone.
     let Some(folder) = output else {
         let page = render(Cli::command())?;
         return Ok(Report::new(json, &json!({"page": page}), || page.clone()));
     };
     std::fs::create_dir_all(folder).map_err(|error| file_error(folder, error))?;
-    clap_mangen::generate_to(Cli::command(), folder).map_err(|error| file_error(folder, error))?;
+    clap_mangen::generate_to(crate::cli::for_people(), folder)
+        .map_err(|error| file_error(folder, error))?;
     let mut pages = names(folder).map_err(|error| file_error(folder, error))?;
     pages.sort();
     let text = format!("{} pages are in {folder}; see: man -l {folder}/smctl.1\n", pages.len());

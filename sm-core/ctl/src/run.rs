@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use sm_model::{Error, OperationId};
 
@@ -114,22 +115,45 @@ fn start_log(verbose: u8) {
 /// Help and version go to stdout; a wrong command line to stderr, in the form of all our errors.
 fn say_usage(error: &clap::Error, argv: &[String]) -> Status {
     let color = wished_color(argv);
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        let style = Style::choose(color, &std::io::stdout());
-        let rendered = error.render();
-        let text = if style.is_on() { rendered.ansi().to_string() } else { rendered.to_string() };
-        return match output::print(text.as_bytes()) {
-            Ok(()) => Status::OK,
-            Err(_) => Status(1),
-        };
+    match error.kind() {
+        ErrorKind::DisplayHelp => say_help(argv, Style::choose(color, &std::io::stdout())),
+        ErrorKind::DisplayVersion => printed(&error.render().to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Not what was asked for: it must not be taken for an answer.
+            let _ = write!(std::io::stderr().lock(), "{}", help(argv));
+            Status::USAGE
+        }
+        _ => {
+            let style = Style::choose(color, &std::io::stderr());
+            let json = argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+            usage_failure(error, argv).report(style, json, false, None);
+            Status::USAGE
+        }
     }
-    let style = Style::choose(color, &std::io::stderr());
-    let json = argv.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    usage_failure(error).report(style, json, false, None);
-    Status::USAGE
 }
 
-fn usage_failure(error: &clap::Error) -> Failure {
+fn say_help(argv: &[String], style: Style) -> Status {
+    let help = help(argv);
+    printed(&if style.is_on() { help.ansi().to_string() } else { help.to_string() })
+}
+
+/// The help for this command line. The definition that parses has all options everywhere; what
+/// people read is made only when somebody wants to read it.
+fn help(argv: &[String]) -> StyledStr {
+    match crate::cli::for_people().try_get_matches_from(argv) {
+        Err(error) => error.render(),
+        Ok(_) => StyledStr::new(),
+    }
+}
+
+fn printed(text: &str) -> Status {
+    match output::print(text.as_bytes()) {
+        Ok(()) => Status::OK,
+        Err(_) => Status(1),
+    }
+}
+
+fn usage_failure(error: &clap::Error, argv: &[String]) -> Failure {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
@@ -142,7 +166,23 @@ fn usage_failure(error: &clap::Error) -> Failure {
         return Failure::usage(format!("{option}: {source}"));
     }
     let rendered = error.render().to_string();
-    Failure::usage(rendered.strip_prefix("error: ").unwrap_or(&rendered).to_owned())
+    let fact = rendered.split("\n\nUsage:").next().unwrap_or_default();
+    let (usage, name) = usage_of(argv);
+    Failure::usage(format!("{}\n\n{usage}", fact.strip_prefix("error: ").unwrap_or(fact)))
+        .hint(format!("{name} --help"))
+}
+
+/// Usage and name of the verb that was typed. Clap's own line would list what the environment
+/// sets as if it had to be typed.
+fn usage_of(argv: &[String]) -> (String, String) {
+    let mut command = crate::cli::for_people();
+    for word in argv.iter().skip(1).take_while(|word| *word != "--") {
+        if let Some(found) = command.find_subcommand(word) {
+            command = found.clone();
+        }
+    }
+    let name = command.get_bin_name().unwrap_or("smctl").to_owned();
+    (command.render_usage().to_string(), name)
 }
 
 /// `--color` of a command line that was not understood as a whole.

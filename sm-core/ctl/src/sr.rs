@@ -16,7 +16,7 @@ use crate::output::{Align, Block, Report, Table, escape, timestamp, yes};
 use crate::session::Session;
 use crate::shell;
 use crate::tree::{health_text, share};
-use crate::vdi::vdi_table;
+use crate::vdi::{by_name, vdi_table};
 
 /// Does one command.
 pub(crate) async fn run(session: &Session, command: &SrCommand) -> Result<Report> {
@@ -55,7 +55,8 @@ pub(crate) async fn run(session: &Session, command: &SrCommand) -> Result<Report
             Ok(done(json, sr.uuid(), "detached"))
         }
         SrCommand::Scan(selector) => {
-            let scan = session.sr(&selector.sr)?.scan(op).await?;
+            let mut scan = session.sr(&selector.sr)?.scan(op).await?;
+            by_name(&mut scan.vdis);
             let document = json!({"vdis": scan.vdis, "recovered": scan.recovered});
             let report = Report::new(json, &document, || vdi_table(&scan.vdis, session.style));
             let recovered = recovered_text(&scan.recovered);
@@ -86,9 +87,8 @@ pub(crate) async fn run(session: &Session, command: &SrCommand) -> Result<Report
             Ok(done(json, sr.uuid(), "forgotten").note(json, format!("to have it back: {paste}")))
         }
         SrCommand::Destroy(selector) => {
-            let sr = session.sr(&selector.sr)?;
-            sr.destroy(op).await?;
-            Ok(done(json, sr.uuid(), "destroyed"))
+            let uuid = session.manager.sr_destroy(op, &selector.sr).await?;
+            Ok(done(json, uuid, "destroyed"))
         }
     }
 }
@@ -132,7 +132,8 @@ fn document(record: &SrRecord) -> serde_json::Value {
 }
 
 fn list(session: &Session) -> Result<Report> {
-    let records = session.manager.srs()?;
+    let mut records = session.manager.srs()?;
+    records.sort_by(|a, b| (&a.name, a.uuid).cmp(&(&b.name, b.uuid)));
     let document = json!({"srs": records.iter().map(document).collect::<Vec<_>>()});
     let report = Report::new(session.json, &document, || {
         let mut table = Table::new(&[

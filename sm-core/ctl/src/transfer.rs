@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
@@ -29,15 +30,17 @@ pub(crate) async fn import(
             )
             .hint("write it to a file first"));
         }
+        if size.is_none() {
+            return Err(Failure::usage("the size of what comes from stdin is not known")
+                .hint("say --size with the exact number of bytes"));
+        }
         ImportSource::Stdin { size }
     } else {
-        if let Some(size) = size {
-            new.virtual_size = size;
-        }
+        new.virtual_size = size.unwrap_or_default();
         ImportSource::File { path: absolute(file)?, format }
     };
-    let (vdi, figures) = job(session, async |op| sr.import(&op, source, new).await).await?;
-    Ok(made(session, &vdi, figures))
+    let (vdi, time) = job(session, async |op| sr.import(&op, source, new).await).await?;
+    Ok(made(session, &vdi, time))
 }
 
 pub(crate) async fn export(
@@ -49,11 +52,19 @@ pub(crate) async fn export(
     force: bool,
 ) -> Result<Report> {
     let format = format.unwrap_or_else(|| format_of_name(file));
-    let target = ExportTarget { path: absolute(file)?, format, overwrite: force };
-    let (done, figures) = job(session, async |op| sr.export(&op, vdi, target).await).await?;
-    let document = json!({"vdi": vdi, "path": file, "format": format, "transferred": done});
+    let path = absolute(file)?;
+    let target = ExportTarget { path: path.clone(), format, overwrite: force };
+    let (done, time) = job(session, async |op| sr.export(&op, vdi, target).await).await?;
+    let document = json!({
+        "vdi": vdi,
+        "path": path,
+        "format": format,
+        "bytes": done.bytes,
+        "allocated": done.allocated,
+    });
     let text = format!("VDI {vdi} is written to {}", crate::output::escape(file.as_str()));
-    Ok(Report::new(session.json, &document, || format!("{text}: {figures}\n")))
+    Ok(Report::new(session.json, &document, || format!("{text}\n"))
+        .note(session.json, summary(done.bytes, time)))
 }
 
 pub(crate) async fn copy(
@@ -63,33 +74,28 @@ pub(crate) async fn copy(
     target: &Sr,
     new: NewVdi,
 ) -> Result<Report> {
-    let (vdi, figures) = job(session, async |op| sr.copy(&op, vdi, target, new).await).await?;
-    Ok(made(session, &vdi, figures))
+    let (vdi, time) = job(session, async |op| sr.copy(&op, vdi, target, new).await).await?;
+    Ok(made(session, &vdi, time))
 }
 
 /// The UUID for the next command, the figures for people.
-fn made(session: &Session, vdi: &VdiInfo, figures: String) -> Report {
+fn made(session: &Session, vdi: &VdiInfo, time: Duration) -> Report {
     Report::new(session.json, &json!({"vdi": vdi}), || format!("{}\n", vdi.uuid))
-        .note(session.json, figures)
+        .note(session.json, summary(vdi.virtual_size, time))
 }
 
-/// Runs a job with a bar; answers what it answers, and its figures.
+/// Runs a job with a bar; answers what it answers, and how long it took.
 async fn job<T>(
     session: &Session,
     work: impl AsyncFnOnce(Op) -> sm_model::Result<T>,
-) -> Result<(T, String)> {
+) -> Result<(T, Duration)> {
     let progress = Progress::start(session.json);
     let op = session.op.clone().with_progress(progress.sink());
     let clock = Clock::start(session);
     let result = work(op).await;
     let time = progress.finish();
     match result {
-        Ok(answer) => {
-            let id = session.op.id.to_string();
-            // The record knows the bytes; without it there is still the answer.
-            let bytes = session.manager.job(&id).map_or(Bytes(0), |job| job.bytes_total);
-            Ok((answer, summary(bytes, time)))
-        }
+        Ok(answer) => Ok((answer, time)),
         Err(error) => Err(clock.blame(session, error).into()),
     }
 }

@@ -263,7 +263,13 @@ async fn list(session: &Session, sr: &Sr, attached: bool) -> Result<Report> {
         let held: Vec<VdiUuid> = sr.attachments()?.iter().map(|record| record.vdi).collect();
         vdis.retain(|vdi| held.contains(&vdi.uuid));
     }
+    by_name(&mut vdis);
     Ok(Report::new(session.json, &json!({"vdis": vdis}), || vdi_table(&vdis, session.style)))
+}
+
+/// The order of listings: that of the driver means nothing to people.
+pub(crate) fn by_name(vdis: &mut [VdiInfo]) {
+    vdis.sort_by(|a, b| (&a.name, a.uuid).cmp(&(&b.name, b.uuid)));
 }
 
 /// The listing of VDIs.

@@ -61,6 +61,15 @@ impl Sr {
         Ok(())
     }
 
+    /// Tells the driver what it still has to be told after a call that was cut.
+    pub(crate) async fn finish_detach(&self, op: &Op, vdi: VdiUuid) -> Result<()> {
+        let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
+        let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
+        let followed = self.follow(op, &mut record).await;
+        self.keep(&record)?;
+        followed
+    }
+
     /// What is attached on this host.
     pub fn attachments(&self) -> Result<Vec<AttachmentRecord>> {
         let records: Vec<(String, AttachmentRecord)> =
@@ -88,7 +97,9 @@ impl Sr {
             boot: self.manager.inner.boot.clone(),
         });
         // First finish what an earlier call could not: a detach that failed, for instance.
-        self.follow(op, &mut record).await?;
+        let followed = self.follow(op, &mut record).await;
+        self.keep(&record)?;
+        followed?;
 
         let before = record.datapaths.get(datapath).map_or(State::Detached, Datapath::state);
         let after = before.after(step).map_err(|illegal| {
@@ -112,6 +123,7 @@ impl Sr {
         if after == State::Activated(AttachMode::ReadWrite) && after != before {
             self.refuse_second_writer(op, &record, datapath).await?;
         }
+        let others = record.datapaths.clone();
         match after {
             State::Detached => record.datapaths.remove(datapath),
             State::Attached(mode) => {
@@ -126,15 +138,21 @@ impl Sr {
         if matches!(step, Step::Deactivate | Step::Detach) && before != after {
             self.keep(&record)?;
         }
-        self.follow(op, &mut record).await?;
+        let followed = self.follow(op, &mut record).await;
+        if followed.is_err() && matches!(step, Step::Attach(_) | Step::Activate(_)) {
+            // A step up that failed has not happened.
+            record.datapaths = others;
+        }
         self.keep(&record)?;
+        followed?;
         if before != after {
             self.event(Event::VdiChanged { sr: self.uuid(), vdi });
         }
         Ok(record)
     }
 
-    /// Brings the driver to what the datapaths need.
+    /// Brings the driver to what the datapaths need. The record then says how far it came, also
+    /// after an error: the caller keeps it.
     async fn follow(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
         let mut target = State::superstate(record.datapaths.values().map(Datapath::state));
         // Writing stays writing until the last one leaves: lowering it would cut off the readers.
@@ -151,11 +169,8 @@ impl Sr {
             Error::new(Kind::InUse, format!("VDI {}: {illegal}", record.vdi)).legacy(46)
         })?;
         for step in steps {
-            let done = self.tell_driver(op, record, step).await;
-            if let Err(error) = done {
-                self.keep(record)?;
-                return Err(error.context("vdi", record.vdi));
-            }
+            let vdi = record.vdi;
+            self.tell_driver(op, record, step).await.map_err(|e| e.context("vdi", vdi))?;
             record.driver_state = record
                 .driver_state
                 .after(step)
@@ -245,8 +260,9 @@ impl Sr {
         mode: Option<AttachMode>,
     ) -> Result<()> {
         let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
-        self.follow(op, &mut record).await?;
+        let followed = self.follow(op, &mut record).await;
         self.keep(&record)?;
+        followed?;
         let held = record.driver_state.mode();
         if held.is_none() || mode.is_some_and(|mode| held != Some(mode)) {
             return Ok(());

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sm_model::{Access, AttachMode, DeviceConfig, Error, Kind, Result, SrUuid, VdiUuid};
+use sm_model::{
+    Access, AttachMode, DeviceConfig, Error, Kind, OperationId, Result, SrUuid, VdiUuid,
+};
 
 use crate::store::{Batch, Change, Commit, Expectation, Store};
 
@@ -38,6 +40,9 @@ pub struct SrRecord {
     pub attached_in_boot: String,
     /// When this installation came to know it, in seconds since 1970-01-01 UTC.
     pub created: u64,
+    /// The operation that created it, to know a replay; none if it was introduced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<OperationId>,
 }
 
 /// What holds a VDI on this host.

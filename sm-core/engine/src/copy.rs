@@ -263,7 +263,7 @@ impl Sr {
         Ok(())
     }
 
-    /// Lets go of what a job held whose process died.
+    /// Lets go of what a job held whose process died, and finishes detaches that were cut.
     pub(crate) async fn release_dead_jobs(&self, op: &Op) -> Result<()> {
         for record in self.attachments()? {
             for name in record.datapaths.keys() {
@@ -271,14 +271,14 @@ impl Sr {
                     continue;
                 };
                 let lock = crate::locks::Lock::operation(id);
-                let Some(held) = self.manager.inner.locks.try_take(&lock)? else { continue };
-                drop(held);
+                if self.manager.inner.locks.try_take(&lock)?.is_none() {
+                    continue; // It is alive.
+                }
                 self.vdi_deactivate(op, record.vdi, name).await?;
                 self.vdi_detach(op, record.vdi, name).await?;
-                if let Some(job) = self.manager.job_record(id)? {
-                    tracing::info!(job = %id, kind = job.kind(), "let go of a dead job's disk");
-                }
+                tracing::info!(vdi = %record.vdi, datapath = name, "let go of a dead job's disk");
             }
+            self.finish_detach(op, record.vdi).await?;
         }
         Ok(())
     }
@@ -306,8 +306,8 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     async fn attach(sr: &'a Sr, op: &Op, vdi: VdiUuid) -> Result<Self> {
+        let datapath = datapath(op);
         let op = op.part("source");
-        let datapath = datapath(&op);
         sr.refuse_if_attached(&op, vdi, feature::LIVE_SNAPSHOT, Some(AttachMode::ReadWrite))
             .await
             .map_err(|error| error.hint("snapshot it and use the snapshot"))?;

@@ -124,7 +124,6 @@ pub struct JobRecord {
     /// Bytes that are safe on the storage: where a resumed job goes on.
     #[serde(default)]
     pub(crate) safe: u64,
-    #[serde(flatten)]
     pub(crate) plan: Plan,
 }
 

@@ -94,6 +94,13 @@ pub(crate) fn begin<R: Request>(
     }
 }
 
+/// The SR of an operation of this kind that this id was used for, if it was answered.
+pub(crate) fn answered<R: Request>(catalog: &Catalog, id: OperationId) -> Result<Option<SrUuid>> {
+    let found = catalog.get::<Entry>(&key(id))?.map(|found| found.record);
+    let answered = |entry: &Entry| entry.operation == R::OPERATION.name() && entry.reply.is_some();
+    Ok(found.filter(answered).map(|entry| entry.sr))
+}
+
 /// Records the answer.
 pub(crate) fn finish<R: Request>(
     catalog: &Catalog,

@@ -96,6 +96,17 @@ impl Locks {
         Ok(try_lock(&self.0.join(&lock.name), lock)?.map(|file| Held(vec![file])))
     }
 
+    /// Removes the files of locks whose holders died.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        let failed = |error| Error::from(error).context("path", self.0.display());
+        for entry in std::fs::read_dir(&self.0).map_err(failed)? {
+            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+            // Letting go removes the file.
+            drop(self.try_take(&Lock { name, shared: false })?);
+        }
+        Ok(())
+    }
+
     async fn take_one(&self, op: &Op, lock: &Lock, deadline: Instant) -> Result<HeldFile> {
         let name = &lock.name;
         let path = self.0.join(name);
@@ -195,6 +206,16 @@ mod tests {
         let (folder, locks) = locks();
         drop(locks.take(&soon(), &[vdi(1), vdi(2), vdi(1)]).await.unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_sweep_removes_what_the_dead_left_and_nothing_that_is_held() {
+        let (folder, locks) = locks();
+        let _held = locks.take(&soon(), &[vdi(1)]).await.unwrap();
+        std::fs::write(folder.path().join("vdi-of-a-dead-process"), "1").unwrap();
+        locks.sweep().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(locks.try_take(&vdi(1)).unwrap().is_none());
     }
 
     #[tokio::test]

@@ -10,14 +10,14 @@ use sm_loader::inspect::Inspection;
 use sm_loader::port::{self, DriverPort};
 use sm_loader::{DriverModule_Ref, InProcessPort, Loader, LoaderOptions, Placement};
 use sm_model::host::OpenRequest;
-use sm_model::sr::{SrAttach, SrCreate, SrProbe, SrProbed, SrRecovered, SrStat};
+use sm_model::sr::{SrAttach, SrCreate, SrDestroy, SrProbe, SrProbed, SrRecovered, SrStat};
 use sm_model::{DeviceConfig, Error, HostId, Kind, Manifest, Result, SrUuid, name};
 use sm_step::step;
 use tokio::sync::{Mutex, broadcast};
 
 use crate::catalog::{Catalog, SrRecord};
 use crate::events::Event;
-use crate::journal::{self, Begin};
+use crate::journal;
 use crate::locks::{Lock, Locks};
 use crate::op::Op;
 use crate::secrets::Secrets;
@@ -251,15 +251,11 @@ impl StorageManager {
         let uuid = new.uuid.unwrap_or_else(|| op.id.derived("sr", 0).into());
         let _held = self.lock(op, &[Lock::operation(op.id), Lock::sr(uuid)]).await?;
         let request = SrCreate { name: new.name.clone(), description: new.description.clone() };
-        let known = self.record(uuid)?;
-        if known.is_some() {
+        if let Some(known) = self.record(uuid)? {
             // Only a replay of the very operation that made it may pass.
-            if let Begin::Replay(_) = journal::begin(&self.inner.catalog, op.id, uuid, &request)? {
-                if let Some(record) = known {
-                    return Ok(record);
-                }
+            if known.created_by == Some(op.id) && known.driver == new.driver {
+                return Ok(known);
             }
-            journal::forget(&self.inner.catalog, op.id)?;
             return Err(Error::new(Kind::Exists, format!("SR {uuid} is known already")).legacy(42));
         }
         let manifest = self.manifest(&new.driver)?;
@@ -308,6 +304,7 @@ impl StorageManager {
             attached: true,
             attached_in_boot: self.inner.boot.clone(),
             created: journal::now(),
+            created_by: Some(op.id),
         };
         self.put_record(&record)?;
         step!("sr_create.recorded");
@@ -349,6 +346,7 @@ impl StorageManager {
                 attached: true,
                 attached_in_boot: self.inner.boot.clone(),
                 created: journal::now(),
+                created_by: None,
             };
             self.put_record(&record)?;
             Ok(record)
@@ -377,6 +375,18 @@ impl StorageManager {
         let records: Vec<SrRecord> = self.srs()?;
         let record = select("SR", selector, &records, |sr| sr.uuid.0, |sr| &sr.name)?.clone();
         Ok(Sr { manager: self.clone(), record })
+    }
+
+    /// Removes an SR, which must hold no VDI, from its backend and from this installation. A
+    /// retry with the same operation id is success although the SR is not known any more.
+    pub async fn sr_destroy(&self, op: &Op, selector: &str) -> Result<SrUuid> {
+        match self.sr(selector) {
+            Ok(sr) => {
+                sr.destroy(op).await?;
+                Ok(sr.uuid())
+            }
+            Err(error) => journal::answered::<SrDestroy>(&self.inner.catalog, op.id)?.ok_or(error),
+        }
     }
 
     /// Ends the sessions with all drivers.

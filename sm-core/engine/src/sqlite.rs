@@ -27,14 +27,14 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// A [`Store`] in an SQLite file.
 #[derive(Debug)]
-pub struct SqliteStore {
+pub(crate) struct SqliteStore {
     connection: Mutex<Connection>,
     path: String,
 }
 
 impl SqliteStore {
     /// Opens the file, making it if it is not there. It is readable by its owner only.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
         make_private(path).map_err(|error| {
             Error::from(error).context("path", &shown).hint("is the state directory writable?")

@@ -206,6 +206,7 @@ impl Sr {
         self.release_dead_jobs(op).await?;
         self.settle(op).await?;
         journal::prune(&self.manager.inner.catalog)?;
+        self.manager.inner.locks.sweep()?;
         Ok(Scan { vdis: self.vdis(op).await?, recovered })
     }
 
@@ -454,9 +455,6 @@ impl Sr {
                 }
                 Some(sm_model::Operation::VdiClone) => {
                     self.settle_made::<VdiClone>(op, id, &entry.request, |r| r.uuid).await?
-                }
-                Some(sm_model::Operation::VdiIntroduce) => {
-                    self.settle_made::<VdiIntroduce>(op, id, &entry.request, |r| r.uuid).await?
                 }
                 // The others are the same when repeated; the driver knows the last operation it
                 // did on a VDI and answers `already`.

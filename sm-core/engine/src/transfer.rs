@@ -4,7 +4,7 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use sm_model::{Access, Bytes, Error, ImageFormat, Kind, Result};
+use sm_model::{Access, Error, ImageFormat, Kind, Result};
 use vhd::{Chain, Disk, Extent, Layer, Mode};
 
 /// Bytes between two flushes of the target: what a resumed job may have to copy again.
@@ -222,9 +222,4 @@ pub(crate) fn from_vhd(error: &vhd::Error) -> Error {
         Kind::Internal
     };
     Error::new(kind, error.reason())
-}
-
-/// Size of a disk, as the model counts.
-pub(crate) fn size(disk: &dyn Disk) -> Bytes {
-    Bytes(disk.size())
 }

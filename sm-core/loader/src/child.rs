@@ -53,7 +53,8 @@ pub(crate) struct Started {
 /// What to start.
 pub(crate) struct Program<'a> {
     pub(crate) path: &'a Path,
-    pub(crate) library: &'a Path,
+    /// The driver's private copy, open for reading.
+    pub(crate) library: &'a File,
     pub(crate) manifest: &'a Manifest,
     pub(crate) options: &'a ChildOptions,
     /// Whether it is the first child of its port.
@@ -70,8 +71,8 @@ pub(crate) async fn start(handle: &Handle, program: Program<'_>) -> Result<Start
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;
     // By descriptor, not by path: the child may not have the right to walk to the file, and what
-    // it maps is the file that was verified.
-    let library = File::open(program.library).map_err(failed)?;
+    // it maps is the file that was verified, for as long as the port lives.
+    let library = program.library.try_clone().map_err(failed)?;
 
     let mut command = Command::new(program.path);
     command

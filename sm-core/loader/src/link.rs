@@ -1,6 +1,6 @@
 //! The line to one child process, from its start to its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -34,8 +34,8 @@ pub(crate) struct Death {
     pub(crate) of: String,
     /// The signal, if one did and it was not ours.
     pub(crate) signal: Option<i32>,
-    /// The last line it wrote to standard error.
-    pub(crate) last_line: Option<String>,
+    /// The last lines it wrote to standard error, in their order.
+    pub(crate) last_lines: Vec<String>,
 }
 
 /// What comes back for a frame that was sent.
@@ -48,6 +48,9 @@ pub(crate) enum Answer {
     /// The child died first.
     Died(Death),
 }
+
+/// Lines of a dead child's standard error that go into the error.
+const LAST_LINES: usize = 3;
 
 /// The line to one child.
 pub(crate) struct Link {
@@ -111,12 +114,12 @@ impl Link {
             closing: AtomicBool::new(false),
             death: watch::Sender::new(None),
         });
-        let last_line = Arc::new(Mutex::new(None));
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(output) = child.stdout.take() {
             handle.spawn(copy_lines(output, "stdout", Arc::clone(&link.hub), Arc::default()));
         }
         let errors = child.stderr.take().map(|output| {
-            let (hub, last) = (Arc::clone(&link.hub), Arc::clone(&last_line));
+            let (hub, last) = (Arc::clone(&link.hub), Arc::clone(&last_lines));
             handle.spawn(copy_lines(output, "stderr", hub, last))
         });
         let (run, running_handle) = (Arc::clone(&link), handle.clone());
@@ -126,8 +129,9 @@ impl Link {
                 // Its last words are there already, unless something it started holds the pipe.
                 let _ = tokio::time::timeout(Duration::from_millis(100), errors).await;
             }
-            let last_line = last_line.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let death = Death { last_line, ..of };
+            let last_lines =
+                std::mem::take(&mut *last_lines.lock().unwrap_or_else(PoisonError::into_inner));
+            let death = Death { last_lines: last_lines.into(), ..of };
             let waiting = run.lock_waiting().take().unwrap_or_default();
             ended(&run, &death);
             for (_, waiter) in waiting {
@@ -380,7 +384,7 @@ fn describe(status: Option<ExitStatus>, killed: Option<String>) -> Death {
         (None, None, Some(code)) => (format!("exit status {code}"), None),
         (None, None, None) => ("an unknown cause".to_owned(), None),
     };
-    Death { of, signal, last_line: None }
+    Death { of, signal, last_lines: Vec::new() }
 }
 
 fn signal_name(signal: i32) -> String {
@@ -403,7 +407,7 @@ async fn copy_lines(
     mut output: impl AsyncRead + Unpin,
     stream: &'static str,
     hub: Arc<Hub>,
-    last: Arc<Mutex<Option<String>>>,
+    last: Arc<Mutex<VecDeque<String>>>,
 ) {
     let mut pending = Vec::new();
     let mut buffer = [0; LINE];
@@ -411,7 +415,11 @@ async fn copy_lines(
         let line = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
         if !line.is_empty() {
             hub.output(stream, &line);
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.len() >= LAST_LINES {
+                last.pop_front();
+            }
+            last.push_back(line);
         }
     };
     while let Ok(count @ 1..) = output.read(&mut buffer).await {

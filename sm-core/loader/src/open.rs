@@ -126,32 +126,56 @@ impl Loader {
         services: Arc<dyn HostServices>,
         budget: Duration,
     ) -> Result<Arc<dyn DriverPort>> {
-        let deadline = Instant::now() + budget;
-        let left = || deadline.saturating_duration_since(Instant::now());
-        let staged = {
-            let (path, state) = (path.as_ref().to_owned(), self.options.state_dir.clone());
-            blocking(move || stage(&path, &state)).await??
-        };
-        check_open(&staged.inspection.manifest, &request, placement, services.as_ref())?;
-        match placement {
+        Ok(match placement {
             Placement::InProcess => {
-                let module =
-                    blocking(move || dl::load(&staged.copy, &staged.inspection.manifest)).await??;
-                let grace = self.options.grace;
-                let port =
-                    InProcessPort::from_module(module, request, services, left(), grace).await?;
-                Ok(Arc::new(port))
+                Arc::new(self.open_in_process(path, request, services, budget).await?)
             }
-            Placement::Child => {
-                let options = ProcessOptions {
-                    program: child::locate(self.options.driver_host.as_deref())?,
-                    grace: self.options.grace,
-                    child: self.options.child.clone(),
-                };
-                let port = ProcessPort::open(staged, options, request, services, left()).await?;
-                Ok(Arc::new(port))
-            }
-        }
+            Placement::Child => Arc::new(self.open_child(path, request, services, budget).await?),
+        })
+    }
+
+    /// As [`Self::open`], in this process.
+    pub async fn open_in_process(
+        &self,
+        path: impl AsRef<Path>,
+        request: OpenRequest,
+        services: Arc<dyn HostServices>,
+        budget: Duration,
+    ) -> Result<InProcessPort> {
+        let deadline = Instant::now() + budget;
+        let staged = self.stage_aside(path.as_ref()).await?;
+        let manifest = &staged.inspection.manifest;
+        check_open(manifest, &request, Placement::InProcess, services.as_ref())?;
+        let module =
+            blocking(move || dl::load(&staged.copy, &staged.inspection.manifest)).await??;
+        let left = deadline.saturating_duration_since(Instant::now());
+        InProcessPort::from_module(module, request, services, left, self.options.grace).await
+    }
+
+    /// As [`Self::open`], in a child process.
+    pub async fn open_child(
+        &self,
+        path: impl AsRef<Path>,
+        request: OpenRequest,
+        services: Arc<dyn HostServices>,
+        budget: Duration,
+    ) -> Result<ProcessPort> {
+        let deadline = Instant::now() + budget;
+        let staged = self.stage_aside(path.as_ref()).await?;
+        let manifest = &staged.inspection.manifest;
+        check_open(manifest, &request, Placement::Child, services.as_ref())?;
+        let options = ProcessOptions {
+            program: child::locate(self.options.driver_host.as_deref())?,
+            grace: self.options.grace,
+            child: self.options.child.clone(),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        ProcessPort::open(staged, options, request, services, left).await
+    }
+
+    async fn stage_aside(&self, path: &Path) -> Result<Staged> {
+        let (path, state) = (path.to_owned(), self.options.state_dir.clone());
+        Ok(blocking(move || stage(&path, &state)).await??)
     }
 }
 

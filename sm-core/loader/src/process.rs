@@ -1,5 +1,6 @@
 //! A driver in a child process.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +46,8 @@ pub(crate) struct ProcessOptions {
 }
 
 struct Shared {
-    staged: Staged,
+    manifest: Manifest,
+    library: File,
     options: ProcessOptions,
     request: OpenRequest,
     hub: Arc<Hub>,
@@ -78,9 +80,13 @@ impl ProcessPort {
             first: true,
             closed: false,
         };
+        let library = File::open(&staged.copy)
+            .map_err(|source| LoadError::Stage { path: staged.copy.clone(), source })?;
+        let manifest = staged.inspection.manifest;
         let shared = Arc::new(Shared {
-            hub: Hub::new(&staged.inspection.manifest.name, services),
-            staged,
+            hub: Hub::new(&manifest.name, services),
+            manifest,
+            library,
             options,
             request,
             handle: background::handle()?,
@@ -125,12 +131,8 @@ impl Shared {
         lock(&self.state)
     }
 
-    fn manifest(&self) -> &Manifest {
-        &self.staged.inspection.manifest
-    }
-
     fn name(&self) -> &str {
-        &self.manifest().name
+        &self.manifest.name
     }
 
     /// The child, if it is alive.
@@ -157,8 +159,8 @@ impl Shared {
             self.handle,
             Program {
                 path: &self.options.program,
-                library: &self.staged.copy,
-                manifest: self.manifest(),
+                library: &self.library,
+                manifest: &self.manifest,
                 options: &self.options.child,
                 first,
             },
@@ -318,8 +320,8 @@ fn died(when: &str, driver: &str, death: &Death) -> Error {
     if let Some(signal) = death.signal {
         error = error.context("signal", signal);
     }
-    if let Some(line) = &death.last_line {
-        error = error.context("stderr", line);
+    if !death.last_lines.is_empty() {
+        error = error.context("stderr", death.last_lines.join(" / "));
     }
     error
 }
@@ -327,7 +329,7 @@ fn died(when: &str, driver: &str, death: &Death) -> Error {
 #[async_trait]
 impl DriverPort for ProcessPort {
     fn manifest(&self) -> &Manifest {
-        self.shared.manifest()
+        &self.shared.manifest
     }
 
     async fn call(&self, call: Call, request: Vec<u8>) -> Result<Vec<u8>> {

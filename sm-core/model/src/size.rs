@@ -62,14 +62,20 @@ impl Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// The largest IEC unit with at most two decimals: `10GiB`, `1.5MiB`, `512B`.
+    /// The largest IEC unit that shows the number exactly with at most two decimals (`10GiB`,
+    /// `1.5MiB`, `2040GiB`, `512B`); rounded to two decimals if none does below 10,000.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, factor) =
-            UNITS.iter().take(5).find(|(_, factor)| self.0 >= *factor).unwrap_or(&("B", 1));
-        if self.0.is_multiple_of(*factor) {
-            return f.pad(&format!("{}{unit}", self.0 / factor));
-        }
-        let text = format!("{:.2}", self.0 as f64 / *factor as f64);
+        let fitting = || UNITS.iter().filter(|(name, _)| name.ends_with("iB") || *name == "B");
+        let hundredths = |factor: u64| u128::from(self.0) * 100 / u128::from(factor);
+        let exact = fitting().find(|(_, factor)| {
+            self.0 >= *factor
+                && (u128::from(self.0) * 100).is_multiple_of(u128::from(*factor))
+                && hundredths(*factor) < 1_000_000
+        });
+        let largest = || fitting().find(|(_, factor)| self.0 >= *factor);
+        let (unit, factor) = exact.or_else(largest).unwrap_or(&("B", 1));
+        let hundredths = hundredths(*factor);
+        let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
         f.pad(&format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.')))
     }
 }

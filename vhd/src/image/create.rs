@@ -60,7 +60,8 @@ impl Layout {
                 let space = (name.len() as u64).next_multiple_of(SECTOR);
                 // In bytes, as blktap and Virtual PC write it; 512 is the smallest we produce, so
                 // that a reader never takes it for sectors.
-                *slot = Locator { code, space: space as u32, length: name.len() as u32, offset: at };
+                *slot =
+                    Locator { code, space: space as u32, length: name.len() as u32, offset: at };
                 at += space;
                 names.push(name);
             }

@@ -23,7 +23,7 @@ use crate::error::{Error, Fault, Result};
 use crate::footer::DiskType;
 use crate::geometry::Geometry;
 use crate::header::{Header, roomy_entries};
-use crate::{MAX_SIZE, SECTOR, batmap, bat, sys};
+use crate::{MAX_SIZE, SECTOR, bat, batmap, sys};
 
 impl Image {
     /// Grows the disk to `size` bytes, durably. The same size again completes what a cut left

@@ -101,7 +101,9 @@ impl Image {
                 let mut map = vec![0; size as usize];
                 sys::read_at(&self.file, &self.path, &mut map, u64::from(sector) * SECTOR)?;
                 if state.footer.has_reversed_bits() {
-                    map.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+                    for byte in &mut map {
+                        *byte = byte.reverse_bits();
+                    }
                 }
                 let full = bits::all(&map, sectors);
                 Ok(entry.insert(if full { Bits::Full } else { Bits::Map(map.into()) }))
@@ -238,7 +240,12 @@ impl Image {
             let part = &buf[(from - offset) as usize..(to - offset) as usize];
             let (first, count) = ((from - base) / SECTOR, (to - from) / SECTOR);
             if let Some(new) = fresh_left.next_if(|new| new.block == block) {
-                sys::write_at(&self.file, &self.path, part, new.start + bitmap_bytes + from - base)?;
+                sys::write_at(
+                    &self.file,
+                    &self.path,
+                    part,
+                    new.start + bitmap_bytes + from - base,
+                )?;
                 let mut map = vec![0; bitmap_bytes as usize];
                 bits::set(&mut map, first, count);
                 self.write_bitmap(&map, new.start, reversed)?;

@@ -35,9 +35,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed};
+use head::{Head, read_head};
 pub use head::{Info, Parent, probe, probe_file};
 pub use io::Run;
-use head::{Head, read_head};
 
 use crate::bat::{self, Area};
 use crate::batmap::{self, Batmap, BatmapHeader};
@@ -122,8 +122,8 @@ impl Image {
             sys::read_at(&file, path, &mut raw, header.table_offset)?;
             state.table = bat::parse(&raw);
             state.batmap = read_batmap(&file, path, &state.footer, header, head.length)?;
-            let areas = areas(&state.footer, header, state.batmap.as_ref())
-                .map_err(Error::format(path))?;
+            let areas =
+                areas(&state.footer, header, state.batmap.as_ref()).map_err(Error::format(path))?;
             bat::verify(&state.table, header.stride(), head.data_end, &areas)
                 .map_err(Error::format(path))?;
             let floor = areas.iter().map(|area| area.end).max().unwrap_or(0);
@@ -309,7 +309,8 @@ pub(crate) fn areas(
     header: &Header,
     batmap: Option<&Batmap>,
 ) -> Result<Vec<Area>, Fault> {
-    let area = |start: u64, length: u64, name| Area { start, end: start.saturating_add(length), name };
+    let area =
+        |start: u64, length: u64, name| Area { start, end: start.saturating_add(length), name };
     let mut areas = vec![
         area(0, SECTOR, "the footer copy"),
         area(footer.data_offset, 1024, "the dynamic header"),
@@ -321,9 +322,11 @@ pub(crate) fn areas(
     }
     if footer.disk_type == DiskType::Differencing {
         let used = header.locators.iter().filter(|slot| slot.is_known() && slot.length > 0);
-        areas.extend(used.map(|slot: &Locator| {
-            area(slot.offset, u64::from(slot.length), "a parent locator")
-        }));
+        areas.extend(
+            used.map(|slot: &Locator| {
+                area(slot.offset, u64::from(slot.length), "a parent locator")
+            }),
+        );
     }
     bat::verify_areas(&mut areas)?;
     Ok(areas)

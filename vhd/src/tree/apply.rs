@@ -303,7 +303,7 @@ impl Tree {
         }
         // New ids on every try, and the record tells them: what an earlier try left behind is never
         // taken for this one's.
-        Ok(Base { source: source.uuid, base: Uuid::new_v4(), leaf: Uuid::new_v4() })
+        Ok(Base { source: source.uuid, name: Uuid::new_v4(), leaf: Uuid::new_v4() })
     }
 
     pub(super) fn new_path(&self, uuid: Uuid) -> std::path::PathBuf {
@@ -393,7 +393,7 @@ impl Tree {
             let parent = match (&switch.base, content.parent) {
                 (Some(base), _) => {
                     let uuid = content.image_uuid.unwrap_or_default();
-                    Some(ParentLink { uuid, name: image_name(base.base, Format::Vhd) })
+                    Some(ParentLink { uuid, name: image_name(base.name, Format::Vhd) })
                 }
                 (None, Some(parent)) => {
                     let info = probe(&self.image_path(parent, Format::Vhd))?;
@@ -430,7 +430,7 @@ impl Tree {
     fn commit(&self, switch: &Switch) -> Result<()> {
         if let Some(base) = &switch.base {
             let source = self.image_path(base.source, Format::Vhd);
-            let kept = self.image_path(base.base, Format::Vhd);
+            let kept = self.image_path(base.name, Format::Vhd);
             match std::fs::hard_link(&source, &kept) {
                 Ok(()) => {}
                 Err(error) if cannot_link(&error) => rename(&source, &kept)?,
@@ -487,7 +487,7 @@ impl Tree {
             Snapshot => "vdi_snapshot.new_placed", Revert => "vdi_revert.new_placed");
         self.sync_images()?;
         if let Some(base) = &switch.base {
-            let path = self.image_path(base.base, Format::Vhd);
+            let path = self.image_path(base.name, Format::Vhd);
             Image::open(&path, Mode::Write)?.set_hidden(true)?;
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.base_hidden", Revert => "vdi_revert.base_hidden");
@@ -509,7 +509,7 @@ impl Tree {
         if let Some(base) = &switch.base {
             staged.push(base.source);
             let source = self.image_path(base.source, Format::Vhd);
-            let kept = self.image_path(base.base, Format::Vhd);
+            let kept = self.image_path(base.name, Format::Vhd);
             if exists(&kept)? {
                 if !exists(&source)? {
                     rename(&kept, &source)?;

@@ -57,7 +57,10 @@ impl Doc {
         let doc: Self = serde_json::from_slice(bytes)
             .map_err(|error| damaged(format!("metadata document is damaged: {error}")))?;
         if doc.sm > VERSION {
-            return Err(damaged(format!("metadata document has version {}, known is {VERSION}", doc.sm)));
+            return Err(damaged(format!(
+                "metadata document has version {}, known is {VERSION}",
+                doc.sm
+            )));
         }
         Ok(doc)
     }

@@ -53,7 +53,8 @@ pub(super) struct Switch {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Base {
     pub(super) source: Uuid,
-    pub(super) base: Uuid,
+    /// The name its file gets.
+    pub(super) name: Uuid,
     /// Footer UUID of the source's new leaf.
     pub(super) leaf: Uuid,
 }
@@ -77,7 +78,7 @@ impl Record {
     pub(super) fn uuids(&self) -> Vec<Uuid> {
         match &self.action {
             Action::Switch(switch) => {
-                let base = switch.base.iter().flat_map(|base| [base.source, base.base]);
+                let base = switch.base.iter().flat_map(|base| [base.source, base.name]);
                 base.chain([switch.target]).collect()
             }
             Action::Resize { uuid, .. } => vec![*uuid],

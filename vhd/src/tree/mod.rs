@@ -68,7 +68,7 @@ use uuid::Uuid;
 
 pub use apply::{Revert, Snapshot};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
-pub use recover::Recovery;
+pub use recover::{Failed, Recovery};
 
 use crate::error::{Error, Result};
 use crate::sys;

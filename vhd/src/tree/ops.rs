@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::doc::Doc;
 use super::node::{Change, Format, Outcome};
-use super::scan::What;
+use super::scan::{Scan, What};
 use super::{Guard, Operation, Tree, image_name, mark, remove, rename};
 use crate::error::{Error, Result};
 use crate::image::{NewImage, create};
@@ -82,7 +82,9 @@ impl Tree {
         let size = fill(&tmp)
             .and_then(|()| match format {
                 Format::Vhd => crate::image::probe(&tmp).map(|info| info.size),
-                Format::Raw => Raw::open(&tmp, crate::Mode::Read).map(|raw| crate::Disk::size(&raw)),
+                Format::Raw => {
+                    Raw::open(&tmp, crate::Mode::Read).map(|raw| crate::Disk::size(&raw))
+                }
             })
             .inspect_err(|_| drop(remove(&tmp)))?;
         self.place_new(Operation::Create, uuid, format, &Doc::new(format, metadata))?;
@@ -174,7 +176,12 @@ impl Tree {
     pub fn delete(&self, guard: &Guard, uuid: Uuid) -> Result<Change> {
         self.ready(guard, &[uuid])?;
         let mut moved = false;
-        let scan = self.scan()?;
+        // Only a VHD can be, or have, a parent.
+        let scan = if super::exists(&self.image_path(uuid, Format::Vhd))? {
+            self.scan()?
+        } else {
+            Scan::default()
+        };
         if let Some(index) = scan.index.get(&uuid)
             && let Some(entry) = scan.entries.get(*index)
             && (entry.children > 0 || entry.hidden())

@@ -94,7 +94,9 @@ impl Tree {
                         self.complete_resize(record, *uuid)?;
                         Ok(true)
                     }
-                    Err(error) if error.is_no_space() || error.is_not_found() || error.is_corrupt() => {
+                    Err(error)
+                        if error.is_no_space() || error.is_not_found() || error.is_corrupt() =>
+                    {
                         self.undo_resize(record, *uuid)?;
                         Ok(false)
                     }
@@ -118,7 +120,8 @@ impl Tree {
         if dead.is_empty() {
             return Ok(dead);
         }
-        let images: Vec<(Uuid, Format)> = dead.iter().filter_map(|name| parse_image(name)).collect();
+        let images: Vec<(Uuid, Format)> =
+            dead.iter().filter_map(|name| parse_image(name)).collect();
         for (uuid, _) in &images {
             let mut in_place = false;
             for format in Format::ALL {

@@ -1,12 +1,13 @@
 //! Reading the directory: what is there, who is whose parent, and what is damaged.
 //!
-//! Nothing here takes the lock. A listing that ran beside a change is recognised by the journal
-//! having changed, and is taken again.
+//! Nothing here waits for the lock: a listing answers while a disk is being copied.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::{AtFlags, FileType, FlockOperation};
 use uuid::Uuid;
 
 use super::doc::Doc;
@@ -19,6 +20,9 @@ use crate::chain::{Chain, Layer};
 use crate::error::{Error, Result};
 use crate::image::{Info, Mode, Parent, probe_file};
 use crate::sys;
+
+/// How long a listing beside changes tries to see the directory between two of them.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// One image file.
 pub(super) struct Entry {
@@ -48,6 +52,7 @@ pub(super) enum Link {
 }
 
 /// All images of the directory, with their links resolved.
+#[derive(Default)]
 pub(super) struct Scan {
     pub(super) entries: Vec<Entry>,
     pub(super) index: HashMap<Uuid, usize>,
@@ -77,14 +82,25 @@ impl Tree {
     /// Everything in the directory. Never fails because of one file: what cannot be used is
     /// listed, with the reason. What an unfinished operation explains is not.
     pub fn list(&self) -> Result<Listing> {
-        let mut tries = 3;
+        self.settled(|| self.list_once())
+    }
+
+    /// Looks at the directory while nobody changes it: under a shared lock when it is free, and
+    /// otherwise, since a change may take long, again and again until two looks at the
+    /// directories' times say that nothing moved in between. After [`SETTLE`] the last look counts.
+    fn settled<T>(&self, look: impl Fn() -> Result<T>) -> Result<T> {
+        let path = self.path.join(OURS).join("lock");
+        let lock = sys::open(&path, false)
+            .ok()
+            .filter(|file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared).is_ok());
+        let deadline = Instant::now() + SETTLE;
         loop {
-            let before = self.journal_stamp()?;
-            let listing = self.list_once()?;
-            tries -= 1;
-            if tries == 0 || self.journal_stamp()? == before {
-                return Ok(listing);
+            let before = self.stamp()?;
+            let found = look();
+            if lock.is_some() || self.stamp()? == before || Instant::now() >= deadline {
+                return found;
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -125,7 +141,7 @@ impl Tree {
         if !vhd && exists(&raw)? {
             return Ok((Format::Raw, vec![raw]));
         }
-        let scan = self.scan()?;
+        let scan = self.settled(|| self.scan())?;
         let Some(index) = scan.index.get(&uuid).copied() else {
             return Err(Error::NotFound { uuid, dir: self.path.clone() });
         };
@@ -184,9 +200,12 @@ impl Tree {
         }
         let mut node = match doc.format {
             Format::Raw => match self.look(uuid, Format::Raw) {
-                Some(What::Raw { size, physical }) => {
-                    Node { virtual_size: size, physical_size: physical, depth: 1, ..blank(uuid, Format::Raw) }
-                }
+                Some(What::Raw { size, physical }) => Node {
+                    virtual_size: size,
+                    physical_size: physical,
+                    depth: 1,
+                    ..blank(uuid, Format::Raw)
+                },
                 _ => return Ok(None),
             },
             Format::Vhd => {
@@ -230,7 +249,8 @@ impl Tree {
             Ok(info) => Some(What::Vhd(Box::new(info))),
             Err(error) if error.is_not_found() => None,
             Err(error) if error.os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                let text = format!("{} is a symbolic link, which is never followed", name.display());
+                let text =
+                    format!("{} is a symbolic link, which is never followed", name.display());
                 Some(What::Damaged(text))
             }
             Err(error) => Some(What::Damaged(error.reason())),
@@ -267,7 +287,7 @@ impl Tree {
             if let JournalEntry::Record(record) = entry
                 && let Action::Switch(switch) = &record.action
             {
-                bases.extend(switch.base.as_ref().map(|base| base.base));
+                bases.extend(switch.base.as_ref().map(|base| base.name));
                 coming.insert(switch.target);
             }
         }
@@ -348,15 +368,17 @@ impl Tree {
         Ok(Some(node))
     }
 
-    /// Changes whenever an operation begins or ends.
-    fn journal_stamp(&self) -> Result<(i64, i64, Vec<String>)> {
-        let path = self.path.join(OURS).join("journal");
-        let stat = rustix::fs::fstat(&self.journal)
-            .map_err(|errno| Error::io(&path, "stat")(errno.into()))?;
-        let mut names = names(&self.journal, &path)?;
-        names.sort();
-        let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
-        Ok((stat.st_mtime, nanos, names))
+    /// Changes whenever an operation begins or ends, or an image comes, goes or changes its name.
+    fn stamp(&self) -> Result<[(i64, i64); 2]> {
+        let time = |dir: &File, path: &Path| {
+            let stat =
+                rustix::fs::fstat(dir).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
+            Ok::<_, Error>((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)))
+        };
+        Ok([
+            time(&self.journal, &self.path.join(OURS).join("journal"))?,
+            time(&self.dir, &self.path)?,
+        ])
     }
 }
 
@@ -422,7 +444,9 @@ impl Scan {
             return Link::Broken(format!("its parent locator leaves the directory: {path:?}"));
         }
         if parent.uuid.is_nil() {
-            return Link::Broken("names a raw file as its parent, which a store does not hold".to_owned());
+            return Link::Broken(
+                "names a raw file as its parent, which a store does not hold".to_owned(),
+            );
         }
         let hint = parent.sibling().unwrap_or(&parent.name);
         let hinted = parse_image(hint)
@@ -434,27 +458,31 @@ impl Scan {
             (Some(hinted), all) if all.contains(&hinted) => hinted,
             (_, [only]) => *only,
             (_, [_, _, ..]) => {
-                return Link::Broken(format!("several images claim to be its parent {}", parent.uuid));
+                return Link::Broken(format!(
+                    "several images claim to be its parent {}",
+                    parent.uuid
+                ));
             }
-            (Some(hinted), []) => match self.entries.get(hinted).map(|entry| (entry, &entry.what)) {
-                Some((_, What::Damaged(_))) => return Link::To(hinted),
-                Some((entry, What::Vhd(info))) => {
-                    return Link::Broken(format!(
-                        "expects the parent {}, but {} is {}",
-                        parent.uuid, entry.uuid, info.uuid
-                    ));
+            (Some(hinted), []) => {
+                match self.entries.get(hinted).map(|entry| (entry, &entry.what)) {
+                    Some((_, What::Damaged(_))) => return Link::To(hinted),
+                    Some((entry, What::Vhd(info))) => {
+                        return Link::Broken(format!(
+                            "expects the parent {}, but {} is {}",
+                            parent.uuid, entry.uuid, info.uuid
+                        ));
+                    }
+                    _ => return Link::Broken(format!("its parent {hint:?} is not a VHD")),
                 }
-                _ => return Link::Broken(format!("its parent {hint:?} is not a VHD")),
-            },
+            }
             (None, []) => {
                 return Link::Broken(format!("its parent {} ({hint:?}) is missing", parent.uuid));
             }
         };
         match self.entries.get(found).and_then(Entry::info) {
-            Some(info) if info.size > size => Link::Broken(format!(
-                "has {size} bytes, fewer than its parent's {}",
-                info.size
-            )),
+            Some(info) if info.size > size => {
+                Link::Broken(format!("has {size} bytes, fewer than its parent's {}", info.size))
+            }
             _ => Link::To(found),
         }
     }
@@ -489,9 +517,9 @@ impl Scan {
             }
             for index in path.into_iter().rev() {
                 seen[index] = 2;
-                let above = self.entries[index].parent().map(|parent| {
-                    (self.entries[parent].depth, self.entries[parent].fault.clone())
-                });
+                let above = self.entries[index]
+                    .parent()
+                    .map(|parent| (self.entries[parent].depth, self.entries[parent].fault.clone()));
                 let entry = &mut self.entries[index];
                 entry.fault = match (&entry.what, &entry.link) {
                     (What::Damaged(reason), _) | (_, Link::Broken(reason)) => {

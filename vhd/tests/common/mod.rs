@@ -1,11 +1,14 @@
 //! A VHD writer that shares no code with the crate, for files good and bad, and the tools that
 //! read ours independently.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part of a shared file")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const SECTOR: usize = 512;
+
+/// Code, bytes, and overrides of length and offset.
+pub type Locator = ([u8; 4], Vec<u8>, Option<u32>, Option<u64>);
 
 /// A file to be built; every field may be wrong on purpose.
 #[derive(Clone)]
@@ -35,8 +38,7 @@ pub struct Spec {
     pub table: Vec<(usize, u32)>,
     pub parent: u128,
     pub parent_name: String,
-    /// Code, bytes, and overrides of length and offset.
-    pub locators: Vec<([u8; 4], Vec<u8>, Option<u32>, Option<u64>)>,
+    pub locators: Vec<Locator>,
     pub copy: bool,
     pub end: bool,
     pub cut: usize,
@@ -111,7 +113,7 @@ impl Spec {
     pub fn child_of(mut self, parent: &Spec, name: &str) -> Self {
         self.kind = 4;
         self.parent = parent.uuid;
-        self.parent_name = name.to_owned();
+        name.clone_into(&mut self.parent_name);
         self.locators = vec![(*b"W2ru", utf16le(&format!(".\\{name}")), None, None)];
         self
     }

@@ -9,7 +9,8 @@ mod interface;
 
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use abi_stable::sabi_trait::TD_Opaque;
@@ -32,11 +33,22 @@ impl Host for Quiet {
     }
 }
 
-fn now<T>(future: impl Future<Output = T>) -> T {
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("a fixture answers at once"),
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
     }
 }
 
@@ -56,7 +68,9 @@ fn main() {
         }
     };
     println!("module.describe: {:?}", module.describe().flatten().map(|f| f()));
-    let opened = now(module.open()(Bytes::new(), Host_TO::from_value(Quiet, TD_Opaque)));
+    let request = br#"{"sr":"d0000000-0000-4000-8000-000000000001","device_config":{},"host":"host"}"#;
+    let request = request.to_vec();
+    let opened = wait(module.open()(request.into(), Host_TO::from_value(Quiet, TD_Opaque)));
     let driver = match opened {
         RResult::ROk(driver) => driver,
         RResult::RErr(_) => panic!("the fixture does not open"),
@@ -71,7 +85,7 @@ fn main() {
         fence_epoch: 0,
         flags: 0,
     };
-    match now(driver.call(context, RString::from("sr_scan"), Bytes::from(b"{}".to_vec()))) {
+    match wait(driver.call(context, RString::from("sr_scan"), Bytes::from(b"{}".to_vec()))) {
         RResult::ROk(reply) => println!("reply: {}", String::from_utf8_lossy(&reply)),
         RResult::RErr(_) => panic!("the fixture fails"),
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ Exit status:
    1  internal: a defect of ours       not complete or not right
    2  usage: the command line      10  auth: credentials refused
    3  not_found                    11  unreachable: no answer
-   4  exists                       12  fenced: this host lost its right
+   4  exists; a name means several 12  fenced: this host lost its right
    5  in_use                       13  corrupt: the data is damaged
    6  no_space                     14  unsupported
    7  limit: size, count, length   15  cancelled
@@ -45,9 +45,9 @@ Start here:
 #[command(
     name = "smctl",
     version,
-    propagate_version = true,
     max_term_width = 80,
     after_long_help = AFTER_HELP,
+    arg_required_else_help = true,
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
@@ -169,15 +169,16 @@ pub(crate) enum ColorWhen {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Drivers: which there are and what they can do
-    #[command(subcommand, visible_alias = "drivers")]
+    #[command(subcommand, arg_required_else_help = true)]
     Driver(driver::DriverCommand),
     /// Storage repositories
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Sr(sr::SrCommand),
     /// Virtual disk images
+    #[command(arg_required_else_help = true)]
     Vdi(vdi::VdiArgs),
     /// Imports, exports and copies, running and past
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),
     /// Print the completions of a shell
     ///
@@ -192,6 +193,37 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         output: Option<Utf8PathBuf>,
     },
+}
+
+/// The definition for reading: the help of a verb shows its own options, and says where those of
+/// every command stand. Twelve more options under each verb would hide the two that matter.
+pub(crate) fn for_people() -> clap::Command {
+    let mut command = Cli::command();
+    // Only now do the options of every command reach the verbs.
+    command.build();
+    let nouns: Vec<String> =
+        command.get_subcommands().map(|noun| noun.get_name().to_owned()).collect();
+    for noun in nouns {
+        command = command.mut_subcommand(noun, without_general_options);
+    }
+    command
+}
+
+fn without_general_options(command: clap::Command) -> clap::Command {
+    let general = |arg: &clap::Arg| arg.get_help_heading() == Some(EVERYWHERE);
+    let verbs: Vec<String> =
+        command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let mut after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    if !after.is_empty() {
+        after.push_str("\n\n");
+    }
+    after.push_str("Options of every command (--json, --timeout, ...): smctl --help");
+    let mut command =
+        command.after_help(after).mut_args(|arg| if general(&arg) { arg.hide(true) } else { arg });
+    for verb in verbs {
+        command = command.mut_subcommand(verb, without_general_options);
+    }
+    command
 }
 
 /// Reads `60s`, `500ms`, `5m`, `2h`, `90`.
@@ -219,13 +251,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+        for_people().debug_assert();
     }
 
     #[test]

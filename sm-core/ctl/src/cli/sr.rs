@@ -28,8 +28,8 @@ pub(crate) enum SrCommand {
     },
     /// Make an SR on a backend, and enter it in the catalog
     #[command(
-        override_usage = "smctl sr create --driver <NAME|FILE.so> --name <NAME> [OPTIONS] \
-                          [KEY=VALUE]...",
+        override_usage = "smctl sr create --driver <NAME|FILE.so> --name <NAME> [OPTIONS]\n\
+                         \x20                       [KEY=VALUE]...",
         after_help = format!(
             "Prints the UUID.\n\n\
              Example: smctl sr create --driver file --name images location=/srv/images\n\n{KEYS}"
@@ -47,8 +47,8 @@ pub(crate) enum SrCommand {
     },
     /// Enter an SR that exists on a backend in the catalog
     #[command(
-        override_usage = "smctl sr introduce --driver <NAME|FILE.so> --uuid <UUID> [OPTIONS] \
-                          [KEY=VALUE]...",
+        override_usage = "smctl sr introduce --driver <NAME|FILE.so> --uuid <UUID> [OPTIONS]\n\
+                         \x20                          [KEY=VALUE]...",
         after_help = format!(
             "Prints the UUID. Name and description are those the backend keeps.\
              \n\nExample:\n  smctl sr introduce --driver file \\\n    \
@@ -82,7 +82,10 @@ pub(crate) enum SrCommand {
     #[command(after_help = "Example: smctl sr stat images")]
     Stat(SrSelector),
     /// Change name or description, here and on the backend
-    #[command(after_help = "Example: smctl sr update images --name 'golden images'")]
+    #[command(
+        override_usage = "smctl sr update [--name <NAME>] [--description <TEXT>] <SR>",
+        after_help = "Example: smctl sr update images --name 'golden images'"
+    )]
     Update {
         #[command(flatten)]
         sr: SrSelector,

@@ -62,7 +62,7 @@ pub(crate) enum VdiCommand {
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         description: String,
         /// What it is for
-        #[arg(long = "type", default_value = "user", value_parser = type_parser())]
+        #[arg(long = "type", value_name = "TYPE", default_value = "user", value_parser = type_parser())]
         vdi_type: VdiType,
         /// A key of your own; may be repeated
         #[arg(long = "key", value_name = "KEY=VALUE")]
@@ -123,7 +123,11 @@ pub(crate) enum VdiCommand {
         name: String,
     },
     /// Change description, type, keys or protection of a VDI
-    #[command(after_help = "Example: smctl vdi set disk1 --key owner=web --read-only true")]
+    #[command(
+        override_usage = "smctl vdi set [OPTIONS] <VDI>",
+        after_help = "At least one change is needed.\n\n\
+                      Example: smctl vdi set disk1 --key owner=web --read-only true"
+    )]
     Set {
         #[command(flatten)]
         vdi: VdiSelector,
@@ -238,7 +242,7 @@ pub(crate) struct New {
     #[arg(long)]
     pub(crate) uuid: Option<VdiUuid>,
     /// What it is for
-    #[arg(long = "type", default_value = "user", value_parser = type_parser())]
+    #[arg(long = "type", value_name = "TYPE", default_value = "user", value_parser = type_parser())]
     pub(crate) vdi_type: VdiType,
     /// Several may write to it at once
     #[arg(long)]
@@ -256,7 +260,7 @@ pub(crate) struct Change {
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
     /// What it is for
-    #[arg(long = "type", value_parser = type_parser())]
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_parser())]
     pub(crate) vdi_type: Option<VdiType>,
     /// Whether it may never be written
     #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]

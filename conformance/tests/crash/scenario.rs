@@ -1,0 +1,145 @@
+//! The commands that are killed.
+
+use super::place::{DISK, FLAT, Place, RAW, SR, State};
+
+/// A command and where it starts from.
+pub(crate) struct Scenario {
+    pub name: &'static str,
+    /// What has happened since the starting point.
+    pub before: fn(&Place),
+    /// The command.
+    pub arguments: fn(&Place) -> Vec<String>,
+    /// Whether a state after a crash and a scan, without a retry, is allowed though it is neither
+    /// that before nor that after.
+    pub unfinished: fn(now: &State, before: &State) -> bool,
+}
+
+const fn scenario(name: &'static str, arguments: fn(&Place) -> Vec<String>) -> Scenario {
+    Scenario { name, before: |_| {}, arguments, unfinished: |_, _| false }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// An import or copy that was cut leaves a disk that says it is not complete, and may still be
+/// attached by nobody; all other disks are as before.
+fn incomplete_disk(now: &State, before: &State) -> bool {
+    let mut others = now.disks.clone();
+    others.retain(|_, told| !told.contains("\"incomplete\":true"));
+    now.disks.len() == before.disks.len() + 1
+        && others == before.disks
+        && now.attached == before.attached
+        && now.srs == before.srs
+}
+
+/// A cut export leaves a `.partial` file beside the one it was to write.
+fn partial_file(now: &State, before: &State) -> bool {
+    let mut files = now.files.clone();
+    files.remove("out/export.raw.partial");
+    now.disks == before.disks && now.attached == before.attached && files == before.files
+}
+
+/// An attach that was cut may have reached the driver; for files there is nothing to see.
+fn attachment_only(now: &State, before: &State) -> bool {
+    now.disks == before.disks && now.files == before.files
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario("create", |_| words(&["vdi", "create", "--name", "new", "--size", "4MiB"])),
+    scenario("create raw", |_| {
+        words(&["vdi", "create", "--name", "new", "--size", "4MiB", "--format", "raw"])
+    }),
+    scenario("snapshot", |_| words(&["vdi", "snapshot", DISK, "--name", "new"])),
+    scenario("snapshot of a raw image", |_| words(&["vdi", "snapshot", FLAT, "--name", "new"])),
+    scenario("clone", |_| words(&["vdi", "clone", RAW, "--name", "new"])),
+    scenario("clone of a snapshot", |place| {
+        words(&["vdi", "clone", &place.snapshot(), "--name", "new"])
+    }),
+    scenario("revert", |place| words(&["vdi", "revert", DISK, &place.snapshot()])),
+    Scenario {
+        name: "revert to a snapshot with data",
+        before: |place| place.write(&place.snapshot(), 5 << 20, 9),
+        arguments: |place| words(&["vdi", "revert", DISK, &place.snapshot()]),
+        unfinished: |_, _| false,
+    },
+    scenario("resize", |_| words(&["vdi", "resize", DISK, "32MiB"])),
+    scenario("resize beyond the block table", |_| words(&["vdi", "resize", RAW, "40GiB"])),
+    scenario("resize raw", |_| words(&["vdi", "resize", FLAT, "32MiB"])),
+    scenario("destroy", |_| words(&["vdi", "destroy", DISK])),
+    scenario("destroy a snapshot", |place| words(&["vdi", "destroy", &place.snapshot()])),
+    scenario("rename", |_| words(&["vdi", "rename", DISK, "renamed"])),
+    Scenario {
+        name: "introduce",
+        before: |place| {
+            let from = place.images().join(SR).join(format!("{RAW}.vhd"));
+            let to = place.images().join(SR).join("1e7d0000-0000-4000-8000-000000000001.vhd");
+            std::fs::copy(from, to).unwrap();
+        },
+        arguments: |_| {
+            words(&["vdi", "introduce", "1e7d0000-0000-4000-8000-000000000001", "--name", "found"])
+        },
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "import",
+        before: |_| {},
+        arguments: |place| {
+            let file = place.file("pattern.raw").display().to_string();
+            words(&["vdi", "import", &file, "--name", "new"])
+        },
+        unfinished: incomplete_disk,
+    },
+    Scenario {
+        name: "export",
+        before: |_| {},
+        arguments: |place| {
+            let file = place.file("out/export.raw").display().to_string();
+            words(&["vdi", "export", DISK, &file])
+        },
+        unfinished: partial_file,
+    },
+    Scenario {
+        name: "copy",
+        before: |_| {},
+        arguments: |_| words(&["vdi", "copy", DISK, "--name", "new"]),
+        unfinished: incomplete_disk,
+    },
+    Scenario {
+        name: "attach",
+        before: |_| {},
+        arguments: |_| words(&["vdi", "attach", DISK]),
+        unfinished: attachment_only,
+    },
+    Scenario {
+        name: "detach",
+        before: |place| {
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["vdi", "detach", DISK]),
+        unfinished: attachment_only,
+    },
+    scenario("sr update", |_| words(&["sr", "update", SR, "--name", "renamed"])),
+    Scenario {
+        name: "sr create",
+        before: |_| {},
+        arguments: |place| {
+            let location = format!("location={}", place.images().display());
+            words(&["sr", "create", "--driver", "file", "--name", "second", &location])
+        },
+        // The folder may be there before the catalog knows it: a probe shows it, a retry goes on.
+        unfinished: |now, before| now.disks == before.disks && now.srs == before.srs,
+    },
+    Scenario {
+        name: "sr destroy",
+        before: |place| {
+            let location = format!("location={}", place.images().display());
+            let uuid = "5c000000-0000-4000-8000-000000000002";
+            place.must(&[
+                "sr", "create", "--driver", "file", "--name", "second", "--uuid", uuid, &location,
+            ]);
+        },
+        arguments: |_| words(&["sr", "destroy", "5c000000-0000-4000-8000-000000000002"]),
+        unfinished: |now, before| now.disks == before.disks,
+    },
+];

@@ -1,0 +1,228 @@
+//! Every command, from the first SR to its end.
+
+use serde_json::Value;
+
+use crate::world::{PLACES, World, driver_file};
+
+/// The one value at `pointer` that must be a text.
+fn text(document: &Value, pointer: &str) -> String {
+    let found = document.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("no text at {pointer}: {document}")).to_owned()
+}
+
+/// `driver list`, `info` and `inspect` show the same manifest.
+#[test]
+fn drivers_are_shown() {
+    let world = World::empty("in-process");
+    assert!(world.ok(&["driver", "list"]).contains("\nfile "));
+    let listed = world.json(&["driver", "list"]);
+    assert_eq!(listed["drivers"].as_array().unwrap().len(), 1);
+    let info = world.json(&["driver", "info", "file"]);
+    let file = driver_file();
+    let inspected = world.json(&["driver", "inspect", file.to_str().unwrap()]);
+    assert_eq!(info["manifest"], inspected["manifest"]);
+    assert_eq!(text(&info, "/manifest/name"), "file");
+    assert!(world.ok(&["driver", "info", "file"]).contains("location"));
+}
+
+/// The whole life of an SR.
+#[test]
+fn an_sr_lives() {
+    for place in PLACES {
+        let world = World::empty(place);
+        let location = world.location();
+
+        // Found out what can be made, and made it.
+        let probed = world.json(&["sr", "probe", "--driver", "file", &location]);
+        assert_eq!(probed["items"][0]["complete"], true);
+        let line = world.ok(&["sr", "probe", "--driver", "file", &location]);
+        assert!(line.contains("sr create --name=NAME --driver=file location="), "{line}");
+        let uuid = world.ok(&[
+            "sr",
+            "create",
+            "--driver",
+            "file",
+            "--name",
+            "images",
+            "--description",
+            "d",
+            &format!("device-config:{location}"),
+        ]);
+
+        assert!(world.ok(&["sr", "list"]).contains(&uuid));
+        assert_eq!(text(&world.json(&["sr", "list"]), "/srs/0/uuid"), uuid);
+        let shown = world.json(&["sr", "show", &uuid[..8]]);
+        assert_eq!(text(&shown, "/info/health/state"), "ok");
+        assert_eq!(text(&shown, "/sr/description"), "d");
+        assert!(world.ok(&["sr", "show", "images"]).contains("attached:"));
+        assert_eq!(text(&world.json(&["sr", "stat", "images"]), "/uuid"), uuid);
+        world.ok(&["sr", "stat", "images"]);
+
+        world.ok(&["sr", "update", "images", "--name", "golden"]);
+        assert_eq!(text(&world.json(&["sr", "stat", "golden"]), "/name"), "golden");
+        assert_eq!(world.json(&["sr", "scan", "golden"])["vdis"], serde_json::json!([]));
+
+        // Away and back.
+        world.ok(&["sr", "detach", "golden"]);
+        assert_eq!(world.json(&["sr", "show", "golden"])["info"], Value::Null);
+        world.json(&["sr", "attach", "golden"]);
+        world.ok(&["sr", "detach", "golden"]);
+        let forgot = world.run(&["sr", "forget", "golden"]);
+        assert!(forgot.stderr.contains("sr introduce --uuid="), "{forgot:?}");
+        assert_eq!(world.json(&["sr", "list"])["srs"], serde_json::json!([]));
+        let probed = world.json(&["sr", "probe", "--driver", "file", &location]);
+        assert!(probed.to_string().contains(&uuid), "{probed}");
+        let words = ["sr", "introduce", "--driver", "file", "--uuid", &uuid, &location];
+        assert_eq!(world.ok(&words), uuid);
+        assert_eq!(text(&world.json(&["sr", "show", &uuid]), "/sr/name"), "golden");
+
+        world.ok(&["sr", "destroy", "golden"]);
+        assert_eq!(world.json(&["sr", "list"])["srs"], serde_json::json!([]));
+    }
+}
+
+/// The whole life of VDIs, but for the moving of bytes.
+#[test]
+fn a_vdi_lives() {
+    for place in PLACES {
+        let world = World::with_sr(place);
+        let disk = world.ok(&["vdi", "create", "--name", "disk", "--size", "1GiB"]);
+        let raw = world.json(&[
+            "vdi", "create", "--name", "raw", "--size", "64MiB", "--format", "raw", "--key", "a=b",
+        ]);
+        assert_eq!(text(&raw, "/changed"), "created");
+        assert_eq!(text(&raw, "/vdi/keys/a"), "b");
+        assert_eq!(raw["vdi"]["virtual_size"], 64 << 20);
+        assert!(world.ok(&["vdi", "list"]).contains("1GiB"));
+        assert_eq!(world.json(&["vdi", "list"])["vdis"].as_array().unwrap().len(), 2);
+        assert_eq!(text(&world.json(&["vdi", "show", &disk[..8]]), "/vdi/name"), "disk");
+
+        world.ok(&["vdi", "resize", "disk", "2GiB"]);
+        world.ok(&["vdi", "rename", "disk", "web"]);
+        world.ok(&["vdi", "set", "web", "--key", "k=v", "--description", "d"]);
+        world.ok(&["vdi", "set", "web", "--remove-key", "k", "--key", "l=w"]);
+        let shown = world.json(&["vdi", "show", "web"]);
+        assert_eq!(shown["vdi"]["keys"], serde_json::json!({"l": "w"}));
+        assert_eq!(shown["vdi"]["virtual_size"], 2u64 << 30);
+
+        // Attached, seen, refused, detached.
+        let access = world.json(&["vdi", "attach", "web"]);
+        assert_eq!(access["activated"], true);
+        assert_eq!(text(&access, "/access/0/format"), "vhd");
+        assert!(world.ok(&["vdi", "show", "web"]).contains("smctl: read-write, I/O allowed"));
+        assert_eq!(world.json(&["vdi", "list", "--attached"])["vdis"].as_array().unwrap().len(), 1);
+        let refused = world.fails(&["vdi", "destroy", "web"], 5);
+        assert!(refused.contains("is attached by \"smctl\""), "{refused}");
+        assert!(refused.contains(&format!("\n\nhint: smctl vdi detach {disk}\n")), "{refused}");
+        world.ok(&["vdi", "detach", "web"]);
+        assert_eq!(text(&world.json(&["vdi", "detach", "web"]), "/changed"), "already");
+
+        let snapshot = world.ok(&["vdi", "snapshot", "web"]);
+        let shown = world.json(&["vdi", "show", &snapshot]);
+        assert_eq!(text(&shown, "/vdi/name"), "web", "a snapshot is called as its disk");
+        assert_eq!(text(&shown, "/vdi/snapshot_of"), disk);
+        let named = world.ok(&["vdi", "snapshot", &disk, "--name", "before"]);
+        let clone = world.ok(&["vdi", "clone", "before", "--name", "copy"]);
+        world.ok(&["vdi", "revert", &disk, "before"]);
+        let forest = world.json(&["vdi", "tree"]).to_string();
+        for uuid in [&disk, &snapshot, &named, &clone] {
+            assert!(forest.contains(uuid.as_str()));
+        }
+        assert!(world.ok(&["vdi", "tree", "--ascii"]).is_ascii());
+        assert!(world.ok(&["vdi", "check", "copy"]).ends_with("is sound"));
+        assert_eq!(world.json(&["vdi", "check", "copy"])["findings"], serde_json::json!([]));
+
+        world.fails(&["sr", "destroy", "images"], 5);
+        assert_eq!(text(&world.json(&["vdi", "destroy", "copy"]), "/changed"), "modified");
+        assert_eq!(text(&world.json(&["vdi", "destroy", &clone]), "/changed"), "already");
+    }
+}
+
+/// An image that was laid into the SR's folder by hand is adopted.
+#[test]
+fn an_image_is_introduced() {
+    let world = World::with_sr("in-process");
+    let sr = text(&world.json(&["sr", "list"]), "/srs/0/uuid");
+    let made = world.ok(&["vdi", "create", "--name", "d", "--size", "8MiB", "--format", "raw"]);
+    let folder = world.folder.path().join("images").join(&sr);
+    let uuid = "8d0c9f0e-0a3b-4a8e-b1c5-0d9c6b7a5e4f";
+    std::fs::copy(folder.join(format!("{made}.raw")), folder.join(format!("{uuid}.raw"))).unwrap();
+    assert_eq!(world.ok(&["vdi", "introduce", uuid, "--name", "found"]), uuid);
+    assert_eq!(text(&world.json(&["vdi", "show", "found"]), "/vdi/uuid"), uuid);
+}
+
+/// Bytes go in and come out the same; each move is a job.
+#[test]
+fn bytes_are_moved() {
+    for place in PLACES {
+        let world = World::with_sr(place);
+        let source = world.path("in.raw");
+        let mut bytes = vec![0u8; 8 << 20];
+        bytes[3 << 20..4 << 20].fill(7);
+        std::fs::write(&source, &bytes).unwrap();
+
+        let ran = world.run(&["vdi", "import", &source, "--name", "in"]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+        assert!(ran.stderr.starts_with("8MiB in ") && ran.stderr.lines().count() == 1, "{ran:?}");
+        world.ok(&["vdi", "export", "in", &world.path("out.raw")]);
+        assert!(std::fs::read(world.path("out.raw")).unwrap() == bytes, "{place}");
+        let refused = world.fails(&["vdi", "export", "in", &world.path("out.raw")], 4);
+        assert!(refused.contains("out.raw"), "{refused}");
+        world.ok(&["vdi", "export", "in", &world.path("out.raw"), "--force"]);
+        let exported = world.json(&["vdi", "export", "in", &world.path("out.vhd")]);
+        assert_eq!(exported["bytes"], 8 << 20);
+
+        // A VHD is recognised by looking.
+        let back = world.json(&["vdi", "import", &world.path("out.vhd"), "--name", "back"]);
+        assert_eq!(back["vdi"]["virtual_size"], 8 << 20);
+        world.ok(&["vdi", "export", "back", &world.path("back.img")]);
+        assert!(std::fs::read(world.path("back.img")).unwrap() == bytes, "{place}");
+
+        let other = world.path("images");
+        world.ok(&[
+            "sr",
+            "create",
+            "--driver",
+            "file",
+            "--name",
+            "two",
+            &format!("location={other}"),
+        ]);
+        world.fails(&["vdi", "list"], 2);
+        world.ok(&["vdi", "copy", "in", "--sr", "images", "--to", "two", "--name", "moved"]);
+        world.ok(&["vdi", "export", "--sr", "two", "moved", &world.path("moved.raw")]);
+        assert!(std::fs::read(world.path("moved.raw")).unwrap() == bytes, "{place}");
+
+        let jobs = world.json(&["job", "list"]);
+        let jobs = jobs["jobs"].as_array().unwrap();
+        assert!(jobs.len() >= 6, "{jobs:?}");
+        let import = jobs.iter().find(|job| job["kind"] == "import").unwrap();
+        let id = text(import, "/id");
+        assert_eq!(text(import, "/state"), "done");
+        assert!(world.ok(&["job", "list"]).contains(&id));
+        assert!(world.ok(&["job", "show", &id[..8]]).contains("done"));
+        world.json(&["job", "wait", &id]);
+        world.fails(&["job", "cancel", &id], 4);
+        world.fails(&["job", "resume", &id], 4);
+    }
+}
+
+/// `-` is stdin; its size must be known.
+#[test]
+fn bytes_come_from_stdin() {
+    use std::io::Write;
+    let world = World::with_sr("in-process");
+    world.fails(&["vdi", "import", "-", "--name", "x"], 2);
+    world.fails(&["vdi", "import", "-", "--name", "x", "--size", "1MiB", "--format", "vhd"], 2);
+    let words = ["vdi", "import", "-", "--name", "x", "--size", "4MiB"];
+    let mut child = world
+        .command(&words)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&[5; 4 << 20]).unwrap();
+    assert!(child.wait().unwrap().success());
+    world.ok(&["vdi", "export", "x", &world.path("x.raw")]);
+    assert!(std::fs::read(world.path("x.raw")).unwrap() == [5; 4 << 20]);
+}

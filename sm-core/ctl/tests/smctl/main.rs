@@ -1,0 +1,10 @@
+//! The real program against the real file driver, with the driver in a child process and in
+//! process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod errors;
+mod life;
+mod names;
+mod pages;
+mod together;
+mod world;

@@ -1,0 +1,120 @@
+//! Steps, each a line with its time; and `smctl` as a user types it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::failure::{Doing, Result};
+use crate::tool::{Tool, quoted};
+
+/// The program, in a folder, with its own state.
+pub(super) struct Smctl {
+    program: PathBuf,
+    state: PathBuf,
+    directory: PathBuf,
+}
+
+impl Smctl {
+    pub(super) fn new(product: &Path, state: &Path, directory: &Path) -> Self {
+        let (state, directory) = (state.to_owned(), directory.to_owned());
+        Self { program: product.join("smctl"), state, directory }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What a user's environment would say once stands here in the environment, so that the
+    /// commands read as in the manual.
+    fn tool(&self, words: &[&str]) -> Tool {
+        Tool::new(&self.program)
+            .args(words)
+            .env("SMCTL_STATE_DIR", &self.state)
+            .env("LC_ALL", "C.UTF-8")
+            .directory(&self.directory)
+    }
+}
+
+/// What has been done so far.
+#[derive(Default)]
+pub(super) struct Steps {
+    commands: usize,
+    checks: usize,
+    busy: Duration,
+    titles: usize,
+}
+
+impl Steps {
+    pub(super) fn title(&mut self, title: &str) {
+        self.titles += 1;
+        println!("\n{}. {title}", self.titles);
+    }
+
+    /// Types a command, shows what it prints, and answers it.
+    pub(super) fn type_in(&mut self, smctl: &Smctl, words: &[&str]) -> Result<String> {
+        self.commands += 1;
+        let command = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let mut answer = String::new();
+        self.timed(&format!("$ smctl {command}"), || {
+            let printed = smctl.tool(words).run()?;
+            answer = printed.stdout;
+            Ok(printed.stderr.lines().last().unwrap_or_default().to_owned())
+        })?;
+        // A document is for programs.
+        if !words.contains(&"--json") {
+            answer.lines().for_each(|line| println!("                     {line}"));
+        }
+        Ok(answer)
+    }
+
+    /// Types a command that answers a document.
+    pub(super) fn type_in_json(&mut self, smctl: &Smctl, words: &[&str]) -> Result<Value> {
+        let answer = self.type_in(smctl, words)?;
+        serde_json::from_str(&answer).doing(|| format!("read the JSON of {}", words.join(" ")))
+    }
+
+    /// Something that others do: a check, if it says so.
+    pub(super) fn step<T>(&mut self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut answer = None;
+        self.checks += usize::from(what.starts_with("check"));
+        self.timed(what, || {
+            answer = Some(work()?);
+            Ok(String::new())
+        })?;
+        answer.ok_or_else(|| crate::failure::Failure::new(format!("{what}: no answer")))
+    }
+
+    /// A step that has something to say.
+    pub(super) fn step_said(
+        &mut self,
+        what: &str,
+        work: impl FnOnce() -> Result<String>,
+    ) -> Result<()> {
+        self.checks += usize::from(what.starts_with("check"));
+        self.timed(what, work)
+    }
+
+    fn timed(&mut self, what: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+        let start = Instant::now();
+        let outcome = work();
+        let took = start.elapsed();
+        self.busy += took;
+        let (word, said) = match &outcome {
+            Ok(said) if said.is_empty() => ("ok", String::new()),
+            Ok(said) => ("ok", format!("  ({said})")),
+            Err(_) => ("FAILED", String::new()),
+        };
+        println!("  {word:<6} {:>6} ms  {what}{said}", took.as_millis());
+        outcome.map(drop)
+    }
+
+    pub(super) fn summary(&self) -> String {
+        format!(
+            "{} commands of smctl and {} checks by other tools in {:.1} s",
+            self.commands,
+            self.checks,
+            self.busy.as_secs_f64()
+        )
+    }
+}

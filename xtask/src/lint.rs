@@ -1,0 +1,38 @@
+//! `cargo xtask lint`: what must hold before a change is looked at.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use crate::docs;
+use crate::failure::Result;
+use crate::project::cargo;
+
+pub(crate) fn run() -> Result<ExitCode> {
+    let mut failed = Vec::new();
+    let mut step = |name: &'static str, work: &mut dyn FnMut() -> Result<bool>| {
+        let start = Instant::now();
+        let good = work()?;
+        let word = if good { "ok" } else { "FAILED" };
+        println!("lint: {name} ... {word} ({:.1} s)", start.elapsed().as_secs_f64());
+        if !good {
+            failed.push(name);
+        }
+        Ok(())
+    };
+    step("cargo fmt", &mut || Ok(cargo().args(["fmt", "--all", "--check"]).show()?.success()))?;
+    step("clippy", &mut || {
+        let words = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        Ok(cargo().args(words).show()?.success())
+    })?;
+    step("docs/operations.md", &mut || docs::is_current())?;
+    step("rustdoc", &mut || {
+        let words = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
+        Ok(cargo().args(words).env("RUSTDOCFLAGS", "-D warnings").show()?.success())
+    })?;
+    if failed.is_empty() {
+        println!("lint: all is well");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("lint: failed: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}

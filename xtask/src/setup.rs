@@ -1,0 +1,157 @@
+//! `cargo xtask setup`: the system packages that demo and tests need.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::failure::{Failure, Result};
+use crate::tool::{self, Tool};
+
+/// Time for the package manager, which may have to load from a slow mirror.
+const INSTALL: Duration = Duration::from_secs(10 * 60);
+
+/// A package, a file that is there when it is installed, and what it is for.
+struct Package {
+    name: &'static str,
+    program: &'static str,
+    purpose: &'static str,
+}
+
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "qemu-utils",
+        program: "qemu-img",
+        purpose: "reads and writes the images we write and read",
+    },
+    Package {
+        name: "libvhdi-utils",
+        program: "vhdiinfo",
+        purpose: "reads VHD images, differencing ones too",
+    },
+    Package {
+        name: "e2fsprogs",
+        program: "mkfs.ext4",
+        purpose: "makes and checks file systems inside disks",
+    },
+    Package {
+        name: "rustc-web",
+        program: "/usr/bin/rustc",
+        purpose: "a second compiler release, for drivers that another one has built",
+    },
+];
+
+/// Packages that cannot be beside `rustc-web`. Whoever has one of them keeps it.
+const RIVALS: &[&str] = &["rustc", "rustc-mozilla", "rustup"];
+
+pub(crate) fn run(check: bool) -> Result<ExitCode> {
+    let missing = missing();
+    if missing.is_empty() {
+        for package in PACKAGES {
+            println!("{:<15} is there: {}", package.name, package.purpose);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if check {
+        for package in &missing {
+            println!("{:<15} is missing: {}", package.name, package.purpose);
+        }
+        println!("to install: {}", command(&missing));
+        return Ok(ExitCode::FAILURE);
+    }
+    install(&missing)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the other commands do first: installs what is missing, or says what is.
+pub(crate) fn ensure() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing)
+}
+
+fn missing() -> Vec<&'static Package> {
+    PACKAGES.iter().filter(|package| !is_there(package)).collect()
+}
+
+/// By the package manager's record where there is one, else by the program: on another system,
+/// or built by hand, the tool is as good.
+fn is_there(package: &Package) -> bool {
+    let is_file = |program: &str| match program.strip_prefix('/') {
+        Some(_) => Path::new(program).is_file(),
+        None => tool::find(program).is_some(),
+    };
+    installed(package.name) || is_file(package.program)
+}
+
+fn installed(package: &str) -> bool {
+    Tool::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status}", package])
+        .run()
+        .is_ok_and(|printed| printed.stdout == "installed")
+}
+
+fn command(packages: &[&Package]) -> String {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    format!("apt-get install -y --no-install-recommends {}", names.join(" "))
+}
+
+fn install(packages: &[&Package]) -> Result<()> {
+    let what: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    let missing = format!("missing on this machine: {}", what.join(", "));
+    if tool::find("apt-get").is_none() {
+        let programs: Vec<&str> = packages.iter().map(|package| package.program).collect();
+        return Err(Failure::new(missing).hint(format!(
+            "this is no Debian: install what brings these programs: {}",
+            programs.join(", ")
+        )));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(missing).hint(format!("as root: {}", command(packages))));
+    }
+    let compiler = packages.iter().any(|package| package.name == "rustc-web");
+    if let Some(rival) = RIVALS.iter().find(|rival| compiler && installed(rival)) {
+        return Err(Failure::new(format!(
+            "{missing}; {rival} is installed and excludes rustc-web"
+        ))
+        .hint("install a second toolchain with: rustup toolchain install 1.90"));
+    }
+    let before = which_compiler();
+    println!("installing: {}", what.join(", "));
+    apt(["update", "--quiet=2"])?;
+    // Nothing that is installed may go away for a test.
+    let mut words = vec!["install", "--yes", "--no-remove", "--no-install-recommends", "--quiet=2"];
+    words.extend(&what);
+    apt(words)?;
+    let still: Vec<&str> =
+        packages.iter().filter(|package| !is_there(package)).map(|package| package.name).collect();
+    if !still.is_empty() {
+        return Err(Failure::new(format!("still missing after the install: {}", still.join(", "))));
+    }
+    let after = which_compiler();
+    if before != after {
+        let name = |path: Option<PathBuf>| path.map_or("none".into(), |p| p.display().to_string());
+        return Err(Failure::new(format!(
+            "rustc in PATH was {} and is {} now",
+            name(before),
+            name(after)
+        ))
+        .hint("put the folder of your own toolchain before /usr/bin in PATH"));
+    }
+    Ok(())
+}
+
+fn apt<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    Tool::new("apt-get")
+        .args(words)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .deadline(INSTALL)
+        .run()
+        .map(drop)
+}
+
+/// The compiler that a user's own commands get: `rustc-web` must not come before it.
+fn which_compiler() -> Option<PathBuf> {
+    tool::find("rustc")
+}

@@ -1,0 +1,202 @@
+//! `cargo xtask test`: all tests, and one line at the end that says how it went.
+//!
+//! Why plain `cargo test` and nothing faster: it is there wherever cargo is, it runs the examples
+//! in the documentation too, and what people read in a log is the same everywhere.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crate::failure::{Failure, Result};
+use crate::project::cargo;
+use crate::setup;
+
+/// Time for building and running all tests.
+const ALL: Duration = Duration::from_secs(50 * 60);
+
+pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
+    let start = Instant::now();
+    if let Err(failure) = setup::ensure() {
+        // Most tests do not need the tools, and those that do say so by failing.
+        eprintln!("xtask: {failure}\n  the tests that need them will fail");
+    }
+    let chosen = arguments
+        .iter()
+        .take_while(|word| **word != "--")
+        .any(|word| ["-p", "--package", "--workspace"].contains(word) || word.starts_with("-p"));
+    if !chosen {
+        build()?;
+    }
+    let mut command = cargo().args(["test", "--no-fail-fast"]).deadline(ALL);
+    if !chosen {
+        command = command.arg("--workspace");
+    }
+    let mut tally = Tally::default();
+    let status = command.args(arguments).lines(|line| {
+        println!("{line}");
+        tally.line(line);
+    })?;
+    tally.end_of_suite();
+    print!("{}", tally.report(status.success()));
+    println!("in {:.0} s", start.elapsed().as_secs_f64());
+    println!("{}", tally.totals());
+    Ok(if status.success() && tally.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tests of one package run programs and load libraries of others, which `cargo test` would not
+/// build. With the examples, so that dependencies get the features that the tests need, once.
+fn build() -> Result<()> {
+    let words = ["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"];
+    if cargo().args(words).show()?.success() {
+        return Ok(());
+    }
+    println!("0 passed, 0 failed, 0 skipped");
+    Err(Failure::new("the workspace does not build; cargo has said why"))
+}
+
+/// What libtest has said so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    suite: String,
+    /// A suite has begun and not yet said how it ended.
+    running: bool,
+    failures: Vec<String>,
+    skips: Vec<String>,
+}
+
+impl Tally {
+    fn line(&mut self, line: &str) {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix("Running ") {
+            self.begin(suite_name(rest));
+        } else if let Some(rest) = line.strip_prefix("Doc-tests ") {
+            self.begin(format!("{rest} (documentation)"));
+        } else if let Some(rest) = line.strip_prefix("running ") {
+            self.running |= rest.ends_with(" tests") || rest.ends_with(" test");
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.running = false;
+            self.passed += number_before(rest, " passed");
+            self.failed += number_before(rest, " failed");
+            self.skipped += number_before(rest, " ignored");
+        } else if let Some((name, state)) =
+            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+        {
+            let name = format!("{}: {name}", self.suite);
+            if state == "FAILED" {
+                self.failures.push(name);
+            } else if let Some(reason) = state.strip_prefix("ignored") {
+                self.skips.push(format!("{name}{reason}"));
+            }
+        }
+    }
+
+    fn begin(&mut self, suite: String) {
+        self.end_of_suite();
+        self.suite = suite;
+    }
+
+    /// A suite that never said how it ended has died, with all its tests.
+    fn end_of_suite(&mut self) {
+        if std::mem::take(&mut self.running) {
+            self.failed += 1;
+            self.failures.push(format!("{}: the test program died", self.suite));
+        }
+    }
+
+    fn good(&self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+
+    fn report(&self, cargo_is_content: bool) -> String {
+        let mut text = String::new();
+        for (title, names) in [("skipped", &self.skips), ("failed", &self.failures)] {
+            for name in names {
+                let _ = writeln!(text, "{title}: {name}");
+            }
+        }
+        if !cargo_is_content && self.failed == 0 {
+            text += "cargo test failed though no test did; see above\n";
+        }
+        if self.passed + self.failed == 0 {
+            text += "no test was run\n";
+        }
+        text
+    }
+
+    fn totals(&self) -> String {
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// `unittests src/lib.rs (target/debug/deps/vhd-0a1b2c3d)` is `vhd src/lib.rs`.
+fn suite_name(text: &str) -> String {
+    let (source, program) = text.split_once(" (").unwrap_or((text, ""));
+    let source = source.trim_start_matches("unittests ");
+    let program = program.trim_end_matches(')').rsplit('/').next().unwrap_or_default();
+    let program = program.rsplit_once('-').map_or(program, |(name, _)| name);
+    format!("{program} {source}").trim().to_owned()
+}
+
+fn number_before(text: &str, word: &str) -> u64 {
+    let before = text.split(word).next().unwrap_or_default();
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(text: &str) -> Tally {
+        let mut tally = Tally::default();
+        text.lines().for_each(|line| tally.line(line));
+        tally.end_of_suite();
+        tally
+    }
+
+    #[test]
+    fn results_of_all_suites_are_added_up() {
+        let tally = tally(
+            "     Running unittests src/lib.rs (target/debug/deps/vhd-0123456789abcdef)\n\
+             running 3 tests\n\
+             test bits::runs ... ok\n\
+             test slow ... ignored, takes an hour\n\
+             test chain::reads ... FAILED\n\
+             test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 0.00s\n\
+             \x20  Doc-tests sm_model\n\
+             running 12 tests\n\
+             test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
+        );
+        assert_eq!(tally.totals(), "13 passed, 1 failed, 1 skipped");
+        assert_eq!(
+            tally.report(false),
+            "skipped: vhd src/lib.rs: slow, takes an hour\nfailed: vhd src/lib.rs: chain::reads\n"
+        );
+        assert!(!tally.good());
+    }
+
+    #[test]
+    fn a_test_program_that_dies_is_a_failure() {
+        let tally = tally(
+            "     Running tests/crash.rs (target/debug/deps/crash-0123456789abcdef)\n\
+             running 9 tests\n\
+             error: test failed, to rerun pass `-p vhd --test crash`\n\
+             \x20    Running tests/corpus.rs (target/debug/deps/corpus-0123456789abcdef)\n\
+             running 1 test\n\
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
+        );
+        assert_eq!(tally.totals(), "1 passed, 1 failed, 0 skipped");
+        assert_eq!(tally.failures, ["crash tests/crash.rs: the test program died"]);
+    }
+
+    #[test]
+    fn nothing_run_is_not_good() {
+        let tally = tally("error: could not compile `vhd`\n");
+        assert!(!tally.good());
+        assert!(tally.report(false).contains("no test was run"));
+    }
+}
