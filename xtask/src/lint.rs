@@ -21,7 +21,16 @@ pub(crate) fn run() -> Result<ExitCode> {
     };
     step("cargo fmt", &mut || Ok(cargo().args(["fmt", "--all", "--check"]).show()?.success()))?;
     step("clippy", &mut || {
-        let words = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        let words = [
+            "clippy",
+            "--quiet",
+            "--keep-going",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
         Ok(cargo().args(words).show()?.success())
     })?;
     step("docs/operations.md", &mut || docs::is_current())?;

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`setup`] | the system packages that the others need |
 //! | [`demo`] | the main job on a real disk image, through `smctl` |
-//! | [`test`] | all tests, with one line of totals |
+//! | [`mod@test`] | all tests, with one line of totals |
 //! | [`lint`] | formatting, clippy, documentation |
 //! | [`docs`] | what is generated from the model and from `smctl` |
-//! | [`bench`] | the measured figures |
+//! | [`mod@bench`] | the measured figures |
 
 #![forbid(unsafe_code)]
 

@@ -208,7 +208,7 @@ impl Place {
         let mut disks = BTreeMap::new();
         let mut attached = Vec::new();
         for sr in &srs {
-            if !self.images().join(sr).exists() {
+            if !self.images().join(sr).join(".sm").exists() {
                 continue;
             }
             let listing = self.json(&["vdi", "list", "--sr", sr]);

@@ -1,5 +1,12 @@
 //! The core over the file driver, loaded as a shared library: in process and in a child.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod attach;
 mod jobs;
 mod journal;
@@ -21,7 +28,7 @@ struct Site {
     sr: Sr,
     folder: Utf8PathBuf,
     placement: Placement,
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl Site {
@@ -29,7 +36,7 @@ impl Site {
         let temporary = tempfile::tempdir().unwrap();
         let folder = Utf8PathBuf::from_path_buf(temporary.path().to_owned()).unwrap();
         let mut site = Self::in_folder_with(folder, placement, || {}).await;
-        site._temporary = Some(temporary);
+        site.temporary = Some(temporary);
         site
     }
 
@@ -51,7 +58,7 @@ impl Site {
         };
         let record = manager.sr_create(&Op::new(), new).await.unwrap();
         let sr = manager.sr(&record.uuid.to_string()).unwrap();
-        Self { manager, sr, folder, placement, _temporary: None }
+        Self { manager, sr, folder, placement, temporary: None }
     }
 
     /// The same installation in another process, as far as the core can tell.

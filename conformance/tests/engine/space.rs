@@ -226,6 +226,6 @@ async fn small_site(outer: &Utf8Path, placement: Placement) -> Site {
 fn fill(site: &Site, vdi: VdiUuid, seed: u8) {
     let tree = vhd::Tree::open(site.sr_folder().as_std_path()).unwrap();
     let disk = tree.open_disk(vdi.0, vhd::Mode::Write).unwrap();
-    vhd::Disk::write_at(&disk, u64::from(seed) << 18, &[seed; 64 << 10]).unwrap();
+    vhd::Disk::write_at(&disk, u64::from(seed) << 18, &vec![seed; 64 << 10]).unwrap();
     vhd::Disk::flush(&disk).unwrap();
 }

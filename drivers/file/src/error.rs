@@ -11,6 +11,7 @@ pub(crate) fn size_limits() -> String {
     format!("VDI size must be between 1 MB and {MAX_MB} MB")
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 pub(crate) fn from_vhd(error: vhd::Error) -> Error {
     use vhd::Error as Vhd;
     let reason = error.reason();
@@ -29,7 +30,7 @@ pub(crate) fn from_vhd(error: vhd::Error) -> Error {
             ),
         )
         .legacy_detail(79, &size_limits())
-        .hint("format=raw has no such limit"),
+        .hint("a VDI of format raw has no such limit"),
         Vhd::Shrink { from, to } => Error::new(
             Kind::Limit,
             format!("the VDI has {} and cannot shrink to {}", Bytes(from), Bytes(to)),

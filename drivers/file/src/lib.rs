@@ -98,7 +98,7 @@ impl Driver for FileDriver {
     }
 
     async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
-        self.blocking(cx, |folder, cx| folder.attach(cx)).await
+        self.blocking(cx, Folder::attach).await
     }
 
     async fn sr_detach(&self, _: &Cx, _: SrDetach) -> Result<SrDone> {
@@ -106,7 +106,7 @@ impl Driver for FileDriver {
     }
 
     async fn sr_destroy(&self, cx: &Cx, _: SrDestroy) -> Result<SrDone> {
-        let changed = self.blocking(cx, |folder, cx| folder.destroy(cx)).await?;
+        let changed = self.blocking(cx, Folder::destroy).await?;
         Ok(SrDone { changed })
     }
 
@@ -115,7 +115,7 @@ impl Driver for FileDriver {
     }
 
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
-        self.blocking(cx, |folder, cx| folder.recover(cx)).await
+        self.blocking(cx, Folder::recover).await
     }
 
     async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {

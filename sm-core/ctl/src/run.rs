@@ -73,6 +73,7 @@ fn command(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
 
 async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
     let session = Session::open(&cli.global, retry).await?;
+    session.refuse_idle_driver(&cli.command)?;
     // What only reads the catalog is over before anybody can press Ctrl-C.
     let quick = matches!(
         cli.command,

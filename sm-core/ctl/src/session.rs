@@ -9,7 +9,8 @@ use sm_core::{CancelFlag, Op, Placement, Sr, StorageManager};
 use sm_model::{Error, OperationId, VdiUuid};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Global, Isolation};
+use crate::cli::sr::SrCommand;
+use crate::cli::{Command, Global, Isolation};
 use crate::errors::{Failure, Result, Status};
 use crate::output::Style;
 use crate::shell;
@@ -156,6 +157,23 @@ impl Session {
         Ok(())
     }
 
+    /// A driver's name where none is needed would be ignored, and somebody meant something by it.
+    pub(crate) fn refuse_idle_driver(&self, command: &Command) -> Result<()> {
+        let needed = matches!(
+            command,
+            Command::Sr(
+                SrCommand::Probe { .. } | SrCommand::Create { .. } | SrCommand::Introduce { .. }
+            )
+        );
+        match &self.driver {
+            Some(name) if !needed => Err(Failure::usage(format!(
+                "--driver {name} is a driver's name, which this command does not need"
+            ))
+            .hint("an SR knows its driver; to add a driver's file, name its .so")),
+            _ => Ok(()),
+        }
+    }
+
     /// The name of the driver for a new SR.
     pub(crate) fn driver_name(&self) -> Result<String> {
         if let Some(name) = &self.driver {
@@ -257,7 +275,8 @@ async fn listen(cancel: &CancelFlag, retry: &SharedRetry, quiet: bool) {
         seen = true;
         cancel.cancel();
         if !quiet && std::io::stderr().is_terminal() {
-            eprintln!("smctl: cancelling; once more to stop without waiting");
+            // The terminal has just shown `^C`, perhaps within the bar.
+            eprintln!("\nsmctl: cancelling; once more to stop without waiting");
         }
     }
     let failure = Failure::from(

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use sm_core::{AttachmentRecord, NewSnapshot, NewVdi, Sr};
+use sm_core::{AttachmentRecord, CancelFlag, NewSnapshot, NewVdi, Sr};
 use sm_model::access::Access;
 use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
-use sm_model::{AttachMode, Changed, VdiUuid};
+use sm_model::{AttachMode, Changed, Kind, VdiUuid};
 
 use crate::cli::vdi::{Change, Datapath, New, VdiArgs, VdiCommand};
 use crate::config::pairs;
 use crate::errors::{Failure, Result, Status};
 use crate::output::{Align, Block, Report, Style, Table, escape, timestamp, yes};
 use crate::session::Session;
+use crate::shell;
 use crate::sr::changed_text;
 use crate::tree::{self, health_text};
 
@@ -208,9 +209,18 @@ async fn attach(
     datapath: &Datapath,
 ) -> Result<Report> {
     let name = &datapath.datapath;
+    let held = holders(sr, vdi)?.contains(name);
     let access = sr.vdi_attach(&session.op, vdi, name, mode).await?;
-    if activate {
-        sr.vdi_activate(&session.op, vdi, name).await?;
+    if activate && let Err(error) = sr.vdi_activate(&session.op, vdi, name).await {
+        // One command, one effect: without I/O there shall be no attachment either, unless it was
+        // there before or nobody knows what is.
+        if !held && error.kind != Kind::Unknown {
+            let undo = session.op.clone().with_cancel(CancelFlag::default());
+            if let Err(also) = sr.vdi_detach(&undo, vdi, name).await {
+                tracing::warn!(%vdi, error = %also, "what was attached could not be detached");
+            }
+        }
+        return Err(error.into());
     }
     let document = json!({
         "vdi": vdi,
@@ -229,16 +239,35 @@ fn lines(texts: impl Iterator<Item = String>) -> String {
 
 async fn detach(session: &Session, sr: &Sr, vdi: VdiUuid, datapath: &Datapath) -> Result<Report> {
     let name = &datapath.datapath;
-    let held = sr.attachments()?.into_iter().find(|record| record.vdi == vdi);
-    let held = held.is_some_and(|record| record.datapaths.contains_key(name));
+    let held = holders(sr, vdi)?.contains(name);
     // Asked of the engine in any case: an earlier detach may have failed half-way.
     sr.vdi_deactivate(&session.op, vdi, name).await?;
     sr.vdi_detach(&session.op, vdi, name).await?;
     let changed = if held { Changed::Modified } else { Changed::Already };
     let document = json!({"changed": changed, "vdi": vdi, "datapath": name});
-    Ok(Report::new(session.json, &document, || {
-        changed_text(changed, &format!("VDI {vdi} is detached"))
-    }))
+    let report = Report::new(session.json, &document, || {
+        let who = escape(name);
+        if held {
+            format!("VDI {vdi} is not attached by \"{who}\" any more\n")
+        } else {
+            format!("VDI {vdi} was not attached by \"{who}\"\n")
+        }
+    });
+    let others: Vec<String> = holders(sr, vdi)?
+        .iter()
+        .map(|other| format!("--datapath={}", shell::quote(other)))
+        .collect();
+    Ok(if others.is_empty() {
+        report
+    } else {
+        report.note(session.json, format!("smctl: it is still attached: {}", others.join(", ")))
+    })
+}
+
+/// The data paths of this host that hold a VDI.
+fn holders(sr: &Sr, vdi: VdiUuid) -> Result<Vec<String>> {
+    let held = sr.attachments()?.into_iter().find(|record| record.vdi == vdi);
+    Ok(held.map(|record| record.datapaths.into_keys().collect()).unwrap_or_default())
 }
 
 /// How to reach a disk, in a line.

@@ -273,7 +273,7 @@ impl Sr {
         Err(Error::new(Kind::InUse, format!("VDI {vdi} is attached by {}", holders(&record)))
             .legacy(24)
             .context("vdi", vdi)
-            .hint(format!("smctl vdi detach {vdi}")))
+            .hint(detach_hint(&record)))
     }
 
     pub(crate) fn refuse_if_any_attached(&self) -> Result<()> {
@@ -292,6 +292,15 @@ impl Sr {
         .legacy(16)
         .hint("detach them first; smctl vdi list --attached shows them"))
     }
+}
+
+fn detach_hint(record: &AttachmentRecord) -> String {
+    let commands: Vec<String> = record
+        .datapaths
+        .keys()
+        .map(|name| format!("smctl vdi detach {} --datapath {name}", record.vdi))
+        .collect();
+    commands.join("; ")
 }
 
 fn holders(record: &AttachmentRecord) -> String {

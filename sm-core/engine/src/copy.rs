@@ -3,6 +3,10 @@
 //! A disk that is being filled is marked `incomplete` on the storage until the last byte is
 //! safe, so that no half-made disk is taken for a good one, by anybody.
 
+use std::os::unix::fs::MetadataExt;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{CWD, RenameFlags};
 use sm_model::manifest::feature;
 use sm_model::vdi::{VdiInfo, VdiStat, VdiUpdate};
 use sm_model::{AttachMode, Bytes, Error, ImageFormat, Kind, Result, VdiUuid};
@@ -34,7 +38,6 @@ impl Sr {
 
     /// Writes the content of a VDI to a file. Refused while somebody may be writing the VDI.
     pub async fn export(&self, op: &Op, vdi: VdiUuid, target: ExportTarget) -> Result<Transferred> {
-        use std::os::unix::fs::MetadataExt;
         let path = target.path.clone();
         self.run(op, Plan::Export { vdi, target }).await?;
         let info = self.read(op, &VdiStat { vdi }).await?;
@@ -75,7 +78,9 @@ impl Sr {
             Plan::Import { source, new } => {
                 self.run_import(op, &mut running, &record, source, new).await
             }
-            Plan::Export { vdi, target } => self.run_export(op, &mut running, vdi, &target).await,
+            Plan::Export { vdi, target } => {
+                self.run_export(op, &mut running, &record, vdi, &target).await
+            }
             Plan::Copy { vdi, target, new } => {
                 let target = self.manager.sr(&target.to_string())?;
                 self.run_copy(op, &mut running, &record, vdi, &target, new).await
@@ -129,17 +134,15 @@ impl Sr {
             new.virtual_size = Bytes(bytes);
         }
         let start = record.safe.min(bytes);
-        self.fill(op, running, new, move |target, running| match disk {
-            Some(disk) => transfer::copy(disk.as_ref(), target, start, &mut |done, safe| {
+        self.fill(op, running, new, move |target, running| {
+            let mut report = |done, safe| {
                 step!("job.copying");
                 running.report(done, bytes, safe)
-            }),
-            None => {
-                let mut stdin = std::io::stdin().lock();
-                transfer::fill(&mut stdin, bytes, target, &mut |done, safe| {
-                    running.report(done, bytes, safe)
-                })
+            };
+            if let Some(disk) = disk {
+                return transfer::copy(disk.as_ref(), target, start, &mut report);
             }
+            transfer::fill(&mut std::io::stdin().lock(), bytes, target, &mut report)
         })
         .await
     }
@@ -177,20 +180,31 @@ impl Sr {
         &self,
         op: &Op,
         running: &mut Option<Running>,
+        record: &JobRecord,
         vdi: VdiUuid,
         target: &ExportTarget,
     ) -> Result<()> {
         let ExportTarget { path, format, overwrite } = target.clone();
-        if !overwrite && path.exists() {
-            return Err(Error::new(Kind::Exists, format!("{path} exists"))
-                .hint("choose another name, or --force to replace it"));
-        }
+        // Attached first even if there is nothing to do: the end lets go of what a dead process
+        // has left attached.
         let reader = Reader::attach(self, op, vdi).await?;
         let result = async {
+            if let Ok(found) = std::fs::metadata(&path) {
+                if record.written == Some((found.dev(), found.ino())) {
+                    return Ok(()); // The process died after the file had got its name.
+                }
+                if !overwrite {
+                    return Err(exists(&path));
+                }
+            }
+            let folder = folder_of(&path);
+            if !folder.is_dir() {
+                return Err(Error::not_found(format!("{folder} is not a directory")));
+            }
             let source = reader.open().await?;
             let Some(mut job) = running.take() else { return Err(lost()) };
             let (job, result) = blocking(move || {
-                let result = write_file(source.as_ref(), &path, format, &mut job);
+                let result = write_file(source.as_ref(), &path, format, overwrite, &mut job);
                 Ok((job, result))
             })
             .await?;
@@ -340,13 +354,14 @@ impl<'a> Reader<'a> {
 
 fn write_file(
     source: &dyn Disk,
-    path: &camino::Utf8Path,
+    path: &Utf8Path,
     format: ImageFormat,
+    overwrite: bool,
     job: &mut Running,
 ) -> Result<()> {
     let failed = |error: std::io::Error| Error::from(error).context("path", path);
     // The name appears only when the content is whole.
-    let partial = camino::Utf8PathBuf::from(format!("{path}.partial"));
+    let partial = Utf8PathBuf::from(format!("{path}.{}.partial", job.id()));
     let bytes = source.size();
     let _ = std::fs::remove_file(&partial);
     let written = transfer::write(source, partial.as_std_path(), format, &mut |done, safe| {
@@ -354,16 +369,32 @@ fn write_file(
         job.report(done, bytes, safe)
     })
     .and_then(|()| {
+        let file = std::fs::metadata(&partial).map_err(failed)?;
+        job.has_written((file.dev(), file.ino()))?;
         step!("job.written");
-        std::fs::rename(&partial, path).map_err(failed)?;
-        let folder = path.parent().filter(|folder| !folder.as_str().is_empty());
-        let folder = folder.unwrap_or(camino::Utf8Path::new("."));
-        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match rustix::fs::renameat_with(CWD, partial.as_str(), CWD, path.as_str(), flags) {
+            Err(rustix::io::Errno::EXIST) => return Err(exists(path)),
+            // A file system that cannot promise it, such as NFS: the check above has to do.
+            Err(rustix::io::Errno::INVAL) => std::fs::rename(&partial, path).map_err(failed)?,
+            other => other.map_err(|errno| failed(errno.into()))?,
+        }
+        step!("job.named");
+        std::fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
     });
     if written.is_err() {
         let _ = std::fs::remove_file(&partial);
     }
     written
+}
+
+fn exists(path: &Utf8Path) -> Error {
+    Error::new(Kind::Exists, format!("{path} exists"))
+        .hint("choose another name, or --force to replace it")
+}
+
+fn folder_of(path: &Utf8Path) -> &Utf8Path {
+    path.parent().filter(|folder| !folder.as_str().is_empty()).unwrap_or(Utf8Path::new("."))
 }
 
 /// Runs work that blocks on a thread of its own.

@@ -5,7 +5,7 @@
 //! does; a record that says `running` without that lock is a job whose process died.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,12 @@ pub struct JobRecord {
     /// Bytes that are safe on the storage: where a resumed job goes on.
     #[serde(default)]
     pub(crate) safe: u64,
+    /// Device and inode of the file an export has written, before it gets its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) written: Option<(u64, u64)>,
+    /// When it started, in milliseconds: jobs of the same second have an order.
+    #[serde(default)]
+    pub(crate) order: u128,
     pub(crate) plan: Plan,
 }
 
@@ -145,12 +151,16 @@ fn key(id: JobId) -> String {
 impl StorageManager {
     /// All jobs, the oldest first.
     pub fn jobs(&self) -> Result<Vec<JobRecord>> {
-        let records: Vec<(String, JobRecord)> = self.inner.catalog.list("job/")?;
+        let records: Vec<(String, serde_json::Value)> = self.inner.catalog.list("job/")?;
         let mut jobs = Vec::with_capacity(records.len());
-        for (_, record) in records {
-            jobs.push(self.with_true_state(record)?);
+        for (key, record) in records {
+            match serde_json::from_value(record) {
+                Ok(record) => jobs.push(self.with_true_state(record)?),
+                // One record of another release must not hide all jobs.
+                Err(error) => tracing::warn!(key, %error, "the record of a job cannot be read"),
+            }
         }
-        jobs.sort_by_key(|job| (job.started, job.id));
+        jobs.sort_by_key(|job| (job.order, job.id));
         Ok(jobs)
     }
 
@@ -230,11 +240,6 @@ impl StorageManager {
         }
         Ok(record)
     }
-
-    /// The record of an operation id, if it is a job.
-    pub(crate) fn job_record(&self, id: JobId) -> Result<Option<JobRecord>> {
-        Ok(self.inner.catalog.get(&key(id))?.map(|found| found.record))
-    }
 }
 
 fn ended(record: &JobRecord) -> Result<()> {
@@ -257,6 +262,8 @@ pub(crate) struct Running {
     id: JobId,
     op: Op,
     last_beat: Instant,
+    /// Bytes done and all bytes, as last told.
+    bytes: (u64, u64),
     _held: Held,
 }
 
@@ -290,6 +297,10 @@ impl Running {
                     resumable: plan.resumable(),
                     cancel_requested: false,
                     safe: 0,
+                    written: None,
+                    order: SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .map_or(0, |time| time.as_millis()),
                     plan: plan.clone(),
                 },
                 Some(record) => record,
@@ -320,15 +331,21 @@ impl Running {
             id: op.id,
             op: op.clone(),
             last_beat: Instant::now(),
+            bytes: (record.bytes_done.0, record.bytes_total.0),
             _held: held,
         };
         Ok(Ok((running, record)))
     }
 
+    pub(crate) fn id(&self) -> JobId {
+        self.id
+    }
+
     /// Tells how far it is: the caller at once, the record now and then, and always when `safe`.
     /// Called from the copying thread; breaks when somebody wants the job to end.
     pub(crate) fn report(&mut self, done: u64, total: u64, safe: bool) -> ControlFlow<()> {
-        let permille = if total == 0 { 1000 } else { (done.saturating_mul(1000) / total) as u32 };
+        self.bytes = (done, total);
+        let permille = done.saturating_mul(1000).checked_div(total).unwrap_or(1000) as u32;
         if let Some(sink) = &self.op.progress {
             sink(permille.min(1000), "copying");
         }
@@ -365,6 +382,14 @@ impl Running {
         }
     }
 
+    /// Records which file an export has written, so that a resumed job knows it under its name.
+    pub(crate) fn has_written(&self, file: (u64, u64)) -> Result<()> {
+        self.manager.inner.catalog.update(&key(self.id), true, |record| {
+            let record: Option<JobRecord> = record;
+            Ok((record.map(|record| JobRecord { written: Some(file), ..record }), ()))
+        })
+    }
+
     /// Records the end.
     pub(crate) fn end(self, result: &Result<()>) -> Result<()> {
         let state = match result {
@@ -378,6 +403,8 @@ impl Running {
                 record.state = state;
                 record.finished = Some(journal::now());
                 record.error = result.as_ref().err().cloned();
+                record.bytes_done = Bytes(self.bytes.0);
+                record.bytes_total = Bytes(self.bytes.1);
                 if state == JobState::Done {
                     record.permille = 1000;
                     record.bytes_done = record.bytes_total;

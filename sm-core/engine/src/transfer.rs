@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use sm_model::{Access, Error, ImageFormat, Kind, Result};
@@ -43,8 +44,24 @@ fn layer(path: &Path, format: ImageFormat) -> Layer<'_> {
     }
 }
 
+fn check_source(path: &Path) -> Result<()> {
+    let kind = std::fs::metadata(path)
+        .map_err(|error| {
+            let words = error.to_string();
+            let mut error = Error::from(error);
+            error.message = format!("{}: {words}", path.display());
+            error
+        })?
+        .file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("{} is neither a file nor a block device", path.display())))
+}
+
 /// Opens a file that somebody wants to import.
 pub(crate) fn open_source(path: &Path, format: ImageFormat) -> Result<Box<dyn Disk>> {
+    check_source(path)?;
     if format == ImageFormat::Vhd {
         let info = vhd::image::probe(path).map_err(|e| from_vhd(&e))?;
         if let Some(parent) = info.parent {
@@ -63,6 +80,7 @@ pub(crate) fn open_source(path: &Path, format: ImageFormat) -> Result<Box<dyn Di
 /// The format of a file that somebody wants to import, by looking at it. Only an import may look:
 /// everywhere else the format is known, and a guest can write a VHD's footer into its raw disk.
 pub(crate) fn look(path: &Path) -> Result<ImageFormat> {
+    check_source(path)?;
     match vhd::image::probe(path) {
         Ok(_) => Ok(ImageFormat::Vhd),
         Err(error) => {

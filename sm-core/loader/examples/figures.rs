@@ -33,15 +33,18 @@ fn request() -> OpenRequest {
 
 /// Median and best of `times` runs, in microseconds.
 fn measure(times: usize, mut run: impl FnMut()) -> (f64, f64) {
-    let mut all: Vec<f64> = (0..times)
-        .map(|_| {
-            let begun = Instant::now();
-            run();
-            begun.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    all.sort_by(f64::total_cmp);
-    (all.get(times / 2).copied().unwrap_or(0.0), all.first().copied().unwrap_or(0.0))
+    let timed = (0..times).map(|_| {
+        let begun = Instant::now();
+        run();
+        begun.elapsed()
+    });
+    median(timed.collect())
+}
+
+fn median(mut all: Vec<Duration>) -> (f64, f64) {
+    all.sort();
+    let microseconds = |place: usize| all.get(place).map_or(0.0, |time| time.as_secs_f64() * 1e6);
+    (microseconds(all.len() / 2), microseconds(0))
 }
 
 fn say(what: &str, (median, best): (f64, f64)) {
@@ -95,9 +98,15 @@ fn figures(driver: &Path) -> Result<()> {
         for operation in [Operation::SrScan, Operation::VdiStat] {
             say(
                 &format!("call {operation}, {placement:?}"),
-                measure(5000, || {
-                    let call = Call { operation, ..call() };
-                    drop(black_box(runtime.block_on(port.call(call, b"{}".to_vec()))));
+                runtime.block_on(async {
+                    let mut all = Vec::new();
+                    for _ in 0..5000 {
+                        let begun = Instant::now();
+                        let call = Call { operation, ..call() };
+                        drop(black_box(port.call(call, b"{}".to_vec()).await));
+                        all.push(begun.elapsed());
+                    }
+                    median(all)
                 }),
             );
         }
@@ -139,10 +148,9 @@ async fn by_hand(module: sm_loader::DriverModule_Ref) -> Result<(f64, f64)> {
         let context = sm_loader::ffi::context(n, OperationId::random(), 60_000, 0);
         let request = b"{}".to_vec();
         drop(black_box(driver.call(context, "sr_scan".into(), request.into()).await));
-        all.push(begun.elapsed().as_secs_f64() * 1e6);
+        all.push(begun.elapsed());
     }
-    all.sort_by(f64::total_cmp);
-    Ok((all.get(2500).copied().unwrap_or(0.0), all.first().copied().unwrap_or(0.0)))
+    Ok(median(all))
 }
 
 struct Deaf;

@@ -1,6 +1,13 @@
 //! The JSON Schemas are checked in, so that a change of the wire format shows in review.
 //! `UPDATE_GOLDENS=1 cargo test -p sm-model` writes them anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::Path;
 
 use schemars::{Schema, schema_for};

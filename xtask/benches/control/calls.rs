@@ -97,7 +97,7 @@ async fn engine(setting: &Setting, placement: Placement, table: &mut Table) -> R
         name: format!("the same through the engine, changing, {}", placed(placement)),
         unit: "us",
         ours: median(taken),
-        note: "the journal is on the disk before and after",
+        note: "intent and answer are written to the journal",
         ..Row::default()
     });
     Ok(())

@@ -61,7 +61,7 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
                 unit: "ms",
                 ours: figure(&ours[n], |cost| cost.wall),
                 peer: Some((figure(&peers[n], |cost| cost.wall), peer)),
-                note: "ours is durable when it ends, the peer's is not",
+                note: "ours has synced the image and its folder, the peer has not",
                 ..Row::default()
             });
         }

@@ -36,7 +36,7 @@ pub(crate) fn run(release: bool) -> Result<ExitCode> {
     work.close().doing(|| format!("remove {}", path.display()))?;
     match outcome {
         Ok(()) => {
-            println!("\n{}", steps.summary());
+            println!("\ndemo passed: {}", steps.summary());
             Ok(ExitCode::SUCCESS)
         }
         Err(failure) => {

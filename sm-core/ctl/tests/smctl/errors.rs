@@ -190,6 +190,7 @@ fn usage() {
         &["vdi", "list", "--timeout", "0s"],
         &["vdi", "list", "--operation-id", "x"],
         &["vdi", "set", "x"],
+        &["vdi", "list", "--driver", "file"],
         &["sr", "introduce", "--driver", "file", "--uuid", "x"],
     ] {
         let said = world.fails(words, 2);

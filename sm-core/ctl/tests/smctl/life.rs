@@ -138,6 +138,25 @@ fn a_vdi_lives() {
     }
 }
 
+/// A second writer is refused, and leaves nothing behind.
+#[test]
+fn one_writer_at_a_time() {
+    for place in PLACES {
+        let world = World::with_sr(place);
+        world.ok(&["vdi", "create", "--name", "d", "--size", "8MiB"]);
+        world.ok(&["vdi", "attach", "d", "--datapath", "vm1"]);
+        let refused = world.fails(&["vdi", "attach", "d", "--datapath", "vm2"], 5);
+        assert!(refused.contains("is being written by \"vm1\""), "{refused}");
+        let shown = world.json(&["vdi", "show", "d"]);
+        let held = shown["attachment"]["datapaths"].as_object().unwrap();
+        assert_eq!(held.keys().collect::<Vec<_>>(), ["vm1"]);
+        let ran = world.run(&["vdi", "detach", "d"]);
+        assert!(ran.stderr.contains("still attached: --datapath=vm1"), "{ran:?}");
+        world.ok(&["vdi", "detach", "d", "--datapath", "vm1"]);
+        assert_eq!(world.json(&["vdi", "show", "d"])["attachment"], Value::Null);
+    }
+}
+
 /// An image that was laid into the SR's folder by hand is adopted.
 #[test]
 fn an_image_is_introduced() {
@@ -221,8 +240,8 @@ fn bytes_come_from_stdin() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(&[5; 4 << 20]).unwrap();
+    child.stdin.take().unwrap().write_all(&vec![5; 4 << 20]).unwrap();
     assert!(child.wait().unwrap().success());
     world.ok(&["vdi", "export", "x", &world.path("x.raw")]);
-    assert!(std::fs::read(world.path("x.raw")).unwrap() == [5; 4 << 20]);
+    assert!(std::fs::read(world.path("x.raw")).unwrap() == vec![5; 4 << 20]);
 }

@@ -90,7 +90,7 @@ fn stalled_import(world: &World) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.as_mut().unwrap().write_all(&[1; 4 << 20]).unwrap();
+    child.stdin.as_mut().unwrap().write_all(&vec![1; 4 << 20]).unwrap();
     soon("the import has begun", || {
         let vdis = world.json(&["vdi", "list"]);
         (vdis["vdis"].as_array()?.len() == 1).then_some(())
@@ -108,7 +108,7 @@ fn the_first_interrupt_cancels() {
         // The data goes on until the import notices.
         let mut stdin = child.stdin.take().unwrap();
         let status = soon("the import ends", || {
-            let _ = stdin.write_all(&[1; 1 << 20]);
+            let _ = stdin.write_all(&vec![1; 1 << 20]);
             child.try_wait().unwrap()
         });
         assert_eq!(status.code(), Some(15), "{place}");
@@ -145,8 +145,32 @@ fn a_job_has_the_time_it_was_given() {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let status = soon("the import ends", || {
-        let _ = stdin.write_all(&[1; 1 << 16]);
+        let _ = stdin.write_all(&vec![1; 1 << 16]);
         child.try_wait().unwrap()
     });
     assert_eq!(status.code(), Some(16));
+}
+
+/// A job whose process died is shown as interrupted, and another process goes on with it.
+#[test]
+fn a_dead_job_is_resumed() {
+    for place in PLACES {
+        let world = World::with_sr(place);
+        let mut bytes = vec![3u8; 6 << 20];
+        bytes[..1 << 20].fill(0);
+        std::fs::write(world.path("in.raw"), &bytes).unwrap();
+        let id = "33333333-3333-4333-8333-333333333333";
+        let option = format!("--operation-id={id}");
+        let words = ["vdi", "import", "in.raw", "--name", "in", &option];
+        let killed = world.command(&words).env("SM_STEP_KILL", "job.copying").output().unwrap();
+        assert_eq!(killed.status.code(), None, "{killed:?}");
+        assert_eq!(world.json(&["job", "show", id])["state"], "interrupted", "{place}");
+        let said = world.fails(&["job", "wait", id], 17);
+        assert!(said.contains(&format!("hint: smctl job resume {id}\n")), "{said}");
+        assert!(world.ok(&["vdi", "list"]).contains("incomplete"));
+        let uuid = world.ok(&["job", "resume", id]);
+        assert_eq!(world.ok(&["job", "wait", id]), uuid);
+        world.ok(&["vdi", "export", &uuid, "out.raw"]);
+        assert!(std::fs::read(world.path("out.raw")).unwrap() == bytes, "{place}");
+    }
 }
