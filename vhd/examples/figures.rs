@@ -88,7 +88,6 @@ fn operations(dir: &Path) -> Result<()> {
                 source: *disk,
                 new,
                 new_metadata: &metadata,
-                source_metadata: None,
                 allow_copy: false,
             };
             let start = Instant::now();

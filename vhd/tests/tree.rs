@@ -48,7 +48,7 @@ fn a_store_at_rest_lists_its_disks_and_get_says_the_same() {
     }
     let a = node(&tree, id(A));
     assert_eq!((a.kind, a.depth, a.virtual_size), (Kind::Leaf, 2, 8 * MIB));
-    assert_eq!(a.metadata, Some(json!({ "name": "the source", "snapshots": 1 })));
+    assert_eq!(a.metadata, Some(json!({ "name": "vhd" })));
     assert_eq!(node(&tree, id(S)).created_by, Some(id(1)));
     let c = node(&tree, id(C));
     assert_eq!(c.depth, 2, "a clone of an empty snapshot adds no level");
@@ -312,7 +312,6 @@ fn a_raw_disk_is_not_copied_unless_allowed() {
         source: id(R),
         new: id(N),
         new_metadata: &none,
-        source_metadata: None,
         allow_copy: false,
     };
     let mut go = |_| std::ops::ControlFlow::Continue(());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -72,7 +73,7 @@ impl Place {
     pub(crate) fn new(folder: &Path, isolation: &'static str) -> Self {
         let place = Self { folder: folder.to_owned(), isolation };
         fs::create_dir_all(place.images()).unwrap();
-        fs::write(place.file("pattern.raw"), pattern(6 << 20, 1)).unwrap();
+        place.make_pattern();
         let images = format!("location={}", place.images().display());
         place.must(&["sr", "create", "--driver", "file", "--uuid", SR, "--name", "sr", &images]);
         let raw = place.file("pattern.raw").display().to_string();
@@ -94,6 +95,15 @@ impl Place {
         copy(&place.file("state"), &place.file("start.state"));
         copy(&place.images(), &place.file("start.images"));
         place
+    }
+
+    /// A disk with a little data in each block: it is copied for every crash.
+    fn make_pattern(&self) {
+        let file = File::create(self.file("pattern.raw")).unwrap();
+        file.set_len(6 << 20).unwrap();
+        for (seed, at) in [(1, 0), (2, 2 << 20), (3, (6 << 20) - (16 << 10))] {
+            file.write_all_at(&pattern(16 << 10, seed), at).unwrap();
+        }
     }
 
     pub(crate) fn images(&self) -> PathBuf {
@@ -199,7 +209,7 @@ impl Place {
     pub(crate) fn write(&self, vdi: &str, offset: u64, seed: u64) {
         let tree = Tree::open(&self.sr_folder()).unwrap();
         let disk = tree.open_disk(vdi.parse().unwrap(), Mode::Write).unwrap();
-        disk.write_at(offset, &pattern(128 << 10, seed)).unwrap();
+        disk.write_at(offset, &pattern(16 << 10, seed)).unwrap();
         disk.flush().unwrap();
     }
 
@@ -350,6 +360,4 @@ fn copy(from: &Path, to: &Path) {
     let status =
         Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to).status().unwrap();
     assert!(status.success());
-    // Nothing of this has to survive a power cut.
-    drop(File::open(to));
 }

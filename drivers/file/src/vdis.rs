@@ -168,7 +168,6 @@ fn derive(
         source,
         new,
         new_metadata: &metadata.document()?,
-        source_metadata: None,
         // Only raw images on a file system that cannot share blocks are copied; nobody writes
         // them meanwhile, the host has made sure.
         allow_copy: true,

@@ -45,8 +45,6 @@ pub struct Snapshot<'a> {
     pub new: Uuid,
     /// What to say about the new disk.
     pub new_metadata: &'a Value,
-    /// What to say about the source from now on, if that changes.
-    pub source_metadata: Option<&'a Value>,
     /// Whether a raw disk may be copied byte by byte where the file system cannot clone files.
     pub allow_copy: bool,
 }
@@ -89,7 +87,7 @@ impl Tree {
             let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
             change.method = made.inspect_err(|_| drop(remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Raw, &doc)?;
-            return self.finish_source(request).map(|()| change);
+            return Ok(change);
         }
         let image = Image::open(&self.image_path(source, Format::Vhd), Mode::Write)?;
         if image.is_empty() {
@@ -104,12 +102,8 @@ impl Tree {
             let made = create(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
             made.inspect_err(|_| drop(remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Vhd, &doc)?;
-            return self.finish_source(request).map(|()| change);
+            return Ok(change);
         }
-        let source_doc = match request.source_metadata {
-            Some(metadata) => Some(self.next_doc(source, Format::Vhd, op, metadata)?),
-            None => None,
-        };
         let switch = Switch {
             operation: Operation::Snapshot,
             base: Some(Self::base_of(&node)?),
@@ -118,7 +112,7 @@ impl Tree {
             target_id: FileId::Image(Uuid::new_v4()),
             old_parent: None,
         };
-        self.switch(op, &switch, &node, &doc, source_doc.as_ref())?;
+        self.switch(op, &switch, &node, &doc)?;
         Ok(change)
     }
 
@@ -166,7 +160,7 @@ impl Tree {
                 switch.base = Some(Self::base_of(&node)?);
             }
         }
-        self.switch(op, &switch, &node, &doc, None)?;
+        self.switch(op, &switch, &node, &doc)?;
         Ok(change)
     }
 
@@ -249,7 +243,6 @@ impl Tree {
                 Err(Error::Exists { uuid: new, difference })
             }
             (Some(what), Some(doc)) if doc.created_by == Some(op) => {
-                self.finish_source(request)?;
                 let size = match what {
                     What::Vhd(info) => info.size,
                     What::Raw { size, .. } => size,
@@ -262,21 +255,6 @@ impl Tree {
                 Err(Error::Exists { uuid: new, difference })
             }
         }
-    }
-
-    /// The source's new metadata, where the switch has not brought it.
-    fn finish_source(&self, request: &Snapshot<'_>) -> Result<()> {
-        let Some(metadata) = request.source_metadata else { return Ok(()) };
-        let Some(node) = self.get(request.source).ok().filter(Node::is_ok) else { return Ok(()) };
-        if self.doc(request.source)?.is_some_and(|doc| doc.ops.contains(&request.op)) {
-            return Ok(());
-        }
-        let doc = self.next_doc(request.source, node.format, request.op, metadata)?;
-        self.stage_doc(request.source, &doc)?;
-        sm_step::step!("vdi_snapshot.source_metadata_staged");
-        self.place_doc(request.source)?;
-        sm_step::step!("vdi_snapshot.source_metadata_placed");
-        self.sync_docs()
     }
 
     /// A disk that can be the source of something.
@@ -351,17 +329,10 @@ impl Tree {
     }
 
     /// Prepares and runs a switch. `content` is the node whose content the target gets.
-    fn switch(
-        &self,
-        op: Uuid,
-        switch: &Switch,
-        content: &Node,
-        target_doc: &Doc,
-        source_doc: Option<&Doc>,
-    ) -> Result<()> {
+    fn switch(&self, op: Uuid, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
         let record = Record::new(op, Action::Switch(switch.clone()));
         let prepared = self
-            .stage_switch(switch, content, target_doc, source_doc)
+            .stage_switch(switch, content, target_doc)
             .and_then(|()| self.write_record(&record));
         if let Err(error) = prepared {
             let _ = self.remove_record(op);
@@ -382,13 +353,7 @@ impl Tree {
     }
 
     /// Steps 1 and 2: everything that takes space.
-    fn stage_switch(
-        &self,
-        switch: &Switch,
-        content: &Node,
-        target_doc: &Doc,
-        source_doc: Option<&Doc>,
-    ) -> Result<()> {
+    fn stage_switch(&self, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
         if let FileId::Image(uuid) = switch.target_id {
             let parent = match (&switch.base, content.parent) {
                 (Some(base), _) => {
@@ -418,9 +383,6 @@ impl Tree {
             }
         }
         self.stage_doc(switch.target, target_doc)?;
-        if let (Some(base), Some(doc)) = (&switch.base, source_doc) {
-            self.stage_doc(base.source, doc)?;
-        }
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.metadata_staged", Revert => "vdi_revert.metadata_staged");
         Ok(())
@@ -473,9 +435,6 @@ impl Tree {
     /// Steps 6 to 8, also by recovery: each looks whether it was done.
     pub(super) fn complete_switch(&self, record: &Record, switch: &Switch) -> Result<()> {
         self.place_doc(switch.target)?;
-        if let Some(base) = &switch.base {
-            self.place_doc(base.source)?;
-        }
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.metadata_placed", Revert => "vdi_revert.metadata_placed");
         self.sync_docs()?;

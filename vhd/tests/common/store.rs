@@ -40,13 +40,11 @@ pub fn fill(tree: &Tree, disk: u128, offset: u64, length: usize, byte: u8) {
 
 pub fn snap(tree: &Tree, guard: &Guard, op: u128, source: u128, new: u128) -> Result<Change> {
     let metadata = json!({ "name": format!("made by {op}") });
-    let source_metadata = json!({ "name": "the source", "snapshots": 1 });
     let request = Snapshot {
         op: id(op),
         source: id(source),
         new: id(new),
         new_metadata: &metadata,
-        source_metadata: Some(&source_metadata),
         allow_copy: true,
     };
     tree.snapshot(guard, &request, &mut |_| ControlFlow::Continue(()))

@@ -19,6 +19,9 @@ const SIZES: [usize; 3] = [1_000, 5_000, 20_000];
 /// Images from a disk to the root of its chain.
 const DEPTH: usize = 4;
 
+/// Chains that are made together.
+const PART: usize = 20;
+
 /// Listings of each SR.
 const TIMES: usize = 21;
 
@@ -151,35 +154,33 @@ pub(crate) fn children(process: &str) -> Vec<String> {
 
 /// Makes the SR: chains of images, each a disk that was snapshotted, the snapshots gone.
 ///
-/// In memory first, if there is such a place: each step is made durable, and that is not what is
-/// measured here.
+/// In small trees that are then put together: a removal looks at all images of a tree, so that one
+/// large tree would take hours. In memory, if there is such a place, because each step is made
+/// durable; neither is what is measured here.
 fn build(folder: &Path, images: usize) -> Result<()> {
     let memory = Path::new("/dev/shm");
-    let fast: PathBuf = if memory.is_dir() {
-        memory.join(format!("bench-{}", std::process::id()))
-    } else {
-        folder.to_owned()
-    };
-    std::fs::create_dir_all(&fast)?;
-    let built = fill(&fast, images);
-    if fast == folder {
-        return built;
-    }
-    let moved = built.and_then(|()| {
-        let words = ["-a", "--sparse=always", utf8(&fast)?.as_str(), utf8(folder)?.as_str()];
-        cost::run(Path::new("cp"), &words, &[])
+    let parent = if memory.is_dir() { memory } else { folder.parent().ok_or("no folder above")? };
+    let part = parent.join(format!("bench-{}", std::process::id()));
+    std::fs::create_dir_all(folder)?;
+    let chains: Vec<usize> = (0..images / DEPTH).collect();
+    let built = chains.chunks(PART).try_for_each(|chains| {
+        std::fs::create_dir(&part)?;
+        fill(&part, chains)?;
+        let from = part.join(".");
+        let words = ["-a", "--sparse=always", utf8(&from)?.as_str(), utf8(folder)?.as_str()];
+        cost::run(Path::new("cp"), &words, &[])?;
+        Ok(std::fs::remove_dir_all(&part)?)
     });
-    std::fs::remove_dir_all(&fast)?;
-    moved.map(drop)
+    if part.exists() {
+        std::fs::remove_dir_all(&part)?;
+    }
+    built
 }
 
-fn fill(folder: &Path, images: usize) -> Result<()> {
+fn fill(folder: &Path, chains: &[usize]) -> Result<()> {
     let tree = Tree::init(folder)?;
     let guard = tree.lock(Instant::now() + Duration::from_secs(10))?;
-    for n in 0..images / DEPTH {
-        chain(&tree, &guard, n as u128)?;
-    }
-    Ok(())
+    chains.iter().try_for_each(|n| chain(&tree, &guard, *n as u128))
 }
 
 fn chain(tree: &Tree, guard: &Guard, n: u128) -> Result<()> {
@@ -198,7 +199,6 @@ fn chain(tree: &Tree, guard: &Guard, n: u128) -> Result<()> {
             source: disk,
             new: uuid(step),
             new_metadata: &metadata,
-            source_metadata: None,
             allow_copy: false,
         };
         tree.snapshot(guard, &request, &mut |_| ControlFlow::Continue(()))?;
