@@ -16,9 +16,21 @@ use crate::setup;
 /// Time for the whole benchmark; most of it is making the images of the largest SR.
 const ALL: Duration = Duration::from_secs(30 * 60);
 
+/// What can be measured alone.
+const PARTS: [&str; 4] = ["commands", "calls", "scan", "load"];
+
 pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
-    if let Some(other) = options.iter().find(|option| !["--json", "--quick"].contains(option)) {
-        return Err(Failure::new(format!("bench control has no option {other:?}")));
+    let mut words = options.iter();
+    while let Some(word) = words.next() {
+        let known = match *word {
+            "--json" | "--quick" => true,
+            "--only" => words.next().is_some_and(|part| PARTS.contains(part)),
+            _ => false,
+        };
+        if !known {
+            return Err(Failure::new(format!("bench control does not understand {word:?}"))
+                .hint(format!("--json, --quick, --only {}", PARTS.join("|"))));
+        }
     }
     setup::ensure()?;
     let program = build()?;

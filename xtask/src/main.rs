@@ -32,7 +32,7 @@ cargo xtask demo [--release]           the main job on a real disk image, checke
 cargo xtask test [ARGUMENTS]           all tests; arguments go to `cargo test`
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
 cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
-cargo xtask bench control [--json] [--quick]
+cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
                                        cost of the control path, peers measured in the same run";
 
 fn main() -> ExitCode {

@@ -110,6 +110,10 @@ pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<Vd
     let node = usable(&tree, request.vdi)?;
     let metadata = Metadata::of(&node)?;
     refuse_read_only(request.vdi, &metadata)?;
+    if request.virtual_size.0 < node.virtual_size {
+        let (from, to) = (node.virtual_size, request.virtual_size.0);
+        return Err(from_vhd(vhd::Error::Shrink { from, to }));
+    }
     let op = cx.operation_id().0;
     let change = tree
         .resize(&guard, op, request.vdi.0, request.virtual_size.0, &metadata.document()?)

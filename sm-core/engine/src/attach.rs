@@ -35,6 +35,20 @@ impl Sr {
         datapath: &str,
         mode: AttachMode,
     ) -> Result<Vec<Access>> {
+        if self.read(op, &VdiStat { vdi }).await?.incomplete {
+            return Err(incomplete(vdi));
+        }
+        self.attach_any(op, vdi, datapath, mode).await
+    }
+
+    /// As [`Self::vdi_attach`], also of a VDI that is being filled.
+    pub(crate) async fn attach_any(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        datapath: &str,
+        mode: AttachMode,
+    ) -> Result<Vec<Access>> {
         Ok(self.step(op, vdi, datapath, Step::Attach(mode)).await?.access)
     }
 
@@ -292,6 +306,13 @@ impl Sr {
         .legacy(16)
         .hint("detach them first; smctl vdi list --attached shows them"))
     }
+}
+
+fn incomplete(vdi: VdiUuid) -> Error {
+    Error::busy(format!(
+        "VDI {vdi} is not complete: an import or copy is filling it, or was interrupted"
+    ))
+    .hint("smctl job list shows which; resume it, or destroy the VDI")
 }
 
 fn detach_hint(record: &AttachmentRecord) -> String {

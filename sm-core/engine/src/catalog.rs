@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `sr/<sr>` | [`SrRecord`] |
 //! | `attach/<sr>/<vdi>` | [`AttachmentRecord`] |
-//! | `journal/<operation id>` | [`crate::journal::Entry`] |
+//! | `intent/<operation id>`, `answer/<operation id>` | [`crate::journal::Entry`] |
 //! | `job/<operation id>` | [`crate::jobs::JobRecord`] |
 //! | `kv/<sr>/<key>` | a driver's own state |
 
@@ -112,32 +112,24 @@ impl Catalog {
             .collect()
     }
 
-    /// Writes a record if the key still has the version it was read with; `None`: if the key is
-    /// not there.
-    pub fn put<T: Serialize>(
-        &self,
-        key: &str,
-        version: Option<u64>,
-        record: &T,
-        durable: bool,
-    ) -> Result<Commit> {
-        self.change(key, version, Some(json(key, record)?), durable)
-    }
-
     /// Writes a record whatever is there.
     pub fn set<T: Serialize>(&self, key: &str, record: &T, durable: bool) -> Result<()> {
         let change = Change { key: key.to_owned(), value: Some(json(key, record)?) };
-        self.unconditional(change, durable)
+        self.unconditional(vec![change], durable)
+    }
+
+    /// Removes a key and writes a record under another one, together.
+    pub fn rename<T: Serialize>(&self, from: &str, to: &str, record: &T) -> Result<()> {
+        let changes = vec![
+            Change { key: from.to_owned(), value: None },
+            Change { key: to.to_owned(), value: Some(json(to, record)?) },
+        ];
+        self.unconditional(changes, false)
     }
 
     /// Removes a key, whatever is there.
     pub fn remove(&self, key: &str, durable: bool) -> Result<()> {
-        self.unconditional(Change { key: key.to_owned(), value: None }, durable)
-    }
-
-    /// Removes a key if it still has the version it was read with.
-    pub fn remove_if(&self, key: &str, version: u64, durable: bool) -> Result<Commit> {
-        self.change(key, Some(version), None, durable)
+        self.unconditional(vec![Change { key: key.to_owned(), value: None }], durable)
     }
 
     /// Changes a record by reading, changing and writing it until nobody came between. `change`
@@ -182,8 +174,8 @@ impl Catalog {
         })
     }
 
-    fn unconditional(&self, change: Change, durable: bool) -> Result<()> {
-        match self.0.commit(Batch { expect: Vec::new(), changes: vec![change], durable })? {
+    fn unconditional(&self, changes: Vec<Change>, durable: bool) -> Result<()> {
+        match self.0.commit(Batch { expect: Vec::new(), changes, durable })? {
             Commit::Done => Ok(()),
             Commit::Conflict => Err(Error::internal("a change without expectations conflicted")),
         }

@@ -231,7 +231,7 @@ impl Sr {
         step!("job.created");
         let filled = async {
             let part = op.part("target");
-            let access = self.vdi_attach(&part, vdi, &datapath, AttachMode::ReadWrite).await?;
+            let access = self.attach_any(&part, vdi, &datapath, AttachMode::ReadWrite).await?;
             self.vdi_activate(&part, vdi, &datapath).await?;
             step!("job.attached");
             let Some(mut job) = running.take() else { return Err(lost()) };
@@ -255,7 +255,15 @@ impl Sr {
         .await;
         step!("job.detached");
         if let Err(error) = filled {
-            let undone = self.vdi_destroy(&end.part("undo"), vdi).await;
+            let undo = end.part("undo");
+            let undone = self.vdi_destroy(&undo, vdi).await;
+            if undone.is_ok() {
+                // The same job may be asked for again: it must find neither the old answer to
+                // its create nor to this destroy.
+                let catalog = &self.manager.inner.catalog;
+                crate::journal::forget(catalog, op.part("create").id)?;
+                crate::journal::forget(catalog, undo.id)?;
+            }
             return Err(match undone {
                 Ok(_) => error,
                 Err(also) => error
@@ -325,16 +333,6 @@ impl<'a> Reader<'a> {
         sr.refuse_if_attached(&op, vdi, feature::LIVE_SNAPSHOT, Some(AttachMode::ReadWrite))
             .await
             .map_err(|error| error.hint("snapshot it and use the snapshot"))?;
-        let info = sr.read(&op, &VdiStat { vdi }).await?;
-        if info.incomplete {
-            return Err(Error::new(
-                Kind::Busy { retry_after_ms: None },
-                format!(
-                    "VDI {vdi} is not complete: an import or copy is filling it, or was interrupted"
-                ),
-            )
-            .hint("smctl job list"));
-        }
         let access = sr.vdi_attach(&op, vdi, &datapath, AttachMode::ReadOnly).await?;
         sr.vdi_activate(&op, vdi, &datapath).await?;
         Ok(Self { sr, op, vdi, datapath, access })

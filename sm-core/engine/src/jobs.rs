@@ -231,6 +231,17 @@ impl StorageManager {
         self.job(&id.to_string())
     }
 
+    /// Forgets jobs that ended longer ago than [`journal::KEEP`].
+    pub(crate) fn prune_jobs(&self) -> Result<()> {
+        let oldest = journal::now().saturating_sub(journal::KEEP.as_secs());
+        for job in self.jobs()? {
+            if job.finished.is_some_and(|finished| finished < oldest) {
+                self.inner.catalog.remove(&key(job.id), false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A job whose record says `running` and whose process died is `interrupted`.
     fn with_true_state(&self, mut record: JobRecord) -> Result<JobRecord> {
         if record.state == JobState::Running

@@ -15,12 +15,15 @@ use serde_json::Value;
 use sm_model::{Error, Kind, Operation, OperationId, Request, Result, SrUuid};
 
 use crate::catalog::Catalog;
-use crate::store::Commit;
 
 /// How long an answer is kept for a retry.
-pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const KEEP: Duration = Duration::from_secs(2 * 24 * 3600);
 
-/// What is recorded of an operation.
+/// How often old answers are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// What is recorded of an operation: under `intent/<id>` until there is an answer, then under
+/// `answer/<id>`. Intents are few, so looking for what is in doubt costs nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// The SR it is about.
@@ -44,15 +47,27 @@ pub(crate) enum Begin<T> {
     Replay(T),
 }
 
-fn key(id: OperationId) -> String {
-    format!("journal/{id}")
+fn intent(id: OperationId) -> String {
+    format!("intent/{id}")
+}
+
+fn answer(id: OperationId) -> String {
+    format!("answer/{id}")
 }
 
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Records the intent, unless this id has been used.
+/// What is recorded of an operation id.
+pub(crate) fn find(catalog: &Catalog, id: OperationId) -> Result<Option<Entry>> {
+    if let Some(found) = catalog.get::<Entry>(&answer(id))? {
+        return Ok(Some(found.record));
+    }
+    Ok(catalog.get::<Entry>(&intent(id))?.map(|found| found.record))
+}
+
+/// Records the intent, unless this id has been used. The caller holds the lock of the operation.
 pub(crate) fn begin<R: Request>(
     catalog: &Catalog,
     id: OperationId,
@@ -66,56 +81,49 @@ pub(crate) fn begin<R: Request>(
         reply: None,
         time: now(),
     };
-    let key = key(id);
-    loop {
-        let Some(found) = catalog.get::<Entry>(&key)? else {
-            match catalog.put(&key, None, &entry, false)? {
-                Commit::Done => return Ok(Begin::Run),
-                Commit::Conflict => continue, // Somebody recorded it just now: look again.
-            }
-        };
-        let found = found.record;
-        if (found.sr, &found.operation, &found.request)
-            != (entry.sr, &entry.operation, &entry.request)
-        {
-            return Err(Error::new(
-                Kind::Exists,
-                format!("operation id {id} was used for {} with other arguments", found.operation),
-            )
-            .hint("repeat the first request exactly, or use a new operation id"));
-        }
-        return match found.reply {
-            Some(reply) => serde_json::from_value(reply).map(Begin::Replay).map_err(|error| {
-                Error::new(Kind::Corrupt, format!("the journal's answer to {id} cannot be read"))
-                    .source(&error)
-            }),
-            None => Ok(Begin::Run),
-        };
+    let Some(found) = find(catalog, id)? else {
+        catalog.set(&intent(id), &entry, false)?;
+        return Ok(Begin::Run);
+    };
+    if (found.sr, &found.operation, &found.request) != (entry.sr, &entry.operation, &entry.request)
+    {
+        return Err(Error::new(
+            Kind::Exists,
+            format!("operation id {id} was used for {} with other arguments", found.operation),
+        )
+        .hint("repeat the first request exactly, or use a new operation id"));
+    }
+    match found.reply {
+        Some(reply) => serde_json::from_value(reply).map(Begin::Replay).map_err(|error| {
+            Error::new(Kind::Corrupt, format!("the journal's answer to {id} cannot be read"))
+                .source(&error)
+        }),
+        None => Ok(Begin::Run),
     }
 }
 
-/// The SR of an operation of this kind that this id was used for, if it was answered.
-pub(crate) fn answered<R: Request>(catalog: &Catalog, id: OperationId) -> Result<Option<SrUuid>> {
-    let found = catalog.get::<Entry>(&key(id))?.map(|found| found.record);
-    let answered = |entry: &Entry| entry.operation == R::OPERATION.name() && entry.reply.is_some();
-    Ok(found.filter(answered).map(|entry| entry.sr))
-}
-
-/// Records the answer.
+/// Records the answer in place of the intent.
 pub(crate) fn finish<R: Request>(
     catalog: &Catalog,
     id: OperationId,
     reply: &R::Reply,
 ) -> Result<()> {
-    let reply = value(reply)?;
-    catalog.update(&key(id), false, |entry: Option<Entry>| {
-        Ok((entry.map(|entry| Entry { reply: Some(reply.clone()), ..entry }), ()))
-    })
+    let Some(found) = catalog.get::<Entry>(&intent(id))? else { return Ok(()) };
+    let entry = Entry { reply: Some(value(reply)?), ..found.record };
+    catalog.rename(&intent(id), &answer(id), &entry)
 }
 
-/// Forgets an intent that is known to have had no effect.
+/// Forgets an operation that is known to have had no effect, or whose effect was undone.
 pub(crate) fn forget(catalog: &Catalog, id: OperationId) -> Result<()> {
-    catalog.remove(&key(id), false)
+    catalog.remove(&intent(id), false)?;
+    catalog.remove(&answer(id), false)
+}
+
+/// The SR of an operation of this kind that this id was used for, if it was answered.
+pub(crate) fn answered<R: Request>(catalog: &Catalog, id: OperationId) -> Result<Option<SrUuid>> {
+    let found = find(catalog, id)?;
+    let answered = |entry: &Entry| entry.operation == R::OPERATION.name() && entry.reply.is_some();
+    Ok(found.filter(answered).map(|entry| entry.sr))
 }
 
 /// Whether an error leaves open if the operation was done: the intent then stays.
@@ -128,29 +136,29 @@ pub(crate) fn leaves_doubt(error: &Error) -> bool {
 
 /// The operations on an SR whose outcome is not known.
 pub(crate) fn in_doubt(catalog: &Catalog, sr: SrUuid) -> Result<Vec<(OperationId, Entry)>> {
-    Ok(entries(catalog)?
-        .into_iter()
-        .filter(|(_, entry)| entry.sr == sr && entry.reply.is_none())
-        .collect())
-}
-
-/// Forgets answers older than [`KEEP`].
-pub(crate) fn prune(catalog: &Catalog) -> Result<()> {
-    let oldest = now().saturating_sub(KEEP.as_secs());
-    for (id, entry) in entries(catalog)? {
-        if entry.reply.is_some() && entry.time < oldest {
-            forget(catalog, id)?;
-        }
-    }
-    Ok(())
-}
-
-fn entries(catalog: &Catalog) -> Result<Vec<(OperationId, Entry)>> {
-    let entries = catalog.list::<Entry>("journal/")?;
+    let entries = catalog.list::<Entry>("intent/")?;
     Ok(entries
         .into_iter()
-        .filter_map(|(key, entry)| Some((key.strip_prefix("journal/")?.parse().ok()?, entry)))
+        .filter_map(|(key, entry)| Some((key.strip_prefix("intent/")?.parse().ok()?, entry)))
+        .filter(|(_, entry)| entry.sr == sr)
         .collect())
+}
+
+/// Forgets answers older than [`KEEP`], now and then. Answers whether it looked.
+pub(crate) fn prune(catalog: &Catalog) -> Result<bool> {
+    const LAST: &str = "meta/pruned";
+    let last = catalog.get::<u64>(LAST)?.map_or(0, |found| found.record);
+    if now().saturating_sub(last) < PRUNE_EVERY.as_secs() {
+        return Ok(false);
+    }
+    catalog.set(LAST, &now(), false)?;
+    let oldest = now().saturating_sub(KEEP.as_secs());
+    for (key, entry) in catalog.list::<Entry>("answer/")? {
+        if entry.time < oldest {
+            catalog.remove(&key, false)?;
+        }
+    }
+    Ok(true)
 }
 
 /// The operation an entry is about, if this release knows it.

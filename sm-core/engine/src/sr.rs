@@ -205,7 +205,9 @@ impl Sr {
         };
         self.release_dead_jobs(op).await?;
         self.settle(op).await?;
-        journal::prune(&self.manager.inner.catalog)?;
+        if journal::prune(&self.manager.inner.catalog)? {
+            self.manager.prune_jobs()?;
+        }
         self.manager.inner.locks.sweep()?;
         Ok(Scan { vdis: self.vdis(op).await?, recovered })
     }
@@ -490,9 +492,8 @@ impl Sr {
 
     /// The time in a snapshot request that this operation id has journalled before.
     fn journalled_time(&self, op: &Op) -> Result<Option<u64>> {
-        let key = format!("journal/{}", op.id);
-        let entry = self.manager.inner.catalog.get::<journal::Entry>(&key)?;
-        Ok(entry.and_then(|found| found.record.request.get("time")?.as_u64()))
+        let entry = journal::find(&self.manager.inner.catalog, op.id)?;
+        Ok(entry.and_then(|entry| entry.request.get("time")?.as_u64()))
     }
 
     pub(crate) fn vdi_locks(&self, op: &Op, vdis: &[VdiUuid]) -> Vec<Lock> {

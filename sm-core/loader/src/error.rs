@@ -261,7 +261,7 @@ impl LoadError {
                  from group and others (chmod go-w)"
             }
             Self::BadLock { .. } | Self::NotLocked { .. } | Self::LockDiffers { .. } => {
-                "if you trust this file, install it again with `smctl driver install`"
+                "if you trust this file, write its size and SHA-256 into drivers.lock beside it"
             }
             Self::Changed { .. } => {
                 "try again when it is complete; install by rename, never by writing over it"

@@ -62,19 +62,22 @@ impl Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// The largest IEC unit that shows the number exactly with at most two decimals (`10GiB`,
-    /// `1.5MiB`, `2040GiB`, `512B`); rounded to two decimals if none does below 10,000.
+    /// For people: the largest IEC unit, with two decimals at most (`10GiB`, `1.5MiB`, `512B`).
+    /// Whole GiB are never rounded, because limits and sizes of disks are (`2040GiB`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fitting = || UNITS.iter().filter(|(name, _)| name.ends_with("iB") || *name == "B");
+        const GIB: u64 = 1 << 30;
         let hundredths = |factor: u64| u128::from(self.0) * 100 / u128::from(factor);
-        let exact = fitting().find(|(_, factor)| {
-            self.0 >= *factor
-                && (u128::from(self.0) * 100).is_multiple_of(u128::from(*factor))
-                && hundredths(*factor) < 1_000_000
-        });
-        let largest = || fitting().find(|(_, factor)| self.0 >= *factor);
-        let (unit, factor) = exact.or_else(largest).unwrap_or(&("B", 1));
-        let hundredths = hundredths(*factor);
+        let rounded = |factor: u64| !(u128::from(self.0) * 100).is_multiple_of(u128::from(factor));
+        let largest = UNITS
+            .iter()
+            .filter(|(name, _)| name.ends_with("iB"))
+            .find(|(_, factor)| self.0 >= *factor)
+            .unwrap_or(&("B", 1));
+        let (unit, factor) = match largest {
+            (_, factor) if rounded(*factor) && self.0.is_multiple_of(GIB) => ("GiB", GIB),
+            (unit, factor) => (*unit, *factor),
+        };
+        let hundredths = hundredths(factor);
         let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
         f.pad(&format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.')))
     }

@@ -105,7 +105,7 @@ fn in_process(setting: &Setting) -> Result<f64> {
 /// What the program started by [`in_process`] does.
 pub(crate) fn once(driver: &Path, state: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let setting = Setting { product: state.into(), work: state.into(), quick: false };
+    let setting = Setting { product: state.into(), work: state.into(), quick: false, only: None };
     let time = runtime.block_on(async {
         let start = Instant::now();
         let port = open(&setting, driver, Placement::InProcess, state).await?;

@@ -30,6 +30,8 @@ pub(crate) struct Setting {
     work: PathBuf,
     /// A tenth of the work, to see whether it runs.
     quick: bool,
+    /// This part and no other.
+    only: Option<String>,
 }
 
 impl Setting {
@@ -100,7 +102,8 @@ fn run() -> Result<bool> {
     let work = product.join(format!("bench-{}", std::process::id()));
     std::fs::create_dir(&work)?;
     let quick = arguments.iter().any(|word| word == "--quick");
-    let setting = Setting { product, work, quick };
+    let only = value("--only").map(|part| part.display().to_string());
+    let setting = Setting { product, work, quick, only };
     let outcome = measure(&setting);
     std::fs::remove_dir_all(&setting.work)?;
     let table = outcome?;
@@ -118,15 +121,26 @@ fn measure(setting: &Setting) -> Result<Table> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut table = Table::default();
-    let say = |what: &str| eprintln!("measuring {what}");
-    say("whole commands");
-    commands::measure(setting, &mut table)?;
-    say("one call");
-    runtime.block_on(calls::measure(setting, &mut table))?;
-    say("a scan (making the images takes longest)");
-    runtime.block_on(scan::measure(setting, &mut table))?;
-    say("a load and a restart");
-    runtime.block_on(load::measure(setting, &mut table))?;
+    let chosen = |what: &str| {
+        let chosen = setting.only.as_deref().is_none_or(|only| only == what);
+        if chosen {
+            eprintln!("measuring {what}");
+        }
+        chosen
+    };
+    if chosen("commands") {
+        commands::measure(setting, &mut table)?;
+    }
+    if chosen("calls") {
+        runtime.block_on(calls::measure(setting, &mut table))?;
+    }
+    // Making the images takes longest.
+    if chosen("scan") {
+        runtime.block_on(scan::measure(setting, &mut table))?;
+    }
+    if chosen("load") {
+        runtime.block_on(load::measure(setting, &mut table))?;
+    }
     Ok(table)
 }
 
