@@ -159,3 +159,48 @@ async fn bad_sources_and_targets_are_refused_exactly() {
     let error = site.sr.import(&Op::new(), from, small).await.unwrap_err();
     assert_eq!(error.message, "a VDI of 2MiB cannot hold 3145728 bytes");
 }
+
+/// What a person does after a crash: looks, and goes on.
+#[tokio::test]
+async fn an_interrupted_job_is_seen_and_resumed() {
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let bytes = pattern(16 << 20);
+        let source = site.folder.join("in.raw");
+        std::fs::write(&source, &bytes).unwrap();
+        let died = std::process::Command::new(crate::path("smctl"))
+            .args(["vdi", "import", source.as_str(), "--name", "d"])
+            .env("SMCTL_STATE_DIR", site.folder.join("state"))
+            .env("SM_STEP_KILL", "job.copying:2")
+            .status()
+            .unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&died), Some(9));
+
+        let job = site.manager.jobs().unwrap().remove(0);
+        assert_eq!(job.state, JobState::Interrupted);
+        let vdi = site.sr.vdis(&Op::new()).await.unwrap().remove(0);
+        assert!(vdi.incomplete);
+        let error = site
+            .sr
+            .vdi_attach(&Op::new(), vdi.uuid, "vm", sm_core::model::AttachMode::ReadWrite)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, Kind::Busy { retry_after_ms: None });
+        let clone = site.sr.vdi_clone(&Op::new(), vdi.uuid, "c", "").await.unwrap_err();
+        assert!(matches!(clone.kind, Kind::Busy { .. } | Kind::InUse), "{clone}");
+
+        // A scan lets go of what the dead process held, and keeps the disk for the resume.
+        assert_eq!(site.sr.scan(&Op::new()).await.unwrap().vdis.len(), 1);
+        assert_eq!(site.sr.attachments().unwrap(), []);
+        let job = site.manager.job_resume(&Op::new(), job.id).await.unwrap();
+        assert_eq!(job.state, JobState::Done);
+        assert_eq!(job.bytes_done, Bytes(bytes.len() as u64));
+        let path = site.folder.join("out.raw");
+        let target =
+            ExportTarget { path: path.clone(), format: ImageFormat::Raw, overwrite: false };
+        site.sr.export(&Op::new(), vdi.uuid, target).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == bytes);
+        let again = site.manager.job_resume(&Op::new(), job.id).await.unwrap_err();
+        assert_eq!(again.message, format!("job {} is done already", job.id));
+    }
+}
