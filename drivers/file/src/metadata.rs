@@ -54,7 +54,12 @@ pub(crate) fn describe(node: &Node) -> VdiInfo {
     let health = match (&node.health, unreadable) {
         (tree::Health::Quarantined(reason), _) => Health::Quarantined { reason: reason.clone() },
         (tree::Health::Ok, Some(reason)) => Health::Quarantined { reason },
-        (tree::Health::Ok, None) => Health::Ok,
+        (tree::Health::Ok, None) => match node.needs_repair {
+            Some(missing) => Health::Degraded {
+                reason: format!("{missing} is missing: read-only until repaired"),
+            },
+            None => Health::Ok,
+        },
     };
     VdiInfo {
         uuid: node.uuid.into(),

@@ -298,9 +298,17 @@ pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
 
 pub(crate) fn attach(folder: &Folder, request: &VdiAttach) -> Result<VdiAttached> {
     let tree = folder.tree()?;
-    let metadata = Metadata::of(&usable(&tree, request.vdi)?)?;
+    let node = usable(&tree, request.vdi)?;
     if request.mode == AttachMode::ReadWrite {
-        refuse_read_only(request.vdi, &metadata)?;
+        refuse_read_only(request.vdi, &Metadata::of(&node)?)?;
+        if let Some(missing) = node.needs_repair {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("VDI {} can only be read: {missing} is missing", request.vdi),
+            )
+            .legacy(65)
+            .hint("copy it, or export it and import the result"));
+        }
     }
     let mut images = Vec::new();
     for path in tree.chain(request.vdi.0).map_err(from_vhd)? {

@@ -14,6 +14,9 @@ const CHECKPOINT: u64 = 256 << 20;
 /// Bytes read from a stream at a time: one block of a VHD.
 const CHUNK: usize = 2 << 20;
 
+/// Zeros in a stream are looked for in pieces of this size, as file systems allocate.
+const PIECE: usize = 64 << 10;
+
 /// Told how many bytes are done; `true` for those that are safe on the storage. Answers whether
 /// to go on.
 pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, bool) -> ControlFlow<()>;
@@ -171,9 +174,10 @@ pub(crate) fn fill(
             )
             .hint("give its exact size with --size"));
         }
-        let part = &buffer[..got];
-        if !vhd::copy::is_zero(part) {
-            target.write_at(done, part).map_err(|e| from_vhd(&e))?;
+        for (n, piece) in buffer[..got].chunks(PIECE).enumerate() {
+            if !vhd::copy::is_zero(piece) {
+                target.write_at(done + (n * PIECE) as u64, piece).map_err(|e| from_vhd(&e))?;
+            }
         }
         done += got as u64;
         if report(done, false).is_break() {

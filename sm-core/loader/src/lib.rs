@@ -9,7 +9,7 @@
 //! open      configuration, services, then the driver's `open`
 //! ```
 //!
-//! What comes out is a [`DriverPort`](port::DriverPort). There are three kinds and nobody above
+//! What comes out is a [`DriverPort`]. There are three kinds and nobody above
 //! can tell them apart: a driver that is linked statically ([`InProcessPort::from_module`]), a
 //! shared library in this process, and a shared library in a child process
 //! ([`Placement::Child`]), where a crash costs the calls in flight and nothing else.

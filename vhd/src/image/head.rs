@@ -89,7 +89,8 @@ impl Info {
         self.missing_footer().is_some()
     }
 
-    pub(super) fn missing_footer(&self) -> Option<&'static str> {
+    /// Which footer is missing, if one is: the image can be read, and written after a repair.
+    pub fn missing_footer(&self) -> Option<&'static str> {
         match (self.end_footer, self.copy_footer) {
             (true, true) => None,
             (false, _) => Some(END),

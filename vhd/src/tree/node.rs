@@ -79,6 +79,9 @@ pub struct Node {
     pub last_op: Option<Uuid>,
     /// Whether it can be used.
     pub health: Health,
+    /// Which of the two footers of its image is missing: it can be read, and written only after
+    /// a repair.
+    pub needs_repair: Option<&'static str>,
 }
 
 impl Node {

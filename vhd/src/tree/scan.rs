@@ -217,6 +217,7 @@ impl Tree {
                     parent: walk.get(1).map(|(uuid, _)| *uuid),
                     image_uuid: Some(info.uuid),
                     hidden: info.hidden,
+                    needs_repair: info.missing_footer(),
                     kind: if info.hidden { Kind::Base } else { Kind::Leaf },
                     depth: walk.len(),
                     ..blank(uuid, Format::Vhd)
@@ -545,6 +546,7 @@ impl Scan {
                 node.physical_size = info.physical_size;
                 node.image_uuid = Some(info.uuid);
                 node.hidden = info.hidden;
+                node.needs_repair = info.missing_footer();
             }
             What::Raw { size, physical } => {
                 (node.virtual_size, node.physical_size) = (*size, *physical);
@@ -576,6 +578,7 @@ fn blank(uuid: Uuid, format: Format) -> Node {
         created_by: None,
         last_op: None,
         health: Health::Ok,
+        needs_repair: None,
     }
 }
 

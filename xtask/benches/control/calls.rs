@@ -1,4 +1,8 @@
 //! One call of an operation, with a driver that does nothing.
+//!
+//! Measured twice, each in a process of its own. On one core there is only the work of the call,
+//! and that has a bar. On all cores the call wakes threads on others, and what it takes to wake an
+//! idle core (more so a virtual one) is the machine's: the peers, which wake threads too, tell.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +31,58 @@ const JOURNALLED: usize = 200;
 
 const BUDGET: Duration = Duration::from_secs(10);
 
-pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
+/// This program again, once on one core and once on all.
+pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
+    for cores in [Cores::One, Cores::All] {
+        let program = std::env::current_exe()?;
+        let mut words =
+            vec!["--product", utf8(&setting.product)?.as_str(), "--calls", cores.name()];
+        if setting.quick {
+            words.push("--quick");
+        }
+        let (_, text) = cost::run(&program, &words, &[])?;
+        for line in text.lines() {
+            table.push(Row::from_line(line).ok_or("a part of the benchmark prints no figures")?);
+        }
+    }
+    Ok(())
+}
+
+/// On which cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cores {
+    One,
+    All,
+}
+
+impl Cores {
+    fn name(self) -> &'static str {
+        match self {
+            Self::One => "one core",
+            Self::All => "all cores",
+        }
+    }
+}
+
+/// What the program started by [`measure`] does.
+pub(crate) fn part(setting: &Setting, cores: &Path) -> Result<()> {
+    let cores = if cores == Path::new(Cores::One.name()) { Cores::One } else { Cores::All };
+    if cores == Cores::One {
+        // Before any thread or child is made: all of them inherit it.
+        let mut set = rustix::thread::CpuSet::new();
+        let allowed = rustix::thread::sched_getaffinity(None)?;
+        let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|n| allowed.is_set(*n));
+        set.set(last.ok_or("no core")?);
+        rustix::thread::sched_setaffinity(None, &set)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut table = Table::default();
+    runtime.block_on(figures(setting, cores, &mut table))?;
+    print!("{}", table.lines());
+    Ok(())
+}
+
+async fn figures(setting: &Setting, cores: Cores, table: &mut Table) -> Result<()> {
     for placement in PLACEMENTS {
         // The peer first: its processes must be the only children.
         let (bar, peer) = match placement {
@@ -46,23 +101,28 @@ pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> 
             taken.push(microseconds(start.elapsed()));
         }
         table.push(Row {
-            name: format!("one call of a driver that does nothing, {}", placed(placement)),
-            unit: "us",
+            name: name("call of a driver that does nothing", placement, cores),
+            unit: "us".to_owned(),
             ours: median(taken.split_off(WARM)),
-            peer: Some(peer),
-            bar: Some(bar),
-            note: "request and reply typed, checked, as JSON",
+            peer: Some((peer.0, peer.1.to_owned())),
+            bar: (cores == Cores::One).then_some(bar),
+            note: String::new(),
         });
         port.close(BUDGET).await;
     }
     for placement in PLACEMENTS {
-        engine(setting, placement, table).await?;
+        engine(setting, placement, cores, table).await?;
     }
     Ok(())
 }
 
 /// The same through the engine, with its locks, catalog and journal.
-async fn engine(setting: &Setting, placement: Placement, table: &mut Table) -> Result<()> {
+async fn engine(
+    setting: &Setting,
+    placement: Placement,
+    cores: Cores,
+    table: &mut Table,
+) -> Result<()> {
     let sr = sr(setting, placement).await?;
     let vdi = Uuid::from_u128(1).into();
     let times = setting.often(TIMES / 2);
@@ -73,8 +133,8 @@ async fn engine(setting: &Setting, placement: Placement, table: &mut Table) -> R
         taken.push(microseconds(start.elapsed()));
     }
     table.push(Row {
-        name: format!("the same through the engine, reading, {}", placed(placement)),
-        unit: "us",
+        name: name("the same through the engine, reading", placement, cores),
+        unit: "us".to_owned(),
         ours: median(taken),
         ..Row::default()
     });
@@ -94,13 +154,17 @@ async fn engine(setting: &Setting, placement: Placement, table: &mut Table) -> R
         taken.push(microseconds(start.elapsed()));
     }
     table.push(Row {
-        name: format!("the same through the engine, changing, {}", placed(placement)),
-        unit: "us",
+        name: name("the same through the engine, changing", placement, cores),
+        unit: "us".to_owned(),
         ours: median(taken),
-        note: "intent and answer are written to the journal",
+        note: "intent and answer are written to the journal".to_owned(),
         ..Row::default()
     });
     Ok(())
+}
+
+fn name(what: &str, placement: Placement, cores: Cores) -> String {
+    format!("{what}, {}, {}", placed(placement), cores.name())
 }
 
 async fn sr(setting: &Setting, placement: Placement) -> Result<Sr> {

@@ -50,18 +50,18 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
             let name = |what: &str| format!("smctl vdi {operation}, {}: {what}", placed(placement));
             table.push(Row {
                 name: name("CPU"),
-                unit: "ms",
+                unit: "ms".to_owned(),
                 ours: figure(&ours[n], |cost| cost.cpu),
-                peer: Some((figure(&peers[n], |cost| cost.cpu), peer)),
+                peer: Some((figure(&peers[n], |cost| cost.cpu), peer.to_owned())),
                 bar: Some(BAR),
-                note,
+                note: note.to_owned(),
             });
             table.push(Row {
                 name: name("wall"),
-                unit: "ms",
+                unit: "ms".to_owned(),
                 ours: figure(&ours[n], |cost| cost.wall),
-                peer: Some((figure(&peers[n], |cost| cost.wall), peer)),
-                note: "ours has synced the image and its folder, the peer has not",
+                peer: Some((figure(&peers[n], |cost| cost.wall), peer.to_owned())),
+                note: "ours has synced the image and its folder, the peer has not".to_owned(),
                 ..Row::default()
             });
         }

@@ -22,10 +22,10 @@ const BUDGET: Duration = Duration::from_secs(10);
 pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
     table.push(Row {
         name: "load a driver: inspect, verify, stage (warm), dlopen, open; in process".to_owned(),
-        unit: "ms",
+        unit: "ms".to_owned(),
         ours: in_process(setting)?,
         bar: Some(10.0),
-        note: "each in a process of its own: a library is mapped once",
+        note: "each in a process of its own: a library is mapped once".to_owned(),
         ..Row::default()
     });
     let state = setting.folder("load")?;
@@ -39,14 +39,14 @@ pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> 
     }
     table.push(Row {
         name: "load a driver into a child process, to its first answer".to_owned(),
-        unit: "ms",
+        unit: "ms".to_owned(),
         ours: median(taken),
         bar: Some(20.0),
         ..Row::default()
     });
     table.push(Row {
         name: "driver process killed (SIGKILL), to the first answer of a new one".to_owned(),
-        unit: "ms",
+        unit: "ms".to_owned(),
         ours: respawn(setting, &state).await?,
         bar: Some(20.0),
         ..Row::default()

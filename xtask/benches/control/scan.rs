@@ -48,17 +48,21 @@ pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> 
             let place = placed(placement);
             if let Some(peer) = peer {
                 table.push(Row {
-                    name: format!("list of {images} VHDs (chains of {DEPTH}), {place}, 0 processes"),
-                    unit: "ms",
+                    name: format!(
+                        "list of {images} VHDs (chains of {DEPTH}), {place}, 0 processes"
+                    ),
+                    unit: "ms".to_owned(),
                     ours: list,
-                    peer: Some((peer, "qemu-img info for each")),
+                    peer: Some((peer, "qemu-img info for each".to_owned())),
                     bar: Some(BAR),
-                    note: "SMAPIv1 3,600 ms in 1,002 processes, vhd-util 155 ms, recorded elsewhere",
+                    note:
+                        "SMAPIv1 3,600 ms in 1,002 processes, vhd-util 155 ms, recorded elsewhere"
+                            .to_owned(),
                 });
             } else {
                 table.push(Row {
                     name: format!("list of {images} VHDs, per 1,000, {place}"),
-                    unit: "ms",
+                    unit: "ms".to_owned(),
                     ours: list * 1e3 / number(images),
                     bar: Some(BAR),
                     ..Row::default()
@@ -66,7 +70,7 @@ pub(crate) async fn measure(setting: &Setting, table: &mut Table) -> Result<()> 
             }
             table.push(Row {
                 name: format!("scan of {images} VHDs, recovery included, per 1,000, {place}"),
-                unit: "ms",
+                unit: "ms".to_owned(),
                 ours: scan * 1e3 / number(images),
                 ..Row::default()
             });

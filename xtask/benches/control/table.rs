@@ -8,20 +8,44 @@ use serde_json::{Value, json};
 #[derive(Default)]
 pub(crate) struct Row {
     pub(crate) name: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     pub(crate) ours: f64,
     /// The peer's figure of this run, and who the peer is.
-    pub(crate) peer: Option<(f64, &'static str)>,
+    pub(crate) peer: Option<(f64, String)>,
     /// Ours must not be above it.
     pub(crate) bar: Option<f64>,
     /// A figure that was recorded elsewhere, or what else a reader must know.
-    pub(crate) note: &'static str,
+    pub(crate) note: String,
 }
 
 impl Row {
     /// How many times the peer's figure is ours.
     fn ratio(&self) -> Option<f64> {
-        self.peer.map(|(peer, _)| peer / self.ours)
+        self.peer.as_ref().map(|(peer, _)| peer / self.ours)
+    }
+
+    /// One line for another process to read.
+    fn to_line(&self) -> String {
+        let (peer, peer_name) = self.peer.clone().unwrap_or((f64::NAN, String::new()));
+        let bar = self.bar.unwrap_or(f64::NAN);
+        let (name, unit, ours, note) = (&self.name, &self.unit, self.ours, &self.note);
+        format!("{name}\t{unit}\t{ours}\t{peer}\t{peer_name}\t{bar}\t{note}\n")
+    }
+
+    pub(crate) fn from_line(line: &str) -> Option<Self> {
+        let mut fields = line.split('\t');
+        let mut text = || fields.next().map(str::to_owned);
+        let (name, unit, ours, peer, peer_name, bar, note) =
+            (text()?, text()?, text()?, text()?, text()?, text()?, text()?);
+        let number = |text: String| text.parse::<f64>().ok();
+        Some(Self {
+            name,
+            unit,
+            ours: number(ours)?,
+            peer: number(peer).filter(|peer| !peer.is_nan()).map(|peer| (peer, peer_name)),
+            bar: number(bar).filter(|bar| !bar.is_nan()),
+            note,
+        })
     }
 
     fn ok(&self) -> Option<bool> {
@@ -41,14 +65,18 @@ impl Table {
         self.0.iter().all(|row| row.ok() != Some(false))
     }
 
+    pub(crate) fn lines(&self) -> String {
+        self.0.iter().map(Row::to_line).collect()
+    }
+
     pub(crate) fn json(&self) -> Value {
         let row = |row: &Row| {
             json!({
                 "name": row.name,
                 "unit": row.unit,
                 "ours": round(row.ours),
-                "peer": row.peer.map(|(peer, _)| round(peer)),
-                "peer_name": row.peer.map(|(_, name)| name),
+                "peer": row.peer.as_ref().map(|(peer, _)| round(*peer)),
+                "peer_name": row.peer.as_ref().map(|(_, name)| name),
                 "ratio": row.ratio().map(round),
                 "bar": row.bar,
                 "ok": row.ok(),
@@ -65,14 +93,14 @@ impl Table {
             let dash = || "-".to_owned();
             rows.push(vec![
                 row.name.clone(),
-                row.unit.to_owned(),
+                row.unit.clone(),
                 short(row.ours),
-                row.peer.map_or_else(dash, |(peer, _)| short(peer)),
-                row.peer.map_or_else(dash, |(_, name)| name.to_owned()),
+                row.peer.as_ref().map_or_else(dash, |(peer, _)| short(*peer)),
+                row.peer.as_ref().map_or_else(dash, |(_, name)| name.clone()),
                 row.ratio().map_or_else(dash, short),
                 row.bar.map_or_else(dash, |bar| format!("<= {bar}")),
                 row.ok().map_or_else(dash, |ok| if ok { "yes" } else { "NO" }.to_owned()),
-                row.note.to_owned(),
+                row.note.clone(),
             ]);
         }
         let columns = 0..head.len();
