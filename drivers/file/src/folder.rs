@@ -1,13 +1,12 @@
 //! The folder of an SR.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 
 use plugin_sdk::model::sr::{FoundSr, SrCreate, SrInfo, SrRecovered, SrUpdate};
 use plugin_sdk::model::vdi::Health;
 use plugin_sdk::model::{Bytes, Changed, Kind, OperationId, SrUuid, VdiUuid};
-use plugin_sdk::{Cx, Error, Result, Utf8Path, Utf8PathBuf, step};
+use plugin_sdk::{Cx, Error, Result, Utf8Path, Utf8PathBuf, files, step};
 use serde::{Deserialize, Serialize};
 use vhd::tree::{self, Guard, Tree};
 
@@ -83,7 +82,7 @@ impl Folder {
             created_by: Some(cx.operation_id()),
         })?;
         step!("sr_create.written");
-        sync_folder(&self.location)?;
+        files::sync_directory_of(&self.path).map_err(|e| from_io(e, &self.location))?;
         Ok(Changed::Created)
     }
 
@@ -149,7 +148,7 @@ impl Folder {
             self.refuse_foreign()?;
             step!("sr_destroy.checked");
             // First what makes it an SR, so that a cut leaves no SR with half its data.
-            remove(&self.sr_file())?;
+            files::remove(&self.sr_file()).map_err(|e| from_io(e, &self.path))?;
             step!("sr_destroy.unmarked");
             std::fs::remove_dir_all(self.path.join(OURS)).map_err(|e| from_io(e, &self.path))?;
             step!("sr_destroy.emptied");
@@ -157,7 +156,7 @@ impl Folder {
         self.refuse_foreign()?;
         std::fs::remove_dir(&self.path).map_err(|e| from_io(e, &self.path))?;
         step!("sr_destroy.removed");
-        sync_folder(&self.location)?;
+        files::sync_directory_of(&self.path).map_err(|e| from_io(e, &self.location))?;
         Ok(Changed::Modified)
     }
 
@@ -214,23 +213,11 @@ impl Folder {
         read_sr_file(&self.sr_file())
     }
 
-    /// Temporary file, sync, rename, sync of the directory: whole or not at all.
     fn write(&self, file: &SrFile) -> Result<()> {
+        let text = serde_json::to_vec_pretty(file)
+            .map_err(|error| Error::internal("sr.json cannot be written").source(&error))?;
         let path = self.sr_file();
-        let temporary = path.with_extension("json.new");
-        let write = || -> std::io::Result<()> {
-            let mut out = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            out.write_all(&serde_json::to_vec_pretty(file)?)?;
-            out.sync_all()?;
-            std::fs::rename(&temporary, &path)
-        };
-        write().map_err(|error| from_io(error, &path))?;
-        sync_folder(&self.path.join(OURS))
+        files::replace(&path, &text).map_err(|error| from_io(error, &path))
     }
 
     /// A folder may hold what its owner put there; destroying the SR must not take it along.
@@ -329,15 +316,4 @@ fn make_folder(path: &Utf8Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(|error| from_io(error, path)),
     }
-}
-
-fn remove(path: &Utf8Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(from_io(error, path)),
-        _ => Ok(()),
-    }
-}
-
-fn sync_folder(path: &Utf8Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| from_io(error, path))
 }
