@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use sm_core::{CancelFlag, Op, Placement, Sr, StorageManager};
-use sm_model::{Error, OperationId, VdiUuid};
+use sm_model::manifest::{self, PanicStrategy};
+use sm_model::{Error, Manifest, OperationId, VdiUuid};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::sr::SrCommand;
@@ -96,6 +97,13 @@ pub(crate) struct Session {
     retry: SharedRetry,
 }
 
+/// Where a driver runs if nobody says it.
+fn placement(manifest: &Manifest) -> Placement {
+    let may_run_here =
+        manifest.isolation == manifest::Isolation::Any && manifest.panic == PanicStrategy::Unwind;
+    if may_run_here && manifest.needs_root { Placement::InProcess } else { Placement::Child }
+}
+
 impl Session {
     /// Opens the state directory. No driver is looked for, let alone loaded, before it is needed.
     pub(crate) async fn open(global: &Global, retry: &SharedRetry) -> Result<Self> {
@@ -110,11 +118,12 @@ impl Session {
             )));
         }
         let files: Vec<Utf8PathBuf> = files.into_iter().map(Utf8PathBuf::from).collect();
-        let mut builder =
-            StorageManager::builder(&global.state_dir).placement(match global.isolation {
-                Isolation::Child => Placement::Child,
-                Isolation::InProcess => Placement::InProcess,
-            });
+        let builder = StorageManager::builder(&global.state_dir);
+        let mut builder = match global.isolation {
+            Isolation::Auto => builder.placement_by(placement),
+            Isolation::Child => builder.placement(Placement::Child),
+            Isolation::InProcess => builder.placement(Placement::InProcess),
+        };
         for file in &files {
             builder = builder.driver(file);
         }

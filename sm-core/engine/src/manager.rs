@@ -65,10 +65,13 @@ pub struct Builder {
     directories: Vec<Utf8PathBuf>,
     files: Vec<Utf8PathBuf>,
     modules: Vec<StaticDriver>,
-    placement: Placement,
+    placement: Box<PlacementRule>,
     driver_host: Option<Utf8PathBuf>,
     host: Option<HostId>,
 }
+
+/// Says where a driver runs.
+type PlacementRule = dyn Fn(&Manifest) -> Placement + Send + Sync;
 
 /// The storage manager of one installation: drivers, SRs, jobs. Cheap to clone.
 ///
@@ -88,7 +91,7 @@ pub(crate) struct Inner {
     directories: Vec<Utf8PathBuf>,
     files: Vec<Utf8PathBuf>,
     modules: Vec<StaticDriver>,
-    placement: Placement,
+    placement: Box<PlacementRule>,
     /// Open sessions. The lock is held while one is opened, so that two callers do not open two.
     sessions: Mutex<HashMap<SrUuid, Arc<dyn DriverPort>>>,
     pub(crate) events: broadcast::Sender<Event>,
@@ -118,8 +121,17 @@ impl Builder {
 
     /// Where drivers run; a child process each, if not said otherwise.
     #[must_use]
-    pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = placement;
+    pub fn placement(self, placement: Placement) -> Self {
+        self.placement_by(move |_| placement)
+    }
+
+    /// Where each driver runs, by what it says of itself.
+    #[must_use]
+    pub fn placement_by(
+        mut self,
+        rule: impl Fn(&Manifest) -> Placement + Send + Sync + 'static,
+    ) -> Self {
+        self.placement = Box::new(rule);
         self
     }
 
@@ -186,7 +198,7 @@ impl StorageManager {
             directories: Vec::new(),
             files: Vec::new(),
             modules: Vec::new(),
-            placement: Placement::Child,
+            placement: Box::new(|_| Placement::Child),
             driver_host: None,
             host: None,
         }
@@ -492,6 +504,7 @@ impl StorageManager {
             return Ok(Arc::new(port.await?));
         }
         let found = self.driver(driver)?;
-        inner.loader.open(&found.path, inner.placement, request, services, op.budget).await
+        let placement = (inner.placement)(&found.manifest);
+        inner.loader.open(&found.path, placement, request, services, op.budget).await
     }
 }

@@ -96,13 +96,17 @@ pub(crate) struct Global {
     pub(crate) driver: Vec<String>,
 
     /// Run drivers in a process of their own, or in this one
+    ///
+    /// A process of its own takes rights and memory from a driver, and a crash of it ends in an
+    /// error. For a driver that needs the rights of this user anyway it gains little in a command
+    /// that is about to end, and costs 3 ms.
     #[arg(
         long,
         global = true,
         value_name = "WHERE",
         env = "SMCTL_ISOLATION",
         hide_env_values = true,
-        default_value = "child",
+        default_value = "auto",
         help_heading = EVERYWHERE
     )]
     pub(crate) isolation: Isolation,
@@ -148,6 +152,8 @@ pub(crate) struct Global {
 /// Where a driver runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Isolation {
+    /// In this process if the driver needs this user's rights, else in one of its own
+    Auto,
     /// In a process of its own: a crash of the driver ends one call
     Child,
     /// In this process
