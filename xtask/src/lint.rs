@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     })?;
     step("docs/operations.md", &mut || docs::is_current())?;
     step("rustdoc", &mut || {
-        let words = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
+        let words = ["doc", "--quiet", "--workspace", "--no-deps"];
         Ok(cargo().args(words).env("RUSTDOCFLAGS", "-D warnings").show()?.success())
     })?;
     if failed.is_empty() {

@@ -34,6 +34,11 @@ const PACKAGES: &[Package] = &[
         purpose: "makes and checks file systems inside disks",
     },
     Package {
+        name: "strace",
+        program: "strace",
+        purpose: "kills a process at a chosen system call, and tells what is synced when",
+    },
+    Package {
         name: "rustc-web",
         program: "/usr/bin/rustc",
         purpose: "a second compiler release, for drivers that another one has built",

@@ -16,7 +16,10 @@ fn drivers_are_shown() {
     let world = World::empty("in-process");
     assert!(world.ok(&["driver", "list"]).contains("\nfile "));
     let listed = world.json(&["driver", "list"]);
-    assert_eq!(listed["drivers"].as_array().unwrap().len(), 1);
+    // Other drivers of the workspace may lie in the same folder.
+    let names =
+        listed["drivers"].as_array().unwrap().iter().map(|driver| &driver["manifest"]["name"]);
+    assert_eq!(names.filter(|name| *name == "file").count(), 1, "{listed}");
     let info = world.json(&["driver", "info", "file"]);
     let file = driver_file();
     let inspected = world.json(&["driver", "inspect", file.to_str().unwrap()]);
@@ -113,7 +116,10 @@ fn a_vdi_lives() {
         assert_eq!(world.json(&["vdi", "list", "--attached"])["vdis"].as_array().unwrap().len(), 1);
         let refused = world.fails(&["vdi", "destroy", "web"], 5);
         assert!(refused.contains("is attached by \"smctl\""), "{refused}");
-        assert!(refused.contains(&format!("\n\nhint: smctl vdi detach {disk}\n")), "{refused}");
+        assert!(
+            refused.contains(&format!("\n\nhint: smctl vdi detach {disk} --datapath smctl\n")),
+            "{refused}"
+        );
         world.ok(&["vdi", "detach", "web"]);
         assert_eq!(text(&world.json(&["vdi", "detach", "web"]), "/changed"), "already");
 
