@@ -280,7 +280,7 @@ fn after_too_many_deaths_the_circuit_is_open_for_a_while() {
     for _ in 0..3 {
         assert_eq!(mutate(port.as_ref(), "segv").unwrap_err().kind, Kind::Unknown);
     }
-    assert_eq!(port.health(), PortHealth::Poisoned);
+    assert_eq!(port.health(), PortHealth::Tripped);
     let error = mutate(port.as_ref(), "echo").unwrap_err();
     let Kind::Busy { retry_after_ms: Some(wait_ms) } = error.kind else { panic!("{error}") };
     assert!(wait_ms > 500_000 && wait_ms <= 600_000);

@@ -93,7 +93,7 @@
 //! crate-type = ["cdylib", "rlib"]   # the library, and a crate for its unit tests
 //!
 //! [dependencies]
-//! plugin-sdk = "0.1"
+//! plugin-sdk = { path = "../storage-manager/plugin-sdk" }
 //! serde_json = "1"                  # whatever the driver itself needs
 //! ```
 //!

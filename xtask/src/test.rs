@@ -61,8 +61,8 @@ struct Tally {
     failed: u64,
     skipped: u64,
     suite: String,
-    /// A suite has begun and not yet said how it ended.
-    running: bool,
+    /// Tests of a suite that has begun and not yet said how it ended.
+    running: Option<u64>,
     failures: Vec<String>,
     skips: Vec<String>,
 }
@@ -75,12 +75,19 @@ impl Tally {
         } else if let Some(rest) = line.strip_prefix("Doc-tests ") {
             self.begin(format!("{rest} (documentation)"));
         } else if let Some(rest) = line.strip_prefix("running ") {
-            self.running |= rest.ends_with(" tests") || rest.ends_with(" test");
+            // A test may run its own program again, whose lines stand among those of the suite.
+            if self.running.is_none() && (rest.ends_with(" tests") || rest.ends_with(" test")) {
+                self.running = Some(number_before(rest, " test"));
+            }
         } else if let Some(rest) = line.strip_prefix("test result: ") {
-            self.running = false;
-            self.passed += number_before(rest, " passed");
-            self.failed += number_before(rest, " failed");
-            self.skipped += number_before(rest, " ignored");
+            let of = |word| number_before(rest, word);
+            let (passed, failed, ignored) = (of(" passed"), of(" failed"), of(" ignored"));
+            if self.running == Some(passed + failed + ignored + of(" measured")) {
+                self.running = None;
+                self.passed += passed;
+                self.failed += failed;
+                self.skipped += ignored;
+            }
         } else if let Some((name, state)) =
             line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
         {
@@ -100,7 +107,7 @@ impl Tally {
 
     /// A suite that never said how it ended has died, with all its tests.
     fn end_of_suite(&mut self) {
-        if std::mem::take(&mut self.running) {
+        if self.running.take().is_some() {
             self.failed += 1;
             self.failures.push(format!("{}: the test program died", self.suite));
         }
@@ -191,6 +198,20 @@ mod tests {
         );
         assert_eq!(tally.totals(), "1 passed, 1 failed, 0 skipped");
         assert_eq!(tally.failures, ["crash tests/crash.rs: the test program died"]);
+    }
+
+    #[test]
+    fn a_program_that_a_test_runs_again_does_not_count() {
+        let inner = "running 1 test\n\
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out\n";
+        let begin = "     Running tests/crash.rs (target/debug/deps/crash-0123456789abcdef)\n\
+             running 2 tests\n";
+        let end = "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(
+            tally(&format!("{begin}{inner}{end}")).totals(),
+            "2 passed, 0 failed, 0 skipped"
+        );
+        assert_eq!(tally(&format!("{begin}{inner}")).totals(), "0 passed, 1 failed, 0 skipped");
     }
 
     #[test]

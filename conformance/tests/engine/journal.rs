@@ -25,6 +25,60 @@ async fn a_replay_gets_the_first_answer_also_in_another_process() {
     }
 }
 
+/// Introducing what is known already must not wipe what is known of it.
+#[tokio::test]
+async fn introducing_a_known_disk_changes_nothing() {
+    use sm_core::model::vdi::VdiIntroduce;
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let disk = site.disk("a").await;
+        let spec = [NewSnapshot { vdi: disk, name: "s".into(), description: String::new() }];
+        let snapshot = site.sr.vdi_snapshot(&Op::new(), &spec).await.unwrap().vdis.remove(0);
+        let introduce = VdiIntroduce {
+            uuid: snapshot.uuid,
+            name: "another name".into(),
+            description: String::new(),
+            vdi_type: sm_core::model::vdi::VdiType::User,
+            keys: std::collections::BTreeMap::new(),
+        };
+        let answer = site.sr.vdi_introduce(&Op::new(), introduce).await.unwrap();
+        assert_eq!(answer.changed, Changed::Already);
+        assert_eq!(answer.vdi, snapshot);
+    }
+}
+
+/// Only a VHD ends at 2040 GiB.
+#[tokio::test]
+async fn a_raw_disk_may_be_larger_than_a_vhd() {
+    use sm_core::model::ImageFormat;
+    let site = Site::new(PLACEMENTS[0]).await;
+    let large = |size| NewVdi {
+        virtual_size: Bytes(size),
+        format: Some(ImageFormat::Raw),
+        ..NewVdi::default()
+    };
+    let vdi = site.sr.vdi_create(&Op::new(), large(3 << 40)).await.unwrap().vdi;
+    assert_eq!(vdi.virtual_size, Bytes(3 << 40));
+    let odd = site.sr.vdi_create(&Op::new(), large(5000)).await.unwrap().vdi;
+    assert_eq!(odd.virtual_size, Bytes(8192));
+    let error = site.sr.vdi_create(&Op::new(), large(u64::MAX)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Limit);
+}
+
+/// A destruction that was cut while it removed our folder.
+#[tokio::test]
+async fn a_destruction_is_finished_wherever_it_was_cut() {
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let ours = site.sr_folder().join(".sm");
+        std::fs::remove_file(ours.join("sr.json")).unwrap();
+        std::fs::remove_dir_all(ours.join("vdi")).unwrap();
+        site.sr.destroy(&Op::new()).await.unwrap();
+        assert!(!site.sr_folder().exists());
+        assert_eq!(site.manager.srs().unwrap(), []);
+    }
+}
+
 #[tokio::test]
 async fn the_same_id_with_other_arguments_is_refused() {
     for placement in PLACEMENTS {

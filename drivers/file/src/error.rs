@@ -21,6 +21,11 @@ pub(crate) fn from_vhd(error: vhd::Error) -> Error {
             Error::not_found(format!("there is no VDI {uuid}")).legacy(144)
         }
         Vhd::Exists { .. } => plain(Kind::Exists).legacy(43),
+        Vhd::TooLarge { requested, limit } if limit != vhd::MAX_SIZE => Error::new(
+            Kind::Limit,
+            format!("a VDI of {} is above the limit of {}", Bytes(requested), Bytes(limit)),
+        )
+        .legacy(79),
         Vhd::TooLarge { requested, limit } => Error::new(
             Kind::Limit,
             format!(

@@ -127,37 +127,43 @@ impl Folder {
         if !self.path.exists() {
             return Ok(Changed::Already);
         }
-        if self.path.join(OURS).is_dir() {
-            let (tree, guard) = self.locked(cx)?;
-            tree.recover(&guard).map_err(from_vhd)?;
-            tree.collect(&guard).map_err(from_vhd)?;
-            let nodes = tree.list().map_err(from_vhd)?.nodes;
-            if let Some(first) = nodes.first() {
-                return Err(Error::new(
-                    Kind::InUse,
-                    format!(
-                        "SR {} is not empty: it holds {} images, among them {}",
-                        self.sr,
-                        nodes.len(),
-                        first.uuid
-                    ),
-                )
-                .legacy(39)
-                .hint("destroy its VDIs first"));
-            }
+        // Without its mark it is no SR any more: an earlier call was cut behind that step.
+        if self.read()?.is_some() {
+            self.refuse_images(cx)?;
             self.refuse_foreign()?;
             step!("sr_destroy.checked");
             // First what makes it an SR, so that a cut leaves no SR with half its data.
             files::remove(&self.sr_file()).map_err(|e| from_io(e, &self.path))?;
             step!("sr_destroy.unmarked");
-            std::fs::remove_dir_all(self.path.join(OURS)).map_err(|e| from_io(e, &self.path))?;
-            step!("sr_destroy.emptied");
         }
         self.refuse_foreign()?;
+        match std::fs::remove_dir_all(self.path.join(OURS)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(from_io(error, &self.path));
+            }
+            _ => {}
+        }
+        step!("sr_destroy.emptied");
         std::fs::remove_dir(&self.path).map_err(|e| from_io(e, &self.path))?;
         step!("sr_destroy.removed");
         files::sync_directory_of(&self.path).map_err(|e| from_io(e, &self.location))?;
         Ok(Changed::Modified)
+    }
+
+    /// An SR that holds images, be they disks or what disks depend on, is not destroyed.
+    fn refuse_images(&self, cx: &Cx) -> Result<()> {
+        let (tree, guard) = self.locked(cx)?;
+        tree.recover(&guard).map_err(from_vhd)?;
+        tree.collect(&guard).map_err(from_vhd)?;
+        let nodes = tree.list().map_err(from_vhd)?.nodes;
+        let Some(first) = nodes.first() else { return Ok(()) };
+        let (sr, count) = (self.sr, nodes.len());
+        Err(Error::new(
+            Kind::InUse,
+            format!("SR {sr} is not empty: it holds {count} images, among them {}", first.uuid),
+        )
+        .legacy(39)
+        .hint("destroy its VDIs first"))
     }
 
     pub(crate) fn update(&self, cx: &Cx, request: &SrUpdate) -> Result<Changed> {

@@ -1,7 +1,7 @@
 //! The storage manager of one installation.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -42,9 +42,9 @@ pub struct NewSr {
     pub driver: String,
     /// The UUID; one that follows from the operation id if absent.
     pub uuid: Option<SrUuid>,
-    /// The name; ignored by introduce, which takes the storage's.
+    /// The name. Introduce takes the storage's, if the driver keeps one there.
     pub name: String,
-    /// The description; ignored by introduce.
+    /// The description, as the name.
     pub description: String,
     /// How to reach the backend.
     pub device_config: DeviceConfig,
@@ -92,10 +92,14 @@ pub(crate) struct Inner {
     files: Vec<Utf8PathBuf>,
     modules: Vec<StaticDriver>,
     placement: Box<PlacementRule>,
-    /// Open sessions. The lock is held while one is opened, so that two callers do not open two.
-    sessions: Mutex<HashMap<SrUuid, Arc<dyn DriverPort>>>,
+    /// Sessions with drivers.
+    sessions: std::sync::Mutex<HashMap<SrUuid, Slot>>,
     pub(crate) events: broadcast::Sender<Event>,
 }
+
+/// The session of one SR, if it is open. Locked while one is opened, so that two callers do not
+/// open two; a driver that hangs in `open` holds up its own SR only.
+type Slot = Arc<Mutex<Option<Arc<dyn DriverPort>>>>;
 
 impl Builder {
     /// Looks for drivers (`*.so`) in this directory, after those named before.
@@ -183,10 +187,17 @@ impl Builder {
                 files: self.files,
                 modules: self.modules,
                 placement: self.placement,
-                sessions: Mutex::default(),
+                sessions: std::sync::Mutex::default(),
                 events: broadcast::channel(EVENTS).0,
             }),
         })
+    }
+}
+
+impl Inner {
+    fn slots(&self) -> MutexGuard<'_, HashMap<SrUuid, Slot>> {
+        // Nothing that can panic runs while it is held.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -348,12 +359,19 @@ impl StorageManager {
             let port = self.open_session(op, uuid, &new.driver, &sealed).await?;
             port::call(port.as_ref(), op.call(sm_model::Operation::SrAttach), &SrAttach {}).await?;
             let stat = op.part("stat").call(sm_model::Operation::SrStat);
-            let info = port::call(port.as_ref(), stat, &SrStat {}).await?;
+            let (name, description) = match port::call(port.as_ref(), stat, &SrStat {}).await {
+                Ok(info) => (info.name, info.description),
+                // A driver that keeps no name of the SR: it has the caller's.
+                Err(error) if error.kind == Kind::Unsupported => {
+                    (new.name.clone(), new.description.clone())
+                }
+                Err(error) => return Err(error),
+            };
             let record = SrRecord {
                 uuid,
                 driver: new.driver.clone(),
-                name: info.name,
-                description: info.description,
+                name,
+                description,
                 device_config: sealed.clone(),
                 attached: true,
                 attached_in_boot: self.inner.boot.clone(),
@@ -403,9 +421,11 @@ impl StorageManager {
 
     /// Ends the sessions with all drivers.
     pub async fn close(self) {
-        let sessions = std::mem::take(&mut *self.inner.sessions.lock().await);
-        for port in sessions.into_values() {
-            port.close(CLOSE).await;
+        let slots = std::mem::take(&mut *self.inner.slots());
+        for slot in slots.into_values() {
+            if let Some(port) = slot.lock().await.take() {
+                port.close(CLOSE).await;
+            }
         }
     }
 
@@ -465,21 +485,24 @@ impl StorageManager {
         driver: &str,
         config: &DeviceConfig,
     ) -> Result<Arc<dyn DriverPort>> {
-        let mut sessions = self.inner.sessions.lock().await;
-        if let Some(port) = sessions.get(&uuid) {
+        let slot = Arc::clone(self.inner.slots().entry(uuid).or_default());
+        let mut session = slot.lock().await;
+        if let Some(port) = session.as_ref() {
             if port.health() != port::PortHealth::Poisoned {
                 return Ok(Arc::clone(port));
             }
             tracing::warn!(sr = %uuid, "the driver's session no longer answers; opening a new one");
         }
         let port = self.open_driver(op, driver, Some(uuid), config.clone()).await?;
-        sessions.insert(uuid, Arc::clone(&port));
+        *session = Some(Arc::clone(&port));
         Ok(port)
     }
 
     pub(crate) async fn end_session(&self, uuid: SrUuid) {
-        let port = self.inner.sessions.lock().await.remove(&uuid);
-        if let Some(port) = port {
+        let slot = self.inner.slots().remove(&uuid);
+        if let Some(slot) = slot
+            && let Some(port) = slot.lock().await.take()
+        {
             port.close(CLOSE).await;
         }
     }

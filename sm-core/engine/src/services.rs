@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sm_loader::HostServices;
-use sm_model::host::{KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText};
+use sm_model::host::{CommandRecord, KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText};
 use sm_model::{Error, Result, SrUuid};
 
 use crate::catalog::Catalog;
@@ -20,7 +20,7 @@ pub(crate) struct SrServices {
 #[async_trait]
 impl HostServices for SrServices {
     fn names(&self) -> &[&str] {
-        &["kv", "secret"]
+        &["command", "kv", "secret"]
     }
 
     async fn request(&self, service: &str, request: Vec<u8>) -> Result<Vec<u8>> {
@@ -50,6 +50,12 @@ impl HostServices for SrServices {
                     .filter_map(|(key, value)| Some((key.strip_prefix(&own)?.to_owned(), value)))
                     .collect();
                 json(&KvKeys { entries })
+            }
+            "command.record" => {
+                let record: CommandRecord = parse(service, &request)?;
+                tracing::debug!(sr = %self.sr, argv = ?record.argv, status = ?record.status,
+                    milliseconds = record.milliseconds, "a driver has run a command");
+                json(&serde_json::json!({}))
             }
             "secret.get" => {
                 let SecretGet { reference } = parse(service, &request)?;

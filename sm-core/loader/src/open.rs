@@ -29,7 +29,7 @@ pub enum Placement {
 /// How this host loads drivers.
 #[derive(Clone, Debug)]
 pub struct LoaderOptions {
-    /// Where private copies of drivers are kept (`<state_dir>/drivers`); `/run/sm` in production.
+    /// Where private copies of drivers are kept (`<state_dir>/drivers`).
     pub state_dir: PathBuf,
     /// The program `sm-driver-host`. If not given: `SM_DRIVER_HOST`, then beside this program,
     /// then in the directory above that.

@@ -35,6 +35,8 @@ pub enum PortHealth {
     Ok,
     /// It does, with restrictions the driver logs.
     Degraded,
+    /// Its process has died too often: calls are answered `busy` until it has rested.
+    Tripped,
     /// It must be opened anew.
     Poisoned,
 }

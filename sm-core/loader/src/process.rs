@@ -340,14 +340,16 @@ impl DriverPort for ProcessPort {
     }
 
     fn health(&self) -> PortHealth {
-        let (link, refused) = {
+        let link = {
             let state = self.shared.lock();
-            let refused = matches!(state.ledger.verdict(Instant::now()), Verdict::Open(_));
-            (state.link.clone(), state.closed || refused)
+            if state.closed {
+                return PortHealth::Poisoned;
+            }
+            if matches!(state.ledger.verdict(Instant::now()), Verdict::Open(_)) {
+                return PortHealth::Tripped;
+            }
+            state.link.clone()
         };
-        if refused {
-            return PortHealth::Poisoned;
-        }
         match link.filter(|link| link.is_alive()) {
             Some(link) => health(link.health()),
             None => PortHealth::Degraded, // The next call starts a child.

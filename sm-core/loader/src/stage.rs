@@ -4,8 +4,9 @@
 //! old`). Why the content's name: the dynamic loader knows libraries by their path, so an upgrade
 //! under the old path would get the old code again.
 //!
-//! Copies are never removed while the machine is up; the state directory is expected to be
-//! cleared at boot (`/run`), or by whoever owns it.
+//! Copies are never removed: one is some MB, there is one for each build of a driver, and another
+//! process may be about to load it. Whoever owns the state directory may clear it while nothing
+//! runs.
 //!
 //! Beside the copies an index remembers which file was copied, one small file for each. The key
 //! holds everything that changes when the file does, so a second process neither hashes nor

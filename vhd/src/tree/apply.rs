@@ -26,12 +26,13 @@ use uuid::Uuid;
 use super::doc::Doc;
 use super::journal::{Action, Base, FileId, Record, Switch};
 use super::node::{Change, Format, Kind, Method, Node, Outcome};
+use super::ops::disk_size;
 use super::scan::What;
 use super::{MAX_DEPTH, Operation, Tree, exists, image_name, mark, remove, rename};
 use crate::copy::{Progress, copy};
 use crate::error::{Error, Result};
 use crate::image::{Image, Mode, NewImage, ParentLink, create, probe};
-use crate::{Disk, Raw, round_size, sys};
+use crate::{Disk, Raw, sys};
 
 /// A snapshot or clone to be made: what the new disk is called decides which of the two it is.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +165,7 @@ impl Tree {
         Ok(change)
     }
 
-    /// Grows a disk to at least `size` bytes, rounded up by [`round_size`].
+    /// Grows a disk to at least `size` bytes, rounded up to what its format can have.
     /// [`Outcome::Already`] when the same operation did so before.
     pub fn resize(
         &self,
@@ -174,9 +175,9 @@ impl Tree {
         size: u64,
         metadata: &Value,
     ) -> Result<Change> {
-        let size = round_size(size)?;
         self.ready(guard, &[uuid])?;
         let node = self.sound_leaf(uuid)?;
+        let size = disk_size(node.format, size)?;
         let known = self.doc(uuid)?;
         if known.is_some_and(|doc| doc.ops.contains(&op)) {
             return Ok(Change::new(Outcome::Already, node.virtual_size));

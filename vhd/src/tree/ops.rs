@@ -13,8 +13,29 @@ use crate::error::{Error, Result};
 use crate::image::{NewImage, create};
 use crate::{Raw, round_size};
 
+/// Sizes of raw disks are rounded up to a multiple of this, in bytes: the largest sector of a
+/// disk drive.
+const RAW_STEP: u64 = 4096;
+
+/// Largest raw disk, in bytes: what a file offset can express. File systems have smaller limits,
+/// and say so.
+const RAW_LIMIT: u64 = i64::MAX as u64 / RAW_STEP * RAW_STEP;
+
+/// Rounds a requested size up to what a disk of the format can have: [`round_size`] for a VHD, a
+/// multiple of 4 KiB for a raw disk.
+pub(super) fn disk_size(format: Format, requested: u64) -> Result<u64> {
+    match format {
+        Format::Vhd => round_size(requested),
+        Format::Raw => requested
+            .max(1)
+            .checked_next_multiple_of(RAW_STEP)
+            .filter(|size| *size <= RAW_LIMIT)
+            .ok_or(Error::TooLarge { requested, limit: RAW_LIMIT }),
+    }
+}
+
 impl Tree {
-    /// Makes an empty disk of at least `size` bytes, rounded up by [`round_size`].
+    /// Makes an empty disk of at least `size` bytes, rounded up to what its format can have.
     /// [`Outcome::Already`] when there is one of the same format and size.
     pub fn create(
         &self,
@@ -24,7 +45,7 @@ impl Tree {
         size: u64,
         metadata: &Value,
     ) -> Result<Change> {
-        let size = round_size(size)?;
+        let size = disk_size(format, size)?;
         self.create_sized(guard, uuid, format, Some(size), metadata, &mut |path| match format {
             // The footer's UUID is not the disk's: it stays with the data when a snapshot gives
             // the disk a new leaf.
@@ -134,6 +155,7 @@ impl Tree {
     }
 
     /// Introduces an image that lies in the directory: from now on it is a disk with metadata.
+    /// [`Outcome::Already`] when it is one, whose metadata stays.
     pub fn adopt(&self, guard: &Guard, uuid: Uuid, metadata: &Value) -> Result<Change> {
         self.describe(guard, uuid, metadata, Operation::Introduce)
     }
@@ -154,7 +176,7 @@ impl Tree {
             return Err(Error::NotALeaf { uuid });
         }
         let (outcome, doc) = match self.doc(uuid)? {
-            Some(doc) if doc.metadata == *metadata => {
+            Some(doc) if doc.metadata == *metadata || operation == Operation::Introduce => {
                 return Ok(Change::new(Outcome::Already, node.virtual_size));
             }
             Some(doc) => (Outcome::Modified, Doc { metadata: metadata.clone(), ..doc }),
