@@ -24,7 +24,8 @@ fn build() -> PathBuf {
     let folder = program.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args(["build", "--quiet", "-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file"])
+        .args(["build", "--quiet", "--bins", "--lib", "--example", "scratch"])
+        .args(["-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");

@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod example;
 mod jobs;
 mod journal;
 mod linked;
