@@ -204,3 +204,51 @@ async fn an_interrupted_job_is_seen_and_resumed() {
         assert_eq!(again.message, format!("job {} is done already", job.id));
     }
 }
+
+/// A job fills only a disk that it has made: it never writes over, or destroys, another one.
+#[tokio::test]
+async fn an_import_never_touches_a_disk_that_was_there() {
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let bytes = pattern(8 << 20);
+        let source = site.folder.join("in.raw");
+        std::fs::write(&source, &bytes).unwrap();
+        let from = |path: &str| ImportSource::File { path: site.folder.join(path), format: None };
+        let first = Op::new();
+        let disk = site.sr.import(&first, from("in.raw"), NewVdi::default()).await.unwrap();
+
+        // The same UUID, size and format, by another wish.
+        std::fs::write(site.folder.join("other.raw"), vec![9; 8 << 20]).unwrap();
+        let new = NewVdi { uuid: Some(disk.uuid), ..NewVdi::default() };
+        let op = Op::new();
+        for _ in 0..2 {
+            let again = site.sr.import(&op, from("other.raw"), new.clone()).await.unwrap_err();
+            assert_eq!(again.kind, Kind::Exists);
+            assert_eq!(again.message, format!("VDI {} exists", disk.uuid));
+        }
+        let path = site.folder.join("out.raw");
+        let target = ExportTarget { path: path.clone(), format: ImageFormat::Raw, overwrite: true };
+        site.sr.export(&Op::new(), disk.uuid, target.clone()).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes, "it was written over");
+
+        // A process that died between the last byte and the end of its job: whoever used the
+        // disk since must not lose what he wrote when the job is repeated.
+        let late = Op::new();
+        let died = std::process::Command::new(crate::path("smctl"))
+            .args(["--operation-id", &late.id.to_string()])
+            .args(["vdi", "import", source.as_str(), "--name", "late"])
+            .env("SMCTL_STATE_DIR", site.folder.join("state"))
+            .env("SM_STEP_KILL", "job.completed")
+            .status()
+            .unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&died), Some(9));
+        let tree = vhd::Tree::open(site.sr_folder().as_std_path()).unwrap();
+        let open = tree.open_disk(late.id.vdi(0).0, vhd::Mode::Write).unwrap();
+        vhd::Disk::write_at(&open, 0, &[7; 4096]).unwrap();
+        drop(open);
+        let job = site.manager.job_resume(&Op::new(), late.id).await.unwrap();
+        assert_eq!(job.state, JobState::Done);
+        site.sr.export(&Op::new(), late.id.vdi(0), target).await.unwrap();
+        assert!(std::fs::read(&path).unwrap()[..4096] == [7; 4096], "the guest's write is lost");
+    }
+}

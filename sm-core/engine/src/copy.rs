@@ -13,6 +13,7 @@ use sm_model::{AttachMode, Bytes, Error, ImageFormat, Kind, Result, VdiUuid};
 use sm_step::step;
 use vhd::{Disk, Mode};
 
+use crate::catalog::AttachmentRecord;
 use crate::jobs::{ExportTarget, ImportSource, JobRecord, Plan, Running};
 use crate::op::Op;
 use crate::sr::{NewVdi, Sr};
@@ -81,10 +82,10 @@ impl Sr {
             Plan::Export { vdi, target } => {
                 self.run_export(op, &mut running, &record, vdi, &target).await
             }
-            Plan::Copy { vdi, target, new } => {
-                let target = self.manager.sr(&target.to_string())?;
-                self.run_copy(op, &mut running, &record, vdi, &target, new).await
-            }
+            Plan::Copy { vdi, target, new } => match self.manager.sr(&target.to_string()) {
+                Ok(target) => self.run_copy(op, &mut running, &record, vdi, &target, new).await,
+                Err(error) => Err(error),
+            },
         };
         match running {
             Some(running) => running.end(&result)?,
@@ -134,7 +135,7 @@ impl Sr {
             new.virtual_size = Bytes(bytes);
         }
         let start = record.safe.min(bytes);
-        self.fill(op, running, new, move |target, running| {
+        self.fill(op, running, record, new, move |target, running| {
             let mut report = |done, safe| {
                 step!("job.copying");
                 running.report(done, bytes, safe)
@@ -163,7 +164,7 @@ impl Sr {
             let bytes = source.size();
             new.virtual_size = Bytes(new.virtual_size.0.max(bytes));
             target
-                .fill(op, running, new, move |disk, running| {
+                .fill(op, running, record, new, move |disk, running| {
                     let start = start.min(bytes);
                     transfer::copy(source.as_ref(), disk, start, &mut |done, safe| {
                         step!("job.copying");
@@ -221,14 +222,30 @@ impl Sr {
         &self,
         op: &Op,
         running: &mut Option<Running>,
+        record: &JobRecord,
         new: NewVdi,
         work: impl FnOnce(&dyn Disk, &mut Running) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let vdi = new.uuid.unwrap_or_else(|| op.id.vdi(0));
         let new = NewVdi { uuid: Some(vdi), ..new };
         let datapath = datapath(op);
+        if !record.target_is_ours {
+            // Create would answer `already` for a disk of this UUID, and we would write over it.
+            match self.read(op, &VdiStat { vdi }).await {
+                Ok(_) => {
+                    return Err(Error::new(Kind::Exists, format!("VDI {vdi} exists")).legacy(43));
+                }
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            running.as_ref().ok_or_else(lost)?.own_target(true)?;
+        }
         self.create(&op.part("create"), new, true).await?;
         step!("job.created");
+        if !self.read(op, &VdiStat { vdi }).await?.incomplete {
+            // The process died after the last byte: somebody may be using the disk by now.
+            return Ok(());
+        }
         let filled = async {
             let part = op.part("target");
             let access = self.attach_any(&part, vdi, &datapath, AttachMode::ReadWrite).await?;
@@ -263,6 +280,7 @@ impl Sr {
                 let catalog = &self.manager.inner.catalog;
                 crate::journal::forget(catalog, op.part("create").id)?;
                 crate::journal::forget(catalog, undo.id)?;
+                running.as_ref().ok_or_else(lost)?.own_target(false)?;
             }
             return Err(match undone {
                 Ok(_) => error,
@@ -288,21 +306,28 @@ impl Sr {
     /// Lets go of what a job held whose process died, and finishes detaches that were cut.
     pub(crate) async fn release_dead_jobs(&self, op: &Op) -> Result<()> {
         for record in self.attachments()? {
-            for name in record.datapaths.keys() {
-                let Some(id) = name.strip_prefix(DATAPATH).and_then(|id| id.parse().ok()) else {
-                    continue;
-                };
-                let lock = crate::locks::Lock::operation(id);
-                if self.manager.inner.locks.try_take(&lock)?.is_none() {
-                    continue; // It is alive.
-                }
-                self.vdi_deactivate(op, record.vdi, name).await?;
-                self.vdi_detach(op, record.vdi, name).await?;
-                tracing::info!(vdi = %record.vdi, datapath = name, "let go of a dead job's disk");
+            // One disk that cannot be let go of must not keep the SR from being scanned.
+            if let Err(error) = self.release(op, &record).await {
+                tracing::warn!(vdi = %record.vdi, %error, "a dead job's disk stays attached");
             }
-            self.finish_detach(op, record.vdi).await?;
         }
         Ok(())
+    }
+
+    async fn release(&self, op: &Op, record: &AttachmentRecord) -> Result<()> {
+        for name in record.datapaths.keys() {
+            let Some(id) = name.strip_prefix(DATAPATH).and_then(|id| id.parse().ok()) else {
+                continue;
+            };
+            let lock = crate::locks::Lock::operation(id);
+            if self.manager.inner.locks.try_take(&lock)?.is_none() {
+                continue; // It is alive.
+            }
+            self.vdi_deactivate(op, record.vdi, name).await?;
+            self.vdi_detach(op, record.vdi, name).await?;
+            tracing::info!(vdi = %record.vdi, datapath = name, "let go of a dead job's disk");
+        }
+        self.finish_detach(op, record.vdi).await
     }
 }
 
@@ -332,7 +357,10 @@ impl<'a> Reader<'a> {
         let op = op.part("source");
         sr.refuse_if_attached(&op, vdi, feature::LIVE_SNAPSHOT, Some(AttachMode::ReadWrite))
             .await
-            .map_err(|error| error.hint("snapshot it and use the snapshot"))?;
+            .map_err(|error| match error.kind {
+                Kind::InUse => error.hint("snapshot it and use the snapshot"),
+                _ => error,
+            })?;
         let access = sr.vdi_attach(&op, vdi, &datapath, AttachMode::ReadOnly).await?;
         sr.vdi_activate(&op, vdi, &datapath).await?;
         Ok(Self { sr, op, vdi, datapath, access })

@@ -124,6 +124,10 @@ pub struct JobRecord {
     /// Bytes that are safe on the storage: where a resumed job goes on.
     #[serde(default)]
     pub(crate) safe: u64,
+    /// Whether nothing had the target's UUID before the job made it: what has it now is the job's
+    /// own, to be filled, and to be destroyed if that fails.
+    #[serde(default)]
+    pub(crate) target_is_ours: bool,
     /// Device and inode of the file an export has written, before it gets its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) written: Option<(u64, u64)>,
@@ -308,6 +312,7 @@ impl Running {
                     resumable: plan.resumable(),
                     cancel_requested: false,
                     safe: 0,
+                    target_is_ours: false,
                     written: None,
                     order: SystemTime::now()
                         .duration_since(UNIX_EPOCH)
@@ -391,6 +396,14 @@ impl Running {
         } else {
             ControlFlow::Continue(())
         }
+    }
+
+    /// Records whether the target is the job's own.
+    pub(crate) fn own_target(&self, ours: bool) -> Result<()> {
+        self.manager.inner.catalog.update(&key(self.id), true, |record| {
+            let record: Option<JobRecord> = record;
+            Ok((record.map(|record| JobRecord { target_is_ours: ours, ..record }), ()))
+        })
     }
 
     /// Records which file an export has written, so that a resumed job knows it under its name.

@@ -441,6 +441,17 @@ impl StorageManager {
         self.inner.catalog.set(&format!("sr/{}", record.uuid), record, true)
     }
 
+    /// Changes the record of an SR, if it is known, whatever others change in it meanwhile.
+    pub(crate) fn change_record(&self, uuid: SrUuid, change: impl Fn(&mut SrRecord)) -> Result<()> {
+        self.inner.catalog.update(&format!("sr/{uuid}"), true, |record: Option<SrRecord>| {
+            let record = record.map(|mut record| {
+                change(&mut record);
+                record
+            });
+            Ok((record, ()))
+        })
+    }
+
     /// The session with the driver of an SR that is attached; attaches it first if this host has
     /// booted since.
     pub(crate) async fn session(
@@ -464,7 +475,9 @@ impl StorageManager {
         if record.attached_in_boot != self.inner.boot {
             self.attach_on_backend(op, port.as_ref()).await?;
             record.attached_in_boot.clone_from(&self.inner.boot);
-            self.put_record(&record)?;
+            self.change_record(uuid, |known| {
+                known.attached_in_boot.clone_from(&self.inner.boot);
+            })?;
         }
         Ok((record, port))
     }

@@ -90,7 +90,7 @@ impl Sr {
     /// Makes the SR usable on this host; finishes or undoes what a crash left half done.
     pub async fn attach(&self, op: &Op) -> Result<SrRecovered> {
         let _held = self.manager.lock(op, &[Lock::sr(self.uuid())]).await?;
-        let Some(mut record) = self.manager.record(self.uuid())? else {
+        let Some(record) = self.manager.record(self.uuid())? else {
             return Err(self.gone());
         };
         let port = self
@@ -98,9 +98,10 @@ impl Sr {
             .open_session(op, record.uuid, &record.driver, &record.device_config)
             .await?;
         let recovered = self.within(self.manager.attach_on_backend(op, port.as_ref())).await?;
-        record.attached = true;
-        record.attached_in_boot.clone_from(&self.manager.inner.boot);
-        self.manager.put_record(&record)?;
+        self.manager.change_record(record.uuid, |known| {
+            known.attached = true;
+            known.attached_in_boot.clone_from(&self.manager.inner.boot);
+        })?;
         self.event(Event::SrChanged { sr: record.uuid });
         Ok(recovered)
     }
@@ -108,7 +109,7 @@ impl Sr {
     /// Lets go of the SR on this host. Refused while one of its VDIs is attached.
     pub async fn detach(&self, op: &Op) -> Result<()> {
         let _held = self.manager.lock(op, &[Lock::sr(self.uuid())]).await?;
-        let Some(mut record) = self.manager.record(self.uuid())? else {
+        let Some(record) = self.manager.record(self.uuid())? else {
             return Err(self.gone());
         };
         self.refuse_if_any_attached()?;
@@ -118,8 +119,7 @@ impl Sr {
                 let call = op.call(sm_model::Operation::SrDetach);
                 self.within(port::call(port.as_ref(), call, &SrDetach {})).await?;
             }
-            record.attached = false;
-            self.manager.put_record(&record)?;
+            self.manager.change_record(record.uuid, |known| known.attached = false)?;
         }
         self.manager.end_session(record.uuid).await;
         self.event(Event::SrChanged { sr: record.uuid });
@@ -163,15 +163,14 @@ impl Sr {
         }
         let _held = self.manager.lock(op, &[Lock::operation(op.id), Lock::sr(self.uuid())]).await?;
         let done = self.perform_locked(op, &update).await?;
-        if let Some(mut record) = self.manager.record(self.uuid())? {
-            if let Some(name) = update.name {
-                record.name = name;
+        self.manager.change_record(self.uuid(), |known| {
+            if let Some(name) = &update.name {
+                known.name.clone_from(name);
             }
-            if let Some(description) = update.description {
-                record.description = description;
+            if let Some(description) = &update.description {
+                known.description.clone_from(description);
             }
-            self.manager.put_record(&record)?;
-        }
+        })?;
         self.event(Event::SrChanged { sr: self.uuid() });
         Ok(done)
     }
@@ -180,12 +179,13 @@ impl Sr {
     pub async fn stat(&self, op: &Op) -> Result<SrInfo> {
         let info = self.read(op, &SrStat {}).await?;
         // The storage's name is the name: somebody else may have changed it.
-        if let Some(mut record) = self.manager.record(self.uuid())?
+        if let Some(record) = self.manager.record(self.uuid())?
             && (&record.name, &record.description) != (&info.name, &info.description)
         {
-            record.name.clone_from(&info.name);
-            record.description.clone_from(&info.description);
-            self.manager.put_record(&record)?;
+            self.manager.change_record(self.uuid(), |known| {
+                known.name.clone_from(&info.name);
+                known.description.clone_from(&info.description);
+            })?;
         }
         Ok(info)
     }
