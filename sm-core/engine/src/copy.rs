@@ -244,7 +244,7 @@ impl Sr {
         step!("job.created");
         if !self.read(op, &VdiStat { vdi }).await?.incomplete {
             // The process died after the last byte: somebody may be using the disk by now.
-            return Ok(());
+            return self.complete(op, vdi).await;
         }
         let filled = async {
             let part = op.part("target");
@@ -289,6 +289,11 @@ impl Sr {
             });
         }
         left?;
+        self.complete(op, vdi).await
+    }
+
+    /// Clears the mark of a disk that is filled; that it is cleared is no change.
+    async fn complete(&self, op: &Op, vdi: VdiUuid) -> Result<()> {
         let done = VdiUpdate {
             vdi,
             name: None,
@@ -298,7 +303,8 @@ impl Sr {
             keys: std::collections::BTreeMap::new(),
             incomplete: Some(false),
         };
-        self.vdi_update(&end.part("complete"), done).await?;
+        let op = Op { cancel: sm_loader::port::CancelFlag::default(), ..op.part("complete") };
+        self.vdi_update(&op, done).await?;
         step!("job.completed");
         Ok(())
     }
