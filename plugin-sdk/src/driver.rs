@@ -4,14 +4,14 @@ use std::future::ready;
 
 use sm_model::operation::Request;
 use sm_model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed, SrRecover,
-    SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
+    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use sm_model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
     VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
-    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiStat, VdiTree, VdiUpdate,
-    VdisDone,
+    VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
+    VdiTree, VdiUpdate, VdisDone,
 };
 use sm_model::{Error, Operation, Result, SrUuid};
 
@@ -160,6 +160,23 @@ pub trait Driver: Send + Sync + Sized + 'static {
         unsupported::<Self, _>(Operation::SrStat)
     }
 
+    /// Shortens chains and removes base copies that nothing needs, within the budget of the
+    /// request. Mutating.
+    ///
+    /// May take hours: it tells its progress, looks for cancel at least every quarter of a second,
+    /// and works beside all other operations, so what it locks it locks for moments. A VDI that is
+    /// attached is left as it is, and so is what one that cannot be read may need; each is named in
+    /// `skipped`. Cancel, and the end of the budget's time, are answers that tell what was done
+    /// and what is left, not errors; the next call goes on. A dry run answers what would be done.
+    fn sr_maintain(
+        &self,
+        cx: &Cx,
+        request: SrMaintain,
+    ) -> impl Future<Output = Result<SrMaintained>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::SrMaintain)
+    }
+
     /// Changes the SR's name or description on the backend. Mutating.
     ///
     /// An absent field stays as it is; nothing to change is `already`.
@@ -194,7 +211,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
         unsupported::<Self, _>(Operation::VdiIntroduce)
     }
 
-    /// Describes one VDI. Reading. Errors: `not_found`.
+    /// Describes one VDI. Reading. With `space` also what it would give back, whatever that costs.
+    /// Errors: `not_found`.
     fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> impl Future<Output = Result<VdiInfo>> + Send {
         let _ = (cx, request);
         unsupported::<Self, _>(Operation::VdiStat)
@@ -261,6 +279,19 @@ pub trait Driver: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<VdiDone>> + Send {
         let _ = (cx, request);
         unsupported::<Self, _>(Operation::VdiRevert)
+    }
+
+    /// Gives back the space of blocks that hold only zeros and of what nothing refers to; the
+    /// content stays the same. Mutating. Errors: `in_use` while it is attached for writing.
+    ///
+    /// A call that was cut has given back a part; the next one gives back the rest.
+    fn vdi_reclaim(
+        &self,
+        cx: &Cx,
+        request: VdiReclaim,
+    ) -> impl Future<Output = Result<VdiReclaimed>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::VdiReclaim)
     }
 
     /// Removes a VDI. Mutating.
@@ -399,6 +430,7 @@ pub(crate) async fn dispatch<D: Driver>(
         SrDestroy => sr_destroy,
         SrScan => sr_scan,
         SrRecover => sr_recover,
+        SrMaintain => sr_maintain,
         SrStat => sr_stat,
         SrUpdate => sr_update,
         VdiCreate => vdi_create,
@@ -408,6 +440,7 @@ pub(crate) async fn dispatch<D: Driver>(
         VdiResize => vdi_resize,
         VdiSnapshot => vdi_snapshot,
         VdiClone => vdi_clone,
+        VdiReclaim => vdi_reclaim,
         VdiRevert => vdi_revert,
         VdiDestroy => vdi_destroy,
         VdiTree => vdi_tree,

@@ -13,6 +13,8 @@ pub fn new_vdi(request: VdiCreate, format: ImageFormat) -> VdiInfo {
         description: request.description,
         virtual_size: request.virtual_size,
         physical_utilisation: Bytes(0),
+        exclusive: None,
+        reclaimable: None,
         format,
         vdi_type: request.vdi_type,
         read_only: false,

@@ -75,7 +75,7 @@ fn events_arrive_under_their_call_filtered_and_without_secrets() -> Result<()> {
         let other = testing::open::<Chatty>(SrUuid::random(), &[("password", "rosebud")]).await?;
 
         let vdi = VdiUuid::random();
-        let call = driver.call(VdiStat { vdi }).start();
+        let call = driver.call(VdiStat::of(vdi)).start();
         let number = call.id();
         call.await?;
 
@@ -110,13 +110,13 @@ fn events_arrive_under_their_call_filtered_and_without_secrets() -> Result<()> {
 
         driver.call(SrScan::default()).await?;
         testing::set_log_level::<Chatty>(Some(Level::TRACE));
-        driver.call(VdiStat { vdi }).await?;
+        driver.call(VdiStat::of(vdi)).await?;
         let finest = host.logs().into_iter().find(|log| log.message == "finest").unwrap();
         assert_eq!((finest.level, &finest.fields["detail"]), (5, &json!(1)));
 
         testing::set_log_level::<Chatty>(None);
         let before = host.logs().len();
-        driver.call(VdiStat { vdi }).await?;
+        driver.call(VdiStat::of(vdi)).await?;
         assert_eq!(host.logs().len(), before);
         assert!(!format!("{logs:?}").contains("rosebud"));
         Ok(())

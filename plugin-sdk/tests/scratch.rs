@@ -40,7 +40,7 @@ fn a_disk_is_made_found_used_and_removed_each_twice() -> Result<()> {
         driver.close().await;
         let driver = opened(&folder, sr).await?;
         let page = driver.call(SrScan::default()).await?;
-        assert_eq!(page.vdis[0], driver.call(VdiStat { vdi }).await?);
+        assert_eq!(page.vdis[0], driver.call(VdiStat::of(vdi)).await?);
         assert_eq!(page.vdis[0].keys["a"], "b");
 
         let mode = AttachMode::ReadWrite;
@@ -53,7 +53,7 @@ fn a_disk_is_made_found_used_and_removed_each_twice() -> Result<()> {
 
         assert_eq!(driver.call(VdiDestroy { vdi }).await?.changed, Changed::Modified);
         assert_eq!(driver.call(VdiDestroy { vdi }).await?.changed, Changed::Already);
-        assert_eq!(driver.call(VdiStat { vdi }).await.unwrap_err().kind, Kind::NotFound);
+        assert_eq!(driver.call(VdiStat::of(vdi)).await.unwrap_err().kind, Kind::NotFound);
         driver.call(SrDetach {}).await?;
         Ok(())
     })

@@ -22,8 +22,11 @@ pub enum Layer<'a> {
     Raw(&'a Path),
 }
 
-enum Level {
+/// An open file of a chain.
+pub enum Level {
+    /// A VHD.
     Vhd(Box<Image>),
+    /// A raw disk.
     Raw(Raw),
 }
 
@@ -61,13 +64,22 @@ impl Chain {
     /// Opens a chain, the leaf first. Only the leaf is opened for writing, and only by
     /// [`Mode::Write`].
     pub fn open(layers: &[Layer<'_>], mode: Mode) -> Result<Self> {
-        let mut levels: Vec<Level> = Vec::with_capacity(layers.len().min(64));
-        for (index, layer) in layers.iter().enumerate() {
+        let open = |(index, layer): (usize, &Layer<'_>)| {
             let mode = if index == 0 { mode } else { Mode::Read };
-            let level = match layer {
+            Ok(match layer {
                 Layer::Vhd(path) => Level::Vhd(Box::new(Image::open(path, mode)?)),
                 Layer::Raw(path) => Level::Raw(Raw::open(path, mode)?),
-            };
+            })
+        };
+        Self::of(layers.iter().enumerate().map(open))
+    }
+
+    /// Makes a chain of files as they are opened, the leaf first; stops at the first that does not
+    /// belong to it.
+    pub fn of(opened: impl IntoIterator<Item = Result<Level>>) -> Result<Self> {
+        let mut levels: Vec<Level> = Vec::new();
+        for level in opened {
+            let level = level?;
             if levels.iter().any(|above| above.file_id() == level.file_id()) {
                 return Err(Error::Cycle { path: level.path().to_owned() });
             }

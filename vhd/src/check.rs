@@ -4,7 +4,6 @@
 //! is changed.
 
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::bat::{self, ABSENT};
@@ -13,7 +12,8 @@ use crate::chain::{Chain, Layer};
 use crate::error::{Error, Result};
 use crate::footer::{DiskType, Footer};
 use crate::header::Header;
-use crate::image::{Info, Mode, areas, probe_file, read_batmap};
+use crate::image::{Info, Mode, areas, probe_blob, read_batmap};
+use crate::store::Blob;
 use crate::{SECTOR, bits, sys};
 
 /// How bad a finding is.
@@ -103,8 +103,8 @@ pub fn check_chain(layers: &[Layer<'_>]) -> Vec<Finding> {
     findings
 }
 
-fn check_file(file: &File, path: &Path, report: &mut Report<'_>) -> Result<()> {
-    let info = probe_file(file, path)?;
+fn check_file(file: &dyn Blob, path: &Path, report: &mut Report<'_>) -> Result<()> {
+    let info = probe_blob(file, path)?;
     check_footers(file, path, &info, report)?;
     if info.disk_type == DiskType::Fixed {
         return Ok(());
@@ -167,7 +167,7 @@ fn check_file(file: &File, path: &Path, report: &mut Report<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_footers(file: &File, path: &Path, info: &Info, report: &mut Report<'_>) -> Result<()> {
+fn check_footers(file: &dyn Blob, path: &Path, info: &Info, report: &mut Report<'_>) -> Result<()> {
     if !info.end_footer {
         report.add(Severity::Warning, "the footer at the end is missing; a repair restores it");
     }
@@ -201,7 +201,12 @@ fn check_footers(file: &File, path: &Path, info: &Info, report: &mut Report<'_>)
     Ok(())
 }
 
-fn batmap_fault(file: &File, path: &Path, header: &Header, length: u64) -> Result<&'static str> {
+fn batmap_fault(
+    file: &dyn Blob,
+    path: &Path,
+    header: &Header,
+    length: u64,
+) -> Result<&'static str> {
     let mut raw = [0; batmap::HEADER as usize];
     sys::read_upto(file, path, &mut raw, header.table_end())?;
     Ok(match BatmapHeader::parse(&raw, header.table_entries, length) {
@@ -212,7 +217,7 @@ fn batmap_fault(file: &File, path: &Path, header: &Header, length: u64) -> Resul
 
 /// A batmap bit without a full bitmap makes readers that trust it see stale sectors.
 fn check_bitmaps(
-    file: &File,
+    file: &dyn Blob,
     path: &Path,
     header: &Header,
     table: &[u32],

@@ -139,7 +139,7 @@ pub fn write_fixed(
     progress: Progress<'_>,
 ) -> Result<()> {
     let file = create_fixed(path, uuid, source.size())?;
-    let target = Raw::from_file(file, path, Mode::Write)?;
+    let target = Raw::from_blob(Box::new(file), path, Mode::Write)?;
     copy(source, &target, progress)
 }
 

@@ -75,6 +75,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The logical volume has no room for what is to be written; it must be made longer first.
+    #[error("{}: needs a volume of {needed} bytes", .path.display())]
+    VolumeFull {
+        /// The volume.
+        path: PathBuf,
+        /// Bytes that the volume must have at least.
+        needed: u64,
+    },
     /// A disk larger than the format allows.
     #[error("a disk of {requested} bytes exceeds the limit of {limit} bytes")]
     TooLarge {

@@ -31,6 +31,7 @@ pub mod header;
 pub mod image;
 pub mod locator;
 pub mod raw;
+pub mod store;
 pub mod tree;
 
 mod sys;

@@ -1,18 +1,15 @@
 //! A raw disk: a file or block device whose bytes are the disk's.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, SeekFrom};
-use rustix::io::Errno;
-
 use crate::disk::{Disk, Extent, ExtentKind, push};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Result};
+use crate::store::Blob;
 use crate::{Mode, sys};
 
 /// An open raw file or block device.
 pub struct Raw {
-    file: File,
+    file: Box<dyn Blob>,
     path: PathBuf,
     size: u64,
     writable: bool,
@@ -22,28 +19,21 @@ pub struct Raw {
 impl Raw {
     /// Opens a file or block device. The content is never looked at to tell a format.
     pub fn open(path: &Path, mode: Mode) -> Result<Self> {
-        Self::from_file(sys::open(path, mode == Mode::Write)?, path, mode)
+        Self::from_blob(Box::new(sys::open(path, mode == Mode::Write)?), path, mode)
     }
 
-    /// As [`Raw::open`], of an open file; `path` is for messages.
-    pub fn from_file(file: File, path: &Path, mode: Mode) -> Result<Self> {
-        let stat =
-            rustix::fs::fstat(&file).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
-        let size = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-            FileType::BlockDevice => rustix::fs::seek(&file, SeekFrom::End(0))
-                .map_err(|errno| Error::io(path, "seek")(errno.into()))?,
-            _ => return Err(Error::format(path)(Fault::NotAFile)),
-        };
-        let id = (stat.st_dev, stat.st_ino);
+    /// As [`Raw::open`], of what is already open; `path` is for messages.
+    pub fn from_blob(file: Box<dyn Blob>, path: &Path, mode: Mode) -> Result<Self> {
+        let stat = sys::stat(&*file, path)?;
+        let (size, id) = (stat.length, stat.id);
         Ok(Self { file, path: path.to_owned(), size, writable: mode == Mode::Write, id })
     }
 
     /// Creates a file that reads as zeros; not yet synced. Fails when the name exists.
     pub fn create(path: &Path, size: u64) -> Result<Self> {
         let file = sys::create_new(path)?;
-        file.set_len(size).map_err(Error::io(path, "set the length"))?;
-        Self::from_file(file, path, Mode::Write)
+        sys::set_len(&file, path, size)?;
+        Self::from_blob(Box::new(file), path, Mode::Write)
     }
 
     /// The file.
@@ -66,17 +56,6 @@ impl Raw {
     fn check_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.path.clone() }) }
     }
-
-    /// The next position at or after `at` that `to` seeks for; the size when there is none.
-    fn seek(&self, to: SeekFrom) -> Result<Option<u64>> {
-        match rustix::fs::seek(&self.file, to) {
-            Ok(at) => Ok(Some(at.min(self.size))),
-            Err(Errno::NXIO) => Ok(Some(self.size)),
-            // Block devices, and file systems that do not tell: everything counts as data.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(Error::io(&self.path, "seek")(errno.into())),
-        }
-    }
 }
 
 impl Disk for Raw {
@@ -86,17 +65,17 @@ impl Disk for Raw {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check(offset, buf.len() as u64)?;
-        sys::read_at(&self.file, &self.path, buf, offset)
+        sys::read_at(&*self.file, &self.path, buf, offset)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check_writable()?;
         self.check(offset, buf.len() as u64)?;
-        sys::write_at(&self.file, &self.path, buf, offset)
+        sys::write_at(&*self.file, &self.path, buf, offset)
     }
 
     fn flush(&self) -> Result<()> {
-        if self.writable { sys::sync(&self.file, &self.path) } else { Ok(()) }
+        if self.writable { sys::sync(&*self.file, &self.path) } else { Ok(()) }
     }
 
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
@@ -105,21 +84,13 @@ impl Disk for Raw {
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end {
-            let Some(data) = self.seek(SeekFrom::Data(at))? else {
-                push(&mut extents, Extent { offset: at, length: end - at, kind: ExtentKind::Data });
-                break;
-            };
-            let data = data.min(end);
-            push(&mut extents, Extent { offset: at, length: data - at, kind: ExtentKind::Zero });
-            if data == end {
-                break;
-            }
-            let hole = self.seek(SeekFrom::Hole(data))?.unwrap_or(end).min(end);
-            push(
-                &mut extents,
-                Extent { offset: data, length: hole - data, kind: ExtentKind::Data },
-            );
-            at = hole;
+            let found = self.file.next_data(at).map_err(Error::io(&self.path, "seek"))?;
+            let data = found.unwrap_or(end..end);
+            let (start, stop) = (data.start.min(end), data.end.min(end));
+            push(&mut extents, Extent { offset: at, length: start - at, kind: ExtentKind::Zero });
+            let length = stop - start;
+            push(&mut extents, Extent { offset: start, length, kind: ExtentKind::Data });
+            at = stop;
         }
         Ok(extents)
     }
@@ -127,14 +98,14 @@ impl Disk for Raw {
     fn write_zeros(&self, offset: u64, length: u64) -> Result<()> {
         self.check_writable()?;
         self.check(offset, length)?;
-        if length == 0 || sys::punch(&self.file, &self.path, offset, length)? {
+        if length == 0 || sys::punch(&*self.file, &self.path, offset, length)? {
             return Ok(());
         }
         let zeros = vec![0; length.min(1 << 20) as usize];
         let mut done = 0;
         while done < length {
             let count = (length - done).min(zeros.len() as u64);
-            sys::write_at(&self.file, &self.path, &zeros[..count as usize], offset + done)?;
+            sys::write_at(&*self.file, &self.path, &zeros[..count as usize], offset + done)?;
             done += count;
         }
         Ok(())

@@ -1,43 +1,54 @@
-//! The few system calls the crate is made of, each naming its file when it fails.
+//! The few calls to the storage that the crate is made of, each naming its file when it fails.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
+use crate::store::{Blob, Stat};
 
 /// Reads exactly `buf` at `offset`.
-pub(crate) fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> Result<()> {
-    file.read_exact_at(buf, offset).map_err(Error::io(path, "read"))
+pub(crate) fn read_at(blob: &dyn Blob, path: &Path, buf: &mut [u8], offset: u64) -> Result<()> {
+    if read_upto(blob, path, buf, offset)? == buf.len() {
+        return Ok(());
+    }
+    Err(Error::io(path, "read")(io::ErrorKind::UnexpectedEof.into()))
 }
 
 /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
-pub(crate) fn read_upto(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match file.read_at(&mut buf[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io(path, "read")(error)),
-        }
-    }
-    Ok(done)
+pub(crate) fn read_upto(
+    blob: &dyn Blob,
+    path: &Path,
+    buf: &mut [u8],
+    offset: u64,
+) -> Result<usize> {
+    blob.read_at(buf, offset).map_err(Error::io(path, "read"))
 }
 
 /// Writes all of `buf` at `offset`.
-pub(crate) fn write_at(file: &File, path: &Path, buf: &[u8], offset: u64) -> Result<()> {
-    file.write_all_at(buf, offset).map_err(Error::io(path, "write"))
+pub(crate) fn write_at(blob: &dyn Blob, path: &Path, buf: &[u8], offset: u64) -> Result<()> {
+    blob.write_at(buf, offset).map_err(Error::io(path, "write"))
 }
 
 /// Makes data and size durable.
-pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
-    file.sync_data().map_err(Error::io(path, "sync"))
+pub(crate) fn sync(blob: &dyn Blob, path: &Path) -> Result<()> {
+    blob.sync().map_err(Error::io(path, "sync"))
+}
+
+/// What the blob is; an error when it is neither a file nor a block device.
+pub(crate) fn stat(blob: &dyn Blob, path: &Path) -> Result<Stat> {
+    blob.stat().map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => Error::format(path)(Fault::NotAFile),
+        _ => Error::io(path, "stat")(error),
+    })
+}
+
+/// Sets the length.
+pub(crate) fn set_len(blob: &dyn Blob, path: &Path, length: u64) -> Result<()> {
+    blob.set_len(length).map_err(Error::io(path, "set the length"))
 }
 
 /// Opens `name` relative to `dir` without following a symbolic link in its last component, and
@@ -65,13 +76,8 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
 }
 
 /// Deallocates a range so that it reads as zeros. `false` when the file system cannot.
-pub(crate) fn punch(file: &File, path: &Path, offset: u64, length: u64) -> Result<bool> {
-    use rustix::fs::FallocateFlags as Flags;
-    match rustix::fs::fallocate(file, Flags::PUNCH_HOLE | Flags::KEEP_SIZE, offset, length) {
-        Ok(()) => Ok(true),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(false),
-        Err(errno) => Err(Error::io(path, "punch a hole")(errno.into())),
-    }
+pub(crate) fn punch(blob: &dyn Blob, path: &Path, offset: u64, length: u64) -> Result<bool> {
+    blob.punch(offset, length).map_err(Error::io(path, "punch a hole"))
 }
 
 /// Makes the names in a directory durable.

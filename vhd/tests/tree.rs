@@ -35,7 +35,7 @@ fn reason(tree: &Tree, uuid: Uuid) -> String {
 }
 
 fn file(tree: &Tree, uuid: Uuid) -> PathBuf {
-    tree.dir().join(format!("{uuid}.vhd"))
+    tree.path().join(format!("{uuid}.vhd"))
 }
 
 #[test]
@@ -122,12 +122,12 @@ fn every_kind_of_damage_is_named() {
     std::fs::remove_file(&a).unwrap();
     std::fs::write(&a, &good).unwrap();
 
-    let raw = tree.dir().join(format!("{}.raw", id(A)));
+    let raw = tree.path().join(format!("{}.raw", id(A)));
     std::fs::write(&raw, b"x").unwrap();
     said("both a VHD and a raw file");
     std::fs::remove_file(&raw).unwrap();
 
-    let doc = tree.dir().join(".sm/vdi").join(format!("{}.json", id(A)));
+    let doc = tree.path().join(".sm/vdi").join(format!("{}.json", id(A)));
     let text = std::fs::read(&doc).unwrap();
     std::fs::write(&doc, b"{ \"sm\": 1, ").unwrap();
     said("metadata document is damaged");
@@ -136,9 +136,9 @@ fn every_kind_of_damage_is_named() {
     std::fs::write(&doc, text).unwrap();
 
     let lost = file(&tree, base);
-    std::fs::rename(&lost, tree.dir().join("elsewhere")).unwrap();
+    std::fs::rename(&lost, tree.path().join("elsewhere")).unwrap();
     said("is missing");
-    std::fs::rename(tree.dir().join("elsewhere"), &lost).unwrap();
+    std::fs::rename(tree.path().join("elsewhere"), &lost).unwrap();
     assert!(node(&tree, id(A)).is_ok());
 }
 
@@ -369,35 +369,6 @@ fn a_base_copy_that_nobody_hid_is_not_a_disk() {
     assert!(matches!(resized, Err(Error::NotALeaf { .. })));
     assert!(matches!(tree.adopt(&guard, id(0x100), &json!({})), Err(Error::NotALeaf { .. })));
     assert_eq!(tree.adopt(&guard, id(0x101), &json!({})).unwrap().outcome, Outcome::Created);
-}
-
-#[test]
-fn an_import_is_one_step_and_a_failed_one_leaves_nothing() {
-    let (_dir, tree) = store();
-    let guard = lock(&tree);
-    let data = vec![0x5a; 3 << 20];
-    let rest = vec![0; 1 << 20];
-    let mut import = |path: &Path| {
-        let size = vhd::round_size(data.len() as u64)?;
-        let mut stream = std::io::Read::chain(&data[..], &rest[..]);
-        vhd::copy::import_flat(&mut stream, size, path, Uuid::new_v4(), &mut |_| {
-            std::ops::ControlFlow::Continue(())
-        })
-        .map(drop)
-    };
-    let failed = tree.create_with(&guard, id(N), Format::Vhd, &json!({}), &mut |path| {
-        import(path)?;
-        Err(Error::Stopped { done: 1 })
-    });
-    assert!(matches!(failed, Err(Error::Stopped { .. })));
-    assert_at_rest(&tree);
-    let change = tree.create_with(&guard, id(N), Format::Vhd, &json!({}), &mut import).unwrap();
-    assert_eq!((change.outcome, change.virtual_size), (Outcome::Created, 4 * MIB));
-    let disk = tree.open_disk(id(N), Mode::Read).unwrap();
-    let mut buf = vec![0; 4 << 20];
-    vhd::Disk::read_at(&disk, 0, &mut buf).unwrap();
-    assert!(buf[..3 << 20] == data && vhd::copy::is_zero(&buf[3 << 20..]));
-    assert_at_rest(&tree);
 }
 
 /// A listing beside a thread that snapshots and deletes: never a base copy as a disk, never a

@@ -54,6 +54,8 @@ fn info(uuid: VdiUuid) -> VdiInfo {
         description: String::new(),
         virtual_size: Bytes::gib(10),
         physical_utilisation: Bytes::mib(700),
+        exclusive: None,
+        reclaimable: None,
         format: ImageFormat::Vhd,
         vdi_type: VdiType::User,
         read_only: false,

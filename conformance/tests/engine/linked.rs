@@ -60,6 +60,8 @@ impl Driver for Vault {
             vdis: 0,
             quarantined: vec![],
             health: Health::Ok,
+            usage: None,
+            warnings: vec![],
         })
     }
 }

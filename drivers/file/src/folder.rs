@@ -208,6 +208,8 @@ impl Folder {
             vdis: leaves().count() as u64,
             quarantined,
             health,
+            usage: None,
+            warnings: vec![],
         })
     }
 

@@ -67,6 +67,8 @@ pub(crate) fn describe(node: &Node) -> VdiInfo {
         description: metadata.description,
         virtual_size: Bytes(node.virtual_size),
         physical_utilisation: Bytes(node.physical_size),
+        exclusive: None,
+        reclaimable: None,
         format: format(node.format),
         vdi_type: metadata.vdi_type,
         read_only: metadata.read_only,

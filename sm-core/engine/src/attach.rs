@@ -3,7 +3,8 @@
 //! The rules are those of xapi's wrapper: the effect first, then the record, and every effect
 //! can be repeated. A step that failed leaves a record that says what the driver was last told
 //! (`driver_state`); the next operation on the VDI starts by going from there to what the
-//! datapaths need.
+//! datapaths need. Before the driver is asked to attach, that it will be is recorded: what a crash
+//! leaves attached for nobody is found, and taken back.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use sm_step::step;
 use crate::automaton::{State, Step};
 use crate::catalog::{AttachmentRecord, Datapath};
 use crate::events::Event;
+use crate::journal::leaves_doubt;
 use crate::op::Op;
 use crate::sr::Sr;
 
@@ -35,7 +37,7 @@ impl Sr {
         datapath: &str,
         mode: AttachMode,
     ) -> Result<Vec<Access>> {
-        if self.read(op, &VdiStat { vdi }).await?.incomplete {
+        if self.read(op, &VdiStat::of(vdi)).await?.incomplete {
             return Err(incomplete(vdi));
         }
         self.attach_any(op, vdi, datapath, mode).await
@@ -79,13 +81,19 @@ impl Sr {
     pub(crate) async fn finish_detach(&self, op: &Op, vdi: VdiUuid) -> Result<()> {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
         let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
-        let followed = self.follow(op, &mut record).await;
-        self.keep(&record)?;
-        followed
+        self.finish(op, &mut record).await
     }
 
     /// What is attached on this host.
     pub fn attachments(&self) -> Result<Vec<AttachmentRecord>> {
+        let mut records = self.attachment_records()?;
+        records
+            .retain(|record| !record.datapaths.is_empty() || record.driver_state.mode().is_some());
+        Ok(records)
+    }
+
+    /// As [`Self::attachments`], those of which only an attempt is known too.
+    pub(crate) fn attachment_records(&self) -> Result<Vec<AttachmentRecord>> {
         let records: Vec<(String, AttachmentRecord)> =
             self.manager.inner.catalog.list(&format!("attach/{}/", self.uuid()))?;
         Ok(records
@@ -108,12 +116,11 @@ impl Sr {
             datapaths: BTreeMap::new(),
             access: Vec::new(),
             driver_state: State::Detached,
+            asked: false,
             boot: self.manager.inner.boot.clone(),
         });
         // First finish what an earlier call could not: a detach that failed, for instance.
-        let followed = self.follow(op, &mut record).await;
-        self.keep(&record)?;
-        followed?;
+        self.finish(op, &mut record).await?;
 
         let before = record.datapaths.get(datapath).map_or(State::Detached, Datapath::state);
         let after = before.after(step).map_err(|illegal| {
@@ -152,6 +159,11 @@ impl Sr {
         if matches!(step, Step::Deactivate | Step::Detach) && before != after {
             self.keep(&record)?;
         }
+        if record.driver_state == State::Detached && after != State::Detached {
+            record.asked = true;
+            self.keep(&AttachmentRecord { datapaths: others.clone(), ..record.clone() })?;
+            step!("core.attach_recorded");
+        }
         let followed = self.follow(op, &mut record).await;
         if followed.is_err() && matches!(step, Step::Attach(_) | Step::Activate(_)) {
             // A step up that failed has not happened.
@@ -163,6 +175,25 @@ impl Sr {
             self.event(Event::VdiChanged { sr: self.uuid(), vdi });
         }
         Ok(record)
+    }
+
+    /// Finishes what an earlier call could not, and keeps the record of it.
+    async fn finish(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
+        let finished = async {
+            if record.asked {
+                // Whoever asked has no answer, so nobody uses what there may be.
+                let vdi = record.vdi;
+                self.tell_driver(op, record, Step::Detach)
+                    .await
+                    .map_err(|e| e.context("vdi", vdi))?;
+                record.asked = false;
+                record.driver_state = State::Detached;
+            }
+            self.follow(op, record).await
+        }
+        .await;
+        self.keep(record)?;
+        finished
     }
 
     /// Brings the driver to what the datapaths need. The record then says how far it came, also
@@ -184,7 +215,11 @@ impl Sr {
         })?;
         for step in steps {
             let vdi = record.vdi;
-            self.tell_driver(op, record, step).await.map_err(|e| e.context("vdi", vdi))?;
+            let told = self.tell_driver(op, record, step).await;
+            if matches!(step, Step::Attach(_)) && !told.as_ref().is_err_and(leaves_doubt) {
+                record.asked = false;
+            }
+            told.map_err(|e| e.context("vdi", vdi))?;
             record.driver_state = record
                 .driver_state
                 .after(step)
@@ -233,7 +268,7 @@ impl Sr {
 
     fn keep(&self, record: &AttachmentRecord) -> Result<()> {
         let key = self.attach_key(record.vdi);
-        if record.datapaths.is_empty() && record.driver_state == State::Detached {
+        if record.datapaths.is_empty() && record.driver_state == State::Detached && !record.asked {
             return self.manager.inner.catalog.remove(&key, false);
         }
         self.manager.inner.catalog.set(&key, record, false)
@@ -255,7 +290,7 @@ impl Sr {
             .iter()
             .find(|(name, held)| *name != datapath && held.state() == writing);
         let Some((other, _)) = other else { return Ok(()) };
-        if self.read(op, &VdiStat { vdi: record.vdi }).await?.sharable {
+        if self.read(op, &VdiStat::of(record.vdi)).await?.sharable {
             return Ok(());
         }
         Err(Error::new(Kind::InUse, format!("VDI {} is being written by {other:?}", record.vdi))
@@ -274,9 +309,7 @@ impl Sr {
         mode: Option<AttachMode>,
     ) -> Result<()> {
         let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
-        let followed = self.follow(op, &mut record).await;
-        self.keep(&record)?;
-        followed?;
+        self.finish(op, &mut record).await?;
         let held = record.driver_state.mode();
         if held.is_none() || mode.is_some_and(|mode| held != Some(mode)) {
             return Ok(());

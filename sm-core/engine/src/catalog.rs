@@ -56,6 +56,10 @@ pub struct AttachmentRecord {
     pub access: Vec<Access>,
     /// What the driver was last told: differs from the datapaths after a call that failed.
     pub driver_state: crate::automaton::State,
+    /// Whether the driver was asked to attach and its answer is not recorded: it may hold what
+    /// nobody knows of, and is told to let go of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) asked: bool,
     /// The boot of this host it belongs to; a record of an earlier boot says nothing.
     pub boot: String,
 }

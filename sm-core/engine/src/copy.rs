@@ -34,14 +34,14 @@ impl Sr {
     pub async fn import(&self, op: &Op, source: ImportSource, new: NewVdi) -> Result<VdiInfo> {
         let vdi = new.uuid.unwrap_or_else(|| op.id.vdi(0));
         self.run(op, Plan::Import { source, new }).await?;
-        self.read(op, &VdiStat { vdi }).await
+        self.read(op, &VdiStat::of(vdi)).await
     }
 
     /// Writes the content of a VDI to a file. Refused while somebody may be writing the VDI.
     pub async fn export(&self, op: &Op, vdi: VdiUuid, target: ExportTarget) -> Result<Transferred> {
         let path = target.path.clone();
         self.run(op, Plan::Export { vdi, target }).await?;
-        let info = self.read(op, &VdiStat { vdi }).await?;
+        let info = self.read(op, &VdiStat::of(vdi)).await?;
         let file =
             std::fs::metadata(&path).map_err(|error| Error::from(error).context("path", &path))?;
         Ok(Transferred { bytes: info.virtual_size, allocated: Bytes(file.blocks() * 512) })
@@ -51,7 +51,7 @@ impl Sr {
     pub async fn copy(&self, op: &Op, vdi: VdiUuid, target: &Sr, new: NewVdi) -> Result<VdiInfo> {
         let uuid = new.uuid.unwrap_or_else(|| op.id.vdi(0));
         self.run(op, Plan::Copy { vdi, target: target.uuid(), new }).await?;
-        target.read(op, &VdiStat { vdi: uuid }).await
+        target.read(op, &VdiStat::of(uuid)).await
     }
 
     /// Runs a job to its end, from wherever an earlier process left it.
@@ -62,13 +62,18 @@ impl Sr {
                     ImportSource::File { path, .. } => path.as_str(),
                     ImportSource::Stdin { .. } => "standard input",
                 };
-                (new.uuid.unwrap_or_else(|| op.id.vdi(0)), format!("import {from}"))
+                (Some(new.uuid.unwrap_or_else(|| op.id.vdi(0))), format!("import {from}"))
             }
-            Plan::Export { vdi, target } => (*vdi, format!("export VDI {vdi} to {}", target.path)),
-            Plan::Copy { vdi, target, .. } => (*vdi, format!("copy VDI {vdi} to SR {target}")),
+            Plan::Export { vdi, target } => {
+                (Some(*vdi), format!("export VDI {vdi} to {}", target.path))
+            }
+            Plan::Copy { vdi, target, .. } => {
+                (Some(*vdi), format!("copy VDI {vdi} to SR {target}"))
+            }
+            Plan::Maintain { .. } => (None, format!("maintain SR {}", self.uuid())),
         };
         let started =
-            Running::start(&self.manager, op, self.uuid(), Some(vdi), description, &plan).await?;
+            Running::start(&self.manager, op, self.uuid(), vdi, description, &plan).await?;
         let (running, record) = match started {
             Ok(started) => started,
             Err(_done) => return Ok(()),
@@ -86,6 +91,7 @@ impl Sr {
                 Ok(target) => self.run_copy(op, &mut running, &record, vdi, &target, new).await,
                 Err(error) => Err(error),
             },
+            Plan::Maintain { budget } => self.run_maintain(op, &mut running, budget).await,
         };
         match running {
             Some(running) => running.end(&result)?,
@@ -231,7 +237,7 @@ impl Sr {
         let datapath = datapath(op);
         if !record.target_is_ours {
             // Create would answer `already` for a disk of this UUID, and we would write over it.
-            match self.read(op, &VdiStat { vdi }).await {
+            match self.read(op, &VdiStat::of(vdi)).await {
                 Ok(_) => {
                     return Err(Error::new(Kind::Exists, format!("VDI {vdi} exists")).legacy(43));
                 }
@@ -242,7 +248,7 @@ impl Sr {
         }
         self.create(&op.part("create"), new, true).await?;
         step!("job.created");
-        if !self.read(op, &VdiStat { vdi }).await?.incomplete {
+        if !self.read(op, &VdiStat::of(vdi)).await?.incomplete {
             // The process died after the last byte: somebody may be using the disk by now.
             return self.complete(op, vdi).await;
         }
@@ -311,7 +317,7 @@ impl Sr {
 
     /// Lets go of what a job held whose process died, and finishes detaches that were cut.
     pub(crate) async fn release_dead_jobs(&self, op: &Op) -> Result<()> {
-        for record in self.attachments()? {
+        for record in self.attachment_records()? {
             // One disk that cannot be let go of must not keep the SR from being scanned.
             if let Err(error) = self.release(op, &record).await {
                 tracing::warn!(vdi = %record.vdi, %error, "a dead job's disk stays attached");
@@ -344,7 +350,7 @@ fn datapath(op: &Op) -> String {
     format!("{DATAPATH}{}", op.id)
 }
 
-fn lost() -> Error {
+pub(crate) fn lost() -> Error {
     Error::internal("the job's thread ended without giving the job back")
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 use sm_loader::port::ProgressSink;
+use sm_model::sr::{Budget, SrMaintained};
 use sm_model::{Bytes, Error, ImageFormat, Kind, OperationId, Result, SrUuid, VdiUuid};
 
 use crate::events::Event;
@@ -24,7 +25,7 @@ use crate::sr::NewVdi;
 pub type JobId = OperationId;
 
 /// How often a running job writes its progress and looks whether somebody wants it to end.
-const BEAT: Duration = Duration::from_millis(250);
+pub(crate) const BEAT: Duration = Duration::from_millis(250);
 
 /// What a job is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,7 @@ pub(crate) enum Plan {
     Import { source: ImportSource, new: NewVdi },
     Export { vdi: VdiUuid, target: ExportTarget },
     Copy { vdi: VdiUuid, target: SrUuid, new: NewVdi },
+    Maintain { budget: Budget },
 }
 
 impl Plan {
@@ -131,6 +133,9 @@ pub struct JobRecord {
     /// Device and inode of the file an export has written, before it gets its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) written: Option<(u64, u64)>,
+    /// What a maintenance did, as far as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintained: Option<SrMaintained>,
     /// When it started, in milliseconds: jobs of the same second have an order.
     #[serde(default)]
     pub(crate) order: u128,
@@ -138,12 +143,13 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// What it is: `import`, `export` or `copy`.
+    /// What it is: `import`, `export`, `copy` or `maintain`.
     pub fn kind(&self) -> &'static str {
         match self.plan {
             Plan::Import { .. } => "import",
             Plan::Export { .. } => "export",
             Plan::Copy { .. } => "copy",
+            Plan::Maintain { .. } => "maintain",
         }
     }
 }
@@ -314,6 +320,7 @@ impl Running {
                     safe: 0,
                     target_is_ours: false,
                     written: None,
+                    maintained: None,
                     order: SystemTime::now()
                         .duration_since(UNIX_EPOCH)
                         .map_or(0, |time| time.as_millis()),
@@ -366,36 +373,62 @@ impl Running {
             sink(permille.min(1000), "copying");
         }
         if safe || self.last_beat.elapsed() >= BEAT {
-            self.last_beat = Instant::now();
-            let beat = self.manager.inner.catalog.update(&key(self.id), false, |record| {
-                let record: Option<JobRecord> = record;
-                let mut cancel = false;
-                let record = record.map(|mut record| {
-                    record.permille = permille.min(1000);
-                    "copying".clone_into(&mut record.stage);
-                    record.bytes_done = Bytes(done);
-                    record.bytes_total = Bytes(total);
-                    if safe {
-                        record.safe = done;
-                    }
-                    cancel = record.cancel_requested;
-                    record
-                });
-                Ok((record, cancel))
+            self.record_beat(|record| {
+                record.permille = permille.min(1000);
+                "copying".clone_into(&mut record.stage);
+                record.bytes_done = Bytes(done);
+                record.bytes_total = Bytes(total);
+                if safe {
+                    record.safe = done;
+                }
             });
-            match beat {
-                Ok(true) => self.op.cancel.cancel(),
-                Ok(false) => {}
-                // Progress is for people; the copy is worth more than its record.
-                Err(error) => tracing::warn!(%error, "the job's progress cannot be recorded"),
-            }
-            let _ = self.manager.inner.events.send(Event::JobChanged { job: self.id });
         }
         if self.op.cancel.is_cancelled() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
+    }
+
+    /// Records what the driver last told, and looks whether somebody wants the job to end.
+    pub(crate) fn beat(&mut self, permille: u32, stage: &str) {
+        self.record_beat(|record| {
+            record.permille = permille.min(1000);
+            stage.clone_into(&mut record.stage);
+        });
+    }
+
+    fn record_beat(&mut self, change: impl Fn(&mut JobRecord)) {
+        self.last_beat = Instant::now();
+        let beat = self.manager.inner.catalog.update(&key(self.id), false, |record| {
+            let record: Option<JobRecord> = record;
+            let mut cancel = false;
+            let record = record.map(|mut record| {
+                change(&mut record);
+                cancel = record.cancel_requested;
+                record
+            });
+            Ok((record, cancel))
+        });
+        match beat {
+            Ok(true) => self.op.cancel.cancel(),
+            Ok(false) => {}
+            // Progress is for people; the work is worth more than its record.
+            Err(error) => tracing::warn!(%error, "the job's progress cannot be recorded"),
+        }
+        let _ = self.manager.inner.events.send(Event::JobChanged { job: self.id });
+    }
+
+    /// Records what a maintenance did.
+    pub(crate) fn has_maintained(&mut self, reply: &SrMaintained) -> Result<()> {
+        let copied = reply.bytes_copied.0;
+        let left: u64 = reply.planned.iter().map(|merge| merge.bytes.0).sum();
+        self.bytes = (copied, copied.saturating_add(left));
+        self.manager.inner.catalog.update(&key(self.id), true, |record| {
+            let record: Option<JobRecord> = record;
+            let maintained = Some(reply.clone());
+            Ok((record.map(|record| JobRecord { maintained, ..record }), ()))
+        })
     }
 
     /// Records whether the target is the job's own.
@@ -431,7 +464,10 @@ impl Running {
                 record.bytes_total = Bytes(self.bytes.1);
                 if state == JobState::Done {
                     record.permille = 1000;
-                    record.bytes_done = record.bytes_total;
+                    // A maintenance whose time was over is done, though not with everything.
+                    if record.maintained.is_none() {
+                        record.bytes_done = record.bytes_total;
+                    }
                 }
                 record
             });

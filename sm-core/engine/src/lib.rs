@@ -53,6 +53,7 @@ mod events;
 pub mod jobs;
 pub mod journal;
 mod locks;
+mod maintain;
 mod manager;
 mod op;
 mod secrets;

@@ -234,6 +234,11 @@ impl Sr {
         }
     }
 
+    /// Describes one VDI; with `space` also what it would give back, whatever that costs.
+    pub async fn vdi_stat(&self, op: &Op, vdi: VdiUuid, space: bool) -> Result<VdiInfo> {
+        self.read(op, &VdiStat { vdi, space }).await
+    }
+
     /// What depends on what, base copies included.
     pub async fn tree(&self, op: &Op) -> Result<VdiForest> {
         self.read(op, &VdiTree {}).await
@@ -243,7 +248,7 @@ impl Sr {
     /// its name.
     pub async fn vdi(&self, op: &Op, selector: &str) -> Result<VdiInfo> {
         if let Ok(uuid) = selector.parse::<VdiUuid>() {
-            return self.read(op, &VdiStat { vdi: uuid }).await;
+            return self.read(op, &VdiStat::of(uuid)).await;
         }
         let vdis = self.vdis(op).await?;
         select("VDI", selector, &vdis, |vdi| vdi.uuid.0, |vdi| &vdi.name).cloned()
@@ -416,7 +421,11 @@ impl Sr {
     }
 
     /// As [`Self::perform`], by a caller that holds the locks.
-    async fn perform_locked<R: Request>(&self, op: &Op, request: &R) -> Result<R::Reply> {
+    pub(crate) async fn perform_locked<R: Request>(
+        &self,
+        op: &Op,
+        request: &R,
+    ) -> Result<R::Reply> {
         op.check_cancelled()?;
         let catalog = &self.manager.inner.catalog;
         let (_, port) = self.manager.session(op, self.uuid()).await?;
@@ -479,7 +488,7 @@ impl Sr {
         uuid: impl Fn(&R) -> VdiUuid,
     ) -> Result<bool> {
         let Ok(request) = serde_json::from_value::<R>(request.clone()) else { return Ok(false) };
-        match self.read(op, &VdiStat { vdi: uuid(&request) }).await {
+        match self.read(op, &VdiStat::of(uuid(&request))).await {
             Ok(vdi) => {
                 let reply = VdiDone { changed: sm_model::Changed::Created, vdi };
                 journal::finish::<R>(&self.manager.inner.catalog, id, &reply)?;

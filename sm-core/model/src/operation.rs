@@ -79,6 +79,9 @@ operations! {
     SrScan = "sr_scan", false, Some("sr_scan"), sr::SrScan => sr::SrScanned;
     /// Finishes or undoes what a crash left half done.
     SrRecover = "sr_recover", true, None, sr::SrRecover => sr::SrRecovered;
+    /// Shortens chains and removes base copies that nothing needs, within a budget; what it did
+    /// stays done, and the next call goes on.
+    SrMaintain = "sr_maintain", true, None, sr::SrMaintain => sr::SrMaintained;
     /// Says how full and how healthy the SR is.
     SrStat = "sr_stat", false, Some("sr_update"), sr::SrStat => sr::SrInfo;
     /// Changes the SR's name or description on the backend.
@@ -97,6 +100,8 @@ operations! {
     VdiSnapshot = "vdi_snapshot", true, Some("vdi_snapshot"), vdi::VdiSnapshot => vdi::VdisDone;
     /// Makes a writable VDI from a VDI or a snapshot.
     VdiClone = "vdi_clone", true, Some("vdi_clone"), vdi::VdiClone => vdi::VdiDone;
+    /// Gives the space of a VDI back to the backend that holds zeros or nothing any more.
+    VdiReclaim = "vdi_reclaim", true, None, vdi::VdiReclaim => vdi::VdiReclaimed;
     /// Puts a VDI back to a snapshot of it; the VDI keeps its identity.
     VdiRevert = "vdi_revert", true, Some("vdi_revert"), vdi::VdiRevert => vdi::VdiDone;
     /// Removes a VDI; that it is gone already is success.

@@ -141,6 +141,110 @@ pub struct SrScanned {
     pub next: Option<String>,
 }
 
+/// Shortens chains and removes base copies that nothing needs. Safe at any time: what is attached
+/// is left alone, and said to be. What was done stays done however the call ends, so that the same
+/// request goes on where an earlier one stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrMaintain {
+    /// What it may use.
+    #[serde(default)]
+    pub budget: Budget,
+    /// Changes nothing: [`SrMaintained::planned`] tells what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What maintenance may use. An absent field is no limit, or the driver's own choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Budget {
+    /// Bytes to copy in a second, all merges together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Bytes>,
+    /// Time by the clock, in seconds; when it is over the call ends, with what it has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// Percent of one processor, 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u8>,
+    /// Merges at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<u32>,
+}
+
+/// What maintenance did, and what is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrMaintained {
+    /// `modified`, or `already` if nothing was done.
+    pub changed: Changed,
+    /// Base copies that nothing needed, and that are gone.
+    #[serde(default)]
+    pub collected: Vec<VdiUuid>,
+    /// Merges that were completed.
+    #[serde(default)]
+    pub merged: Vec<Merged>,
+    /// What was left alone, and why.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
+    /// Merges that are still to do; of a dry run, those that would be done.
+    #[serde(default)]
+    pub planned: Vec<PlannedMerge>,
+    /// How many merges are still to do.
+    #[serde(default)]
+    pub remaining: u64,
+    /// Bytes that were copied, those of unfinished merges included.
+    #[serde(default)]
+    pub bytes_copied: Bytes,
+    /// Bytes that came back to the backend.
+    #[serde(default)]
+    pub freed: Bytes,
+    /// Whether nothing is left that could be done now.
+    pub finished: bool,
+    /// Why it ended before it was finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
+}
+
+/// A node that went into another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Merged {
+    /// The node that is gone.
+    pub node: VdiUuid,
+    /// The one that holds its data now.
+    pub into: VdiUuid,
+    /// Bytes that were copied for it.
+    pub bytes_copied: Bytes,
+}
+
+/// A merge to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedMerge {
+    /// The node that will go.
+    pub node: VdiUuid,
+    /// The one that will hold its data.
+    pub into: VdiUuid,
+    /// Bytes that have to be copied for it.
+    pub bytes: Bytes,
+}
+
+/// What maintenance left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Skipped {
+    /// The VDI or base copy.
+    pub node: VdiUuid,
+    /// Why, one sentence.
+    pub reason: String,
+}
+
+/// Why maintenance ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// Somebody asked it to.
+    Cancelled,
+    /// [`Budget::seconds`] was over.
+    OutOfTime,
+}
+
 /// Asks for space and health.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SrStat {}
@@ -167,4 +271,28 @@ pub struct SrInfo {
     pub quarantined: Vec<VdiUuid>,
     /// Health of the SR as such.
     pub health: Health,
+    /// What the SR itself takes on the backend, where the driver can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<SrUsage>,
+    /// What will become a problem if nobody does anything, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What an SR takes on its backend: the sum of all fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrUsage {
+    /// Bytes of the VDIs: the sum of their `physical_utilisation`.
+    pub vdis: Bytes,
+    /// Bytes of the base copies.
+    pub base_copies: Bytes,
+    /// Bytes of all else: metadata, records, what is unfinished.
+    pub overhead: Bytes,
+}
+
+impl SrUsage {
+    /// All of it.
+    pub fn total(&self) -> Bytes {
+        Bytes(self.vdis.0.saturating_add(self.base_copies.0).saturating_add(self.overhead.0))
+    }
 }

@@ -70,6 +70,13 @@ pub struct VdiInfo {
     pub virtual_size: Bytes,
     /// Bytes it takes on the backend by itself, without what it shares with others.
     pub physical_utilisation: Bytes,
+    /// Bytes that come back when it is destroyed, its own base copies included; absent where the
+    /// driver cannot tell, or was not asked ([`VdiStat::space`]) and it is costly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive: Option<Bytes>,
+    /// Bytes that `sr_maintain` and `vdi_reclaim` can give back, about; absent as `exclusive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reclaimable: Option<Bytes>,
     /// Format on the backend.
     pub format: ImageFormat,
     /// What it is for.
@@ -155,6 +162,21 @@ pub struct VdiIntroduce {
 pub struct VdiStat {
     /// Which.
     pub vdi: VdiUuid,
+    /// Also [`VdiInfo::exclusive`] and [`VdiInfo::reclaimable`], whatever they cost.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub space: bool,
+}
+
+impl VdiStat {
+    /// Without what is costly.
+    pub fn of(vdi: VdiUuid) -> Self {
+        Self { vdi, space: false }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Changes what the backend keeps about a VDI. An absent field stays as it is.
@@ -238,6 +260,25 @@ pub struct VdiRevert {
     pub vdi: VdiUuid,
     /// The snapshot, which stays.
     pub snapshot: VdiUuid,
+}
+
+/// Gives back space: blocks that hold only zeros, and what nothing refers to any more. The content
+/// stays the same. Refused while the VDI is attached for writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VdiReclaim {
+    /// Which.
+    pub vdi: VdiUuid,
+}
+
+/// What a reclaim gave back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VdiReclaimed {
+    /// `modified`, or `already` if there was nothing to give back.
+    pub changed: Changed,
+    /// Bytes that came back to the backend.
+    pub freed: Bytes,
+    /// Bytes that were looked at.
+    pub scanned: Bytes,
 }
 
 /// Removes a VDI.

@@ -1,6 +1,5 @@
 //! Writing new images.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -11,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::footer::{self, DiskType, Footer};
 use crate::header::{self, Header, LOCATORS, roomy_entries, table_bytes};
 use crate::locator::{self, Locator};
+use crate::store::Blob;
 use crate::{BLOCK, MAX_SIZE, SECTOR, batmap, bits, sys};
 
 /// The parent of a new differencing image.
@@ -105,19 +105,44 @@ impl Layout {
     }
 }
 
+impl NewImage {
+    /// Bytes of the image as long as it is empty.
+    pub fn room(&self) -> Result<u64> {
+        Ok(Layout::new(self)?.end + SECTOR)
+    }
+}
+
 /// Writes a new, empty dynamic or differencing image and syncs it. Fails when the file exists.
 pub fn create(path: &Path, new: &NewImage) -> Result<()> {
+    // A size that cannot be is refused before there is a file.
+    Layout::new(new)?;
+    create_in(&sys::create_new(path)?, path, new)
+}
+
+/// As [`create`], into something empty; `path` is for messages. On a volume the footer goes to
+/// its end.
+pub fn create_in(file: &dyn Blob, path: &Path, new: &NewImage) -> Result<()> {
     let layout = Layout::new(new)?;
     let mut raw = layout.to_bytes(&[], &layout.empty_map());
-    raw.extend_from_slice(&layout.footer.to_bytes());
-    let file = sys::create_new(path)?;
-    sys::write_at(&file, path, &raw, 0)?;
-    sys::sync(&file, path)
+    let footer = layout.footer.to_bytes();
+    let stat = sys::stat(file, path)?;
+    if stat.fixed_length {
+        let needed = layout.end + SECTOR;
+        let footer_at = super::volume_footer(stat.length);
+        if footer_at < layout.end {
+            return Err(Error::VolumeFull { path: path.to_owned(), needed });
+        }
+        sys::write_at(file, path, &footer, footer_at)?;
+    } else {
+        raw.extend_from_slice(&footer);
+    }
+    sys::write_at(file, path, &raw, 0)?;
+    sys::sync(file, path)
 }
 
 /// Creates a fixed image that reads as zeros: a sparse file and its footer. Returns the open file,
 /// not yet synced. Fails when the file exists.
-pub fn create_fixed(path: &Path, uuid: Uuid, size: u64) -> Result<File> {
+pub fn create_fixed(path: &Path, uuid: Uuid, size: u64) -> Result<std::fs::File> {
     if size > MAX_SIZE {
         return Err(Error::TooLarge { requested: size, limit: MAX_SIZE });
     }
@@ -130,7 +155,7 @@ pub fn create_fixed(path: &Path, uuid: Uuid, size: u64) -> Result<File> {
 ///
 /// Until [`BlockWriter::finish`] the file is not an image; write to a temporary name.
 pub struct BlockWriter {
-    file: File,
+    file: std::fs::File,
     path: PathBuf,
     layout: Layout,
     table: Vec<u32>,

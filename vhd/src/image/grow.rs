@@ -62,9 +62,9 @@ impl Image {
         let mut footer = state.footer.clone();
         footer.current_size = size;
         footer.geometry = Geometry::for_size(size);
-        sys::write_at(&self.file, &self.path, &footer.to_bytes(), state.footer_at)?;
+        sys::write_at(&*self.file, &self.path, &footer.to_bytes(), state.footer_at)?;
         self.flush()?;
-        sys::write_at(&self.file, &self.path, &footer.to_bytes(), 0)?;
+        sys::write_at(&*self.file, &self.path, &footer.to_bytes(), 0)?;
         self.flush()?;
         state.footer = footer;
         Ok(())
@@ -76,11 +76,12 @@ impl Image {
         let mut footer = state.footer.clone();
         footer.current_size = size;
         footer.geometry = Geometry::for_size(size);
-        sys::write_at(&self.file, &self.path, &footer.to_bytes(), size)?;
+        sys::write_at(&*self.file, &self.path, &footer.to_bytes(), size)?;
         self.flush()?;
-        sys::write_at(&self.file, &self.path, &[0; 512], state.footer_at)?;
+        sys::write_at(&*self.file, &self.path, &[0; 512], state.footer_at)?;
         self.flush()?;
-        (state.footer_at, state.end, state.footer) = (size, size, footer);
+        state.move_end(size);
+        state.footer = footer;
         Ok(())
     }
 
@@ -88,7 +89,7 @@ impl Image {
     fn check_tail(&self, state: &State, header: &Header, needed: u64) -> Result<()> {
         let have = state.table.len() as u64;
         let mut raw = vec![0; (needed.saturating_sub(have) * 4) as usize];
-        sys::read_at(&self.file, &self.path, &mut raw, header.table_offset + have * 4)?;
+        sys::read_at(&*self.file, &self.path, &mut raw, header.table_offset + have * 4)?;
         match bat::parse(&raw).iter().position(|entry| *entry != ABSENT) {
             None => Ok(()),
             Some(index) => {
@@ -119,9 +120,9 @@ impl Image {
                 continue;
             }
             let mut name = vec![0; length];
-            sys::read_at(&self.file, &self.path, &mut name, start)?;
+            sys::read_at(&*self.file, &self.path, &mut name, start)?;
             name.resize(length.next_multiple_of(SECTOR as usize).max(SECTOR as usize), 0);
-            sys::write_at(&self.file, &self.path, &name, at)?;
+            sys::write_at(&*self.file, &self.path, &name, at)?;
             (slot.offset, slot.space) = (at, name.len() as u32);
             at += name.len() as u64;
             moved = true;
@@ -141,7 +142,7 @@ impl Image {
             let offset = header.table_end() + batmap::HEADER;
             state.batmap = Some(batmap::Batmap { offset, map });
         }
-        sys::write_at(&self.file, &self.path, &raw, old_end)?;
+        sys::write_at(&*self.file, &self.path, &raw, old_end)?;
         self.flush()?;
         self.write_header(state, &header)?;
         Ok(())
@@ -161,10 +162,16 @@ impl Image {
                 moves.push((block, *sector, start));
             }
         }
-        // Also without a block to move: the footer itself may be in the way.
-        if end != state.end {
-            sys::write_at(&self.file, &self.path, &state.footer.to_bytes(), end)?;
-            (state.end, state.footer_at) = (end, end);
+        if state.volume {
+            if end > state.footer_at {
+                let needed = end + SECTOR;
+                return Err(Error::VolumeFull { path: self.path.clone(), needed });
+            }
+            state.end = end;
+        } else if end != state.end {
+            // Also without a block to move: the footer itself may be in the way.
+            sys::write_at(&*self.file, &self.path, &state.footer.to_bytes(), end)?;
+            state.move_end(end);
         }
         let mut buf = vec![0; (1 << 20).min(header.stride() as usize)];
         for (_, sector, to) in &moves {
@@ -172,8 +179,8 @@ impl Image {
             let mut done = 0;
             while done < header.stride() {
                 let count = (header.stride() - done).min(buf.len() as u64) as usize;
-                sys::read_at(&self.file, &self.path, &mut buf[..count], from + done)?;
-                sys::write_at(&self.file, &self.path, &buf[..count], to + done)?;
+                sys::read_at(&*self.file, &self.path, &mut buf[..count], from + done)?;
+                sys::write_at(&*self.file, &self.path, &buf[..count], to + done)?;
                 done += count as u64;
             }
         }
@@ -181,7 +188,7 @@ impl Image {
         for (block, _, to) in &moves {
             let sector = (to / SECTOR) as u32;
             let at = header.table_offset + *block as u64 * 4;
-            sys::write_at(&self.file, &self.path, &sector.to_be_bytes(), at)?;
+            sys::write_at(&*self.file, &self.path, &sector.to_be_bytes(), at)?;
             if let Some(entry) = state.table.get_mut(*block) {
                 *entry = sector;
             }
@@ -190,7 +197,7 @@ impl Image {
     }
 
     fn write_header(&self, state: &mut State, header: &Header) -> Result<()> {
-        sys::write_at(&self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
+        sys::write_at(&*self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
         self.flush()?;
         state.header = Some(header.clone());
         Ok(())

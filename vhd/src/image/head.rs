@@ -1,15 +1,14 @@
 //! What an image says of itself: footers, header, locators. Never the block table.
 
-use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::FileType;
 use uuid::Uuid;
 
 use crate::error::{Error, Fault, Result};
 use crate::footer::{self, DiskType, Footer, printable};
 use crate::header::{self, Header};
 use crate::locator::{self, Hint, MACX, W2KU, W2RU};
+use crate::store::Blob;
 use crate::{SECTOR, sys};
 
 /// Name of the deciding footer in messages.
@@ -109,27 +108,24 @@ pub(super) struct Head {
     pub(super) data_end: u64,
     /// Both footers are valid, of the same image, and differ.
     pub(super) footers_differ: bool,
+    /// The image lies on a volume.
+    pub(super) volume: bool,
 }
 
 /// Tells what an image is from its footers, header and locators: one open, one stat, and two
 /// reads unless another tool put the locators further away.
 pub fn probe(path: &Path) -> Result<Info> {
-    probe_file(&sys::open(path, false)?, path)
+    probe_blob(&sys::open(path, false)?, path)
 }
 
-/// As [`probe`], of an open file; `path` is for messages.
-pub fn probe_file(file: &File, path: &Path) -> Result<Info> {
+/// As [`probe`], of what is already open; `path` is for messages.
+pub fn probe_blob(file: &dyn Blob, path: &Path) -> Result<Info> {
     read_head(file, path).map(|head| head.info)
 }
 
-pub(super) fn read_head(file: &File, path: &Path) -> Result<Head> {
-    let stat = rustix::fs::fstat(file).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
-    let length = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-        FileType::BlockDevice => rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))
-            .map_err(|errno| Error::io(path, "seek")(errno.into()))?,
-        _ => return Err(Error::format(path)(Fault::NotAFile)),
-    };
+pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
+    let stat = sys::stat(file, path)?;
+    let length = stat.length;
     let bad = Error::format(path);
     let mut head = [0; HEAD];
     let got = sys::read_upto(file, path, &mut head, 0)?;
@@ -177,7 +173,11 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<Head> {
         }
         (Err(Fault::NoFooter { .. }), Err(fault)) | (Err(fault), _) => return Err(bad(fault)),
     };
-    let data_end = if end_footer { tail_at } else { length };
+    let data_end = match (end_footer, stat.fixed_length) {
+        (false, false) => length,
+        (_, true) => super::volume_footer(length),
+        (true, false) => tail_at,
+    };
     let mut parent = None;
     let mut header = None;
     if chosen.disk_type == DiskType::Fixed {
@@ -207,7 +207,7 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<Head> {
         disk_type: chosen.disk_type,
         size: chosen.current_size,
         file_size: length,
-        physical_size: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+        physical_size: stat.allocated,
         hidden: chosen.hidden,
         block_size: header.as_ref().map_or(0, |header| header.block_size),
         parent,
@@ -216,13 +216,14 @@ pub(super) fn read_head(file: &File, path: &Path) -> Result<Head> {
         end_footer,
         copy_footer,
         chs_size: chosen.smaller_chs_size(),
-        file_id: (stat.st_dev, stat.st_ino),
+        file_id: stat.id,
     };
-    Ok(Head { info, footer: chosen, header, length, data_end, footers_differ })
+    let volume = stat.fixed_length;
+    Ok(Head { info, footer: chosen, header, length, data_end, footers_differ, volume })
 }
 
 fn read_parent(
-    file: &File,
+    file: &dyn Blob,
     path: &Path,
     head: &[u8],
     header: &Header,
@@ -246,7 +247,7 @@ fn read_parent(
 }
 
 /// Bytes of the file, taken from what was read already when they are there.
-fn bytes_at(file: &File, path: &Path, head: &[u8], at: u64, size: usize) -> Result<Vec<u8>> {
+fn bytes_at(file: &dyn Blob, path: &Path, head: &[u8], at: u64, size: usize) -> Result<Vec<u8>> {
     let start = usize::try_from(at).unwrap_or(usize::MAX);
     if let Some(found) = start.checked_add(size).and_then(|end| head.get(start..end)) {
         return Ok(found.to_vec());

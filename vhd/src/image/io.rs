@@ -99,7 +99,7 @@ impl Image {
                     return Ok(entry.insert(Bits::Full));
                 }
                 let mut map = vec![0; size as usize];
-                sys::read_at(&self.file, &self.path, &mut map, u64::from(sector) * SECTOR)?;
+                sys::read_at(&*self.file, &self.path, &mut map, u64::from(sector) * SECTOR)?;
                 if state.footer.has_reversed_bits() {
                     for byte in &mut map {
                         *byte = byte.reverse_bits();
@@ -119,7 +119,7 @@ impl Image {
             match run.at {
                 Some(at) => {
                     let part = &mut buf[start..start + run.length as usize];
-                    sys::read_at(&self.file, &self.path, part, at)?;
+                    sys::read_at(&*self.file, &self.path, part, at)?;
                 }
                 None => absent.push(run),
             }
@@ -168,7 +168,7 @@ impl Image {
                 let start = (run.offset - offset) as usize;
                 let part = &buf[start..start + run.length as usize];
                 if let Some(at) = run.at {
-                    sys::write_at(&self.file, &self.path, part, at)?;
+                    sys::write_at(&*self.file, &self.path, part, at)?;
                 }
             }
             return Ok(());
@@ -195,9 +195,14 @@ impl Image {
                 fresh.push(Fresh { block, start });
             }
         }
-        if !fresh.is_empty() {
+        if !fresh.is_empty() && state.volume {
+            if end > state.footer_at {
+                let needed = end + SECTOR;
+                return Err(Error::VolumeFull { path: self.path.clone(), needed });
+            }
+        } else if !fresh.is_empty() {
             let footer = state.footer.to_bytes();
-            if let Err(error) = sys::write_at(&self.file, &self.path, &footer, end) {
+            if let Err(error) = sys::write_at(&*self.file, &self.path, &footer, end) {
                 self.shrink_back(state);
                 return Err(error);
             }
@@ -205,7 +210,7 @@ impl Image {
         let result = self.write_pieces(state, &header, &fresh, blocks, offset, buf);
         if result.is_ok() {
             if !fresh.is_empty() {
-                (state.end, state.footer_at) = (end, end);
+                state.move_end(end);
             }
         } else if !fresh.is_empty()
             && fresh.iter().all(|new| state.table.get(new.block as usize) == Some(&ABSENT))
@@ -213,7 +218,7 @@ impl Image {
             self.shrink_back(state);
         } else if !fresh.is_empty() {
             // Some entries made it into the table: their blocks stay, and so does the new end.
-            (state.end, state.footer_at) = (end, end);
+            state.move_end(end);
         }
         result
     }
@@ -241,7 +246,7 @@ impl Image {
             let (first, count) = ((from - base) / SECTOR, (to - from) / SECTOR);
             if let Some(new) = fresh_left.next_if(|new| new.block == block) {
                 sys::write_at(
-                    &self.file,
+                    &*self.file,
                     &self.path,
                     part,
                     new.start + bitmap_bytes + from - base,
@@ -255,7 +260,7 @@ impl Image {
             }
             let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
             let start = u64::from(sector) * SECTOR;
-            sys::write_at(&self.file, &self.path, part, start + bitmap_bytes + from - base)?;
+            sys::write_at(&*self.file, &self.path, part, start + bitmap_bytes + from - base)?;
             if let Bits::Map(map) = self.bitmap(state, block, sector)?
                 && bits::run(map, first, first + count) != (true, count)
             {
@@ -284,7 +289,7 @@ impl Image {
             let sectors = run.iter().map(|new| (new.start / SECTOR) as u32);
             let bytes: Vec<u8> = sectors.clone().flat_map(u32::to_be_bytes).collect();
             let at = header.table_offset + u64::from(first.block) * 4;
-            sys::write_at(&self.file, &self.path, &bytes, at)?;
+            sys::write_at(&*self.file, &self.path, &bytes, at)?;
             for (new, sector) in run.iter().zip(sectors) {
                 if let Some(entry) = state.table.get_mut(new.block as usize) {
                     *entry = sector;
@@ -298,9 +303,9 @@ impl Image {
     pub(super) fn write_bitmap(&self, map: &[u8], at: u64, reversed: bool) -> Result<()> {
         if reversed {
             let turned: Vec<u8> = map.iter().map(|byte| byte.reverse_bits()).collect();
-            sys::write_at(&self.file, &self.path, &turned, at)
+            sys::write_at(&*self.file, &self.path, &turned, at)
         } else {
-            sys::write_at(&self.file, &self.path, map, at)
+            sys::write_at(&*self.file, &self.path, map, at)
         }
     }
 
@@ -313,7 +318,8 @@ impl Image {
             }
         }
         let footer = state.footer.to_bytes();
-        if sys::write_at(&self.file, &self.path, &footer, state.footer_at).is_ok() {
+        if !state.volume && sys::write_at(&*self.file, &self.path, &footer, state.footer_at).is_ok()
+        {
             let _ = self.file.set_len(state.footer_at + footer.len() as u64);
         }
     }
@@ -324,6 +330,16 @@ impl Image {
             return Ok(());
         }
         Err(Error::OutOfRange { path: self.path.clone(), offset, length, size })
+    }
+}
+
+impl State {
+    /// Blocks reach to `end` now.
+    pub(super) fn move_end(&mut self, end: u64) {
+        self.end = end;
+        if !self.volume {
+            self.footer_at = end;
+        }
     }
 }
 

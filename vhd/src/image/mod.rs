@@ -27,16 +27,15 @@ mod head;
 mod io;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed};
+pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed, create_in};
 use head::{Head, read_head};
-pub use head::{Info, Parent, probe, probe_file};
+pub use head::{Info, Parent, probe, probe_blob};
 pub use io::Run;
 
 use crate::bat::{self, Area};
@@ -45,6 +44,7 @@ use crate::error::{Error, Fault, Result};
 use crate::footer::{self, DiskType, Footer};
 use crate::header::Header;
 use crate::locator::{self, Locator};
+use crate::store::Blob;
 use crate::{SECTOR, sys};
 
 /// How an image is opened.
@@ -73,13 +73,16 @@ struct State {
     bitmaps: HashMap<u32, Bits>,
     /// Where the next block may begin: behind every block, metadata and the old footer's place.
     end: u64,
-    /// Where the footer at the end is.
+    /// Where the footer at the end is. On a volume that is its end, whatever lies before it; in a
+    /// file the footer moves as blocks are added.
     footer_at: u64,
+    /// The length is not changed by writing: a logical volume.
+    volume: bool,
 }
 
 /// An open VHD file. Shared between threads; writes that allocate are serialised.
 pub struct Image {
-    file: File,
+    file: Box<dyn Blob>,
     path: PathBuf,
     info: Info,
     writable: bool,
@@ -93,13 +96,12 @@ const BITMAPS: usize = 65536;
 impl Image {
     /// Opens an image, reads its block table and verifies all of it.
     pub fn open(path: &Path, mode: Mode) -> Result<Self> {
-        let file = sys::open(path, mode == Mode::Write)?;
-        Self::from_file(file, path, mode)
+        Self::from_blob(Box::new(sys::open(path, mode == Mode::Write)?), path, mode)
     }
 
-    /// As [`Image::open`], of a file that is already open; `path` is for messages.
-    pub fn from_file(file: File, path: &Path, mode: Mode) -> Result<Self> {
-        let head = read_head(&file, path)?;
+    /// As [`Image::open`], of what is already open; `path` is for messages.
+    pub fn from_blob(file: Box<dyn Blob>, path: &Path, mode: Mode) -> Result<Self> {
+        let head = read_head(&*file, path)?;
         if mode == Mode::Write
             && let Some(missing) = head.info.missing_footer()
         {
@@ -111,6 +113,7 @@ impl Image {
             bitmaps: HashMap::new(),
             end: head.data_end.next_multiple_of(SECTOR),
             footer_at: head.data_end,
+            volume: head.volume,
             footer: head.footer,
             header: head.header,
         };
@@ -119,18 +122,23 @@ impl Image {
             let blocks = size.div_ceil(u64::from(header.block_size));
             // Bounded by `Header::verify`: within the file and at most `header::MAX_TABLE`.
             let mut raw = vec![0; (blocks * 4) as usize];
-            sys::read_at(&file, path, &mut raw, header.table_offset)?;
+            sys::read_at(&*file, path, &mut raw, header.table_offset)?;
             state.table = bat::parse(&raw);
-            state.batmap = read_batmap(&file, path, &state.footer, header, head.length)?;
+            state.batmap = read_batmap(&*file, path, &state.footer, header, head.length)?;
             let areas =
                 areas(&state.footer, header, state.batmap.as_ref()).map_err(Error::format(path))?;
             bat::verify(&state.table, header.stride(), head.data_end, &areas)
                 .map_err(Error::format(path))?;
             let floor = areas.iter().map(|area| area.end).max().unwrap_or(0);
+            if state.volume {
+                // The footer is far behind the last block.
+                let last = state.table.iter().filter(|sector| **sector != bat::ABSENT).max();
+                state.end = last.map_or(0, |sector| u64::from(*sector) * SECTOR + header.stride());
+            }
             state.end = state.end.max(floor);
             if mode == Mode::Write && head.footers_differ {
                 // The end decides; bring the copy in line before anything depends on it.
-                sys::write_at(&file, path, &state.footer.to_bytes(), 0)?;
+                sys::write_at(&*file, path, &state.footer.to_bytes(), 0)?;
             }
         }
         Ok(Self {
@@ -187,7 +195,7 @@ impl Image {
 
     /// Makes everything written so far durable.
     pub fn flush(&self) -> Result<()> {
-        if self.writable { sys::sync(&self.file, &self.path) } else { Ok(()) }
+        if self.writable { sys::sync(&*self.file, &self.path) } else { Ok(()) }
     }
 
     /// Marks or unmarks the image as an inner node of a tree, durably.
@@ -226,14 +234,14 @@ impl Image {
             if bytes.len() as u64 > slot.space_bytes() {
                 return Err(self.wrong_type("the parent's name is too long for its locator"));
             }
-            sys::write_at(&self.file, &self.path, &bytes, slot.offset)?;
+            sys::write_at(&*self.file, &self.path, &bytes, slot.offset)?;
             slot.length = bytes.len() as u32;
         }
         header.parent_uuid = parent;
         header.parent_timestamp = footer::now();
         header.parent_name = locator::parent_name(name);
         self.flush()?;
-        sys::write_at(&self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
+        sys::write_at(&*self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
         self.flush()?;
         state.header = Some(header);
         Ok(())
@@ -242,9 +250,9 @@ impl Image {
     /// Writes both footers, the deciding one first.
     fn write_footers(&self, state: &State, footer: &Footer) -> Result<()> {
         let bytes = footer.to_bytes();
-        sys::write_at(&self.file, &self.path, &bytes, state.footer_at)?;
+        sys::write_at(&*self.file, &self.path, &bytes, state.footer_at)?;
         if footer.disk_type != DiskType::Fixed {
-            sys::write_at(&self.file, &self.path, &bytes, 0)?;
+            sys::write_at(&*self.file, &self.path, &bytes, 0)?;
         }
         Ok(())
     }
@@ -263,28 +271,38 @@ impl Image {
     }
 }
 
+/// Where the footer of an image on a volume of that many bytes is: in its last sector.
+pub(crate) fn volume_footer(length: u64) -> u64 {
+    (length / SECTOR).saturating_sub(1) * SECTOR
+}
+
 /// Restores the footer that an image lacks. Returns whether there was anything to do.
 pub fn repair(path: &Path) -> Result<bool> {
-    let file = sys::open(path, true)?;
-    let head: Head = read_head(&file, path)?;
+    repair_blob(Box::new(sys::open(path, true)?), path)
+}
+
+/// As [`repair`], of what is already open for writing; `path` is for messages.
+pub fn repair_blob(file: Box<dyn Blob>, path: &Path) -> Result<bool> {
+    let head: Head = read_head(&*file, path)?;
     let Some(missing) = head.info.missing_footer() else { return Ok(false) };
     // Everything else must be sound before the image is declared so.
-    let image = Image::from_file(file, path, Mode::Read)?;
+    let image = Image::from_blob(file, path, Mode::Read)?;
     let state = image.state();
     let bytes = state.footer.to_bytes();
     if missing == head::END {
         // Behind every block; data that nobody refers to stays where it is.
-        sys::write_at(&image.file, path, &bytes, state.end)?;
+        let at = if state.volume { state.footer_at } else { state.end };
+        sys::write_at(&*image.file, path, &bytes, at)?;
     } else {
-        sys::write_at(&image.file, path, &bytes, 0)?;
+        sys::write_at(&*image.file, path, &bytes, 0)?;
     }
-    sys::sync(&image.file, path)?;
+    sys::sync(&*image.file, path)?;
     Ok(true)
 }
 
 /// Reads the batmap, if there is one that can be trusted.
 pub(crate) fn read_batmap(
-    file: &File,
+    file: &dyn Blob,
     path: &Path,
     footer: &Footer,
     header: &Header,

@@ -18,8 +18,6 @@
 //! exists already and is replaced; a snapshot without data needs no base, and the commit point is
 //! the rename of the disk's new leaf.
 
-use std::path::Path;
-
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -28,10 +26,11 @@ use super::journal::{Action, Base, FileId, Record, Switch};
 use super::node::{Change, Format, Kind, Method, Node, Outcome};
 use super::ops::disk_size;
 use super::scan::What;
-use super::{MAX_DEPTH, Operation, Tree, exists, image_name, mark, remove, rename};
+use super::{MAX_DEPTH, Operation, Tree, image_name, mark};
 use crate::copy::{Progress, copy};
 use crate::error::{Error, Result};
-use crate::image::{Image, Mode, NewImage, ParentLink, create, probe};
+use crate::image::{Mode, NewImage, ParentLink};
+use crate::store::{Area, At, Stat};
 use crate::{Disk, Raw, sys};
 
 /// A snapshot or clone to be made: what the new disk is called decides which of the two it is.
@@ -84,13 +83,13 @@ impl Tree {
             .after(op, request.new_metadata);
         let mut change = Change::new(Outcome::Created, node.virtual_size);
         if node.format == Format::Raw {
-            let tmp = self.tmp_path(&image_name(new, Format::Raw));
+            let tmp = Self::tmp_at(image_name(new, Format::Raw));
             let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
-            change.method = made.inspect_err(|_| drop(remove(&tmp)))?;
+            change.method = made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Raw, &doc)?;
             return Ok(change);
         }
-        let image = Image::open(&self.image_path(source, Format::Vhd), Mode::Write)?;
+        let image = self.open_image(&Self::image_at(source, Format::Vhd), Mode::Write)?;
         if image.is_empty() {
             // Nothing in it: the new disk becomes its sibling, and no level is added.
             let parent = image.info().parent.as_ref().zip(node.parent);
@@ -98,10 +97,10 @@ impl Tree {
                 uuid: link.uuid,
                 name: image_name(uuid, Format::Vhd),
             });
-            let tmp = self.tmp_path(&image_name(new, Format::Vhd));
+            let tmp = Self::tmp_at(image_name(new, Format::Vhd));
             let uuid = Uuid::new_v4();
-            let made = create(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
-            made.inspect_err(|_| drop(remove(&tmp)))?;
+            let made = self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
+            made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Vhd, &doc)?;
             return Ok(change);
         }
@@ -150,13 +149,12 @@ impl Tree {
             old_parent: old.parent,
         };
         if node.format == Format::Raw {
-            let tmp = self.new_path(vdi);
+            let tmp = Self::new_at(vdi);
             let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
-            change.method = made.inspect_err(|_| drop(remove(&tmp)))?;
-            let raw = Raw::open(&tmp, Mode::Read)?;
-            switch.target_id = FileId::Inode(raw.file_id().1);
+            change.method = made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
+            switch.target_id = FileId::Inode(self.stat(&tmp)?.id.1);
         } else {
-            let image = Image::open(&self.image_path(snapshot, Format::Vhd), Mode::Write)?;
+            let image = self.open_image(&Self::image_at(snapshot, Format::Vhd), Mode::Write)?;
             if !image.is_empty() {
                 switch.base = Some(Self::base_of(&node)?);
             }
@@ -204,22 +202,22 @@ impl Tree {
     }
 
     pub(super) fn grow(&self, uuid: Uuid, format: Format, size: u64) -> Result<()> {
-        let path = self.image_path(uuid, format);
+        let at = Self::image_at(uuid, format);
         if format == Format::Vhd {
-            return Image::open(&path, Mode::Write)?.grow(size);
+            return self.open_image(&at, Mode::Write)?.grow(size);
         }
-        let file = sys::open(&path, true)?;
-        let length = file.metadata().map_err(Error::io(&path, "stat"))?.len();
-        if length < size {
-            file.set_len(size).map_err(Error::io(&path, "set the length"))?;
+        let path = self.store.path_of(&at);
+        let file = self.store.open(&at, true)?;
+        if sys::stat(&*file, &path)?.length < size {
+            sys::set_len(&*file, &path, size)?;
         }
-        sys::sync(&file, &path)
+        sys::sync(&*file, &path)
     }
 
     pub(super) fn complete_resize(&self, record: &Record, uuid: Uuid) -> Result<()> {
         self.place_doc(uuid)?;
         sm_step::step!("vdi_resize.metadata_placed");
-        self.sync_docs()?;
+        self.store.sync(Area::Docs)?;
         self.remove_record(record.op)?;
         sm_step::step!("vdi_resize.finished");
         Ok(())
@@ -285,15 +283,15 @@ impl Tree {
         Ok(Base { source: source.uuid, name: Uuid::new_v4(), leaf: Uuid::new_v4() })
     }
 
-    pub(super) fn new_path(&self, uuid: Uuid) -> std::path::PathBuf {
-        self.tmp_path(&format!("{uuid}.new"))
+    pub(super) fn new_at(uuid: Uuid) -> At {
+        Self::tmp_at(format!("{uuid}.new"))
     }
 
     /// Removes what was staged for disks; best effort, since recovery does the same.
     fn clear(&self, uuids: &[Uuid]) {
         for uuid in uuids {
-            let _ = remove(&self.new_path(*uuid));
-            let _ = remove(&self.tmp_path(&format!("{uuid}.json")));
+            let _ = self.store.remove(&Self::new_at(*uuid));
+            let _ = self.store.remove(&Self::tmp_at(format!("{uuid}.json")));
         }
     }
 
@@ -301,32 +299,31 @@ impl Tree {
     fn clone_raw(
         &self,
         source: &Node,
-        tmp: &Path,
+        tmp: &At,
         allow_copy: bool,
         progress: Progress<'_>,
     ) -> Result<Method> {
-        let path = self.image_path(source.uuid, Format::Raw);
-        remove(tmp)?;
-        let from = sys::open(&path, false)?;
-        let to = sys::create_new(tmp)?;
-        match rustix::fs::ioctl_ficlone(&to, &from) {
-            Ok(()) => {
-                sys::sync(&to, tmp)?;
-                return Ok(Method::Reflink);
-            }
-            Err(errno) if errno == rustix::io::Errno::NOSPC => {
-                return Err(Error::io(tmp, "clone")(errno.into()));
-            }
-            Err(_) => {}
+        let at = Self::image_at(source.uuid, Format::Raw);
+        let (from_path, path) = (self.store.path_of(&at), self.store.path_of(tmp));
+        self.store.remove(tmp)?;
+        let from = self.store.open(&at, false)?;
+        let to = self.store.create(tmp, source.virtual_size)?;
+        if to.reflink(&*from).map_err(Error::io(&path, "clone"))? {
+            sys::sync(&*to, &path)?;
+            return Ok(Method::Reflink);
         }
         if !allow_copy {
             return Err(Error::CopyNotAllowed { uuid: source.uuid });
         }
-        let from = Raw::from_file(from, &path, Mode::Read)?;
-        to.set_len(from.size()).map_err(Error::io(tmp, "set the length"))?;
-        let to = Raw::from_file(to, tmp, Mode::Write)?;
+        let from = Raw::from_blob(from, &from_path, Mode::Read)?;
+        sys::set_len(&*to, &path, from.size())?;
+        let to = Raw::from_blob(to, &path, Mode::Write)?;
         copy(&from, &to, progress)?;
         Ok(Method::Copy)
+    }
+
+    pub(super) fn stat(&self, at: &At) -> Result<Stat> {
+        sys::stat(&*self.store.open(at, false)?, &self.store.path_of(at))
     }
 
     /// Prepares and runs a switch. `content` is the node whose content the target gets.
@@ -362,22 +359,22 @@ impl Tree {
                     Some(ParentLink { uuid, name: image_name(base.name, Format::Vhd) })
                 }
                 (None, Some(parent)) => {
-                    let info = probe(&self.image_path(parent, Format::Vhd))?;
+                    let info = self.probe(&Self::image_at(parent, Format::Vhd))?;
                     Some(ParentLink { uuid: info.uuid, name: image_name(parent, Format::Vhd) })
                 }
                 (None, None) => None,
             };
             let mut leaf = NewImage { uuid, size: content.virtual_size, parent };
-            let path = self.new_path(switch.target);
-            remove(&path)?;
-            create(&path, &leaf)?;
+            let path = Self::new_at(switch.target);
+            self.store.remove(&path)?;
+            self.write_image(&path, &leaf)?;
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.new_leaf_written", Revert => "vdi_revert.new_leaf_written");
             if let Some(base) = &switch.base {
                 leaf.uuid = base.leaf;
-                let path = self.new_path(base.source);
-                remove(&path)?;
-                create(&path, &leaf)?;
+                let path = Self::new_at(base.source);
+                self.store.remove(&path)?;
+                self.write_image(&path, &leaf)?;
                 mark!(switch.operation,
                     Snapshot => "vdi_snapshot.source_leaf_written",
                     Revert => "vdi_revert.source_leaf_written");
@@ -392,20 +389,18 @@ impl Tree {
     /// Steps 4 and 5.
     fn commit(&self, switch: &Switch) -> Result<()> {
         if let Some(base) = &switch.base {
-            let source = self.image_path(base.source, Format::Vhd);
-            let kept = self.image_path(base.name, Format::Vhd);
-            match std::fs::hard_link(&source, &kept) {
-                Ok(()) => {}
-                Err(error) if cannot_link(&error) => rename(&source, &kept)?,
-                Err(error) => return Err(Error::io(&kept, "link")(error)),
+            let source = Self::image_at(base.source, Format::Vhd);
+            let kept = Self::image_at(base.name, Format::Vhd);
+            if !self.store.link(&source, &kept)? {
+                self.store.rename(&source, &kept)?;
             }
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.linked", Revert => "vdi_revert.linked");
-            self.sync_images()?;
-            rename(&self.new_path(base.source), &source)?;
+            self.store.sync(Area::Images)?;
+            self.store.rename(&Self::new_at(base.source), &source)?;
         } else {
-            let target = self.image_path(switch.target, switch.format);
-            rename(&self.new_path(switch.target), &target)?;
+            let target = Self::image_at(switch.target, switch.format);
+            self.store.rename(&Self::new_at(switch.target), &target)?;
         }
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.switched", Revert => "vdi_revert.switched");
@@ -418,15 +413,15 @@ impl Tree {
             Some(base) => (base.source, FileId::Image(base.leaf)),
             None => (switch.target, switch.target_id),
         };
-        let path = self.image_path(uuid, switch.format);
+        let path = Self::image_at(uuid, switch.format);
         match id {
-            FileId::Image(expected) => match probe(&path) {
+            FileId::Image(expected) => match self.probe(&path) {
                 Ok(info) => Ok(info.uuid == expected),
                 Err(error) if error.is_not_found() || error.is_corrupt() => Ok(false),
                 Err(error) => Err(error),
             },
-            FileId::Inode(expected) => match Raw::open(&path, Mode::Read) {
-                Ok(raw) => Ok(raw.file_id().1 == expected),
+            FileId::Inode(expected) => match self.stat(&path) {
+                Ok(stat) => Ok(stat.id.1 == expected),
                 Err(error) if error.is_not_found() => Ok(false),
                 Err(error) => Err(error),
             },
@@ -438,17 +433,17 @@ impl Tree {
         self.place_doc(switch.target)?;
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.metadata_placed", Revert => "vdi_revert.metadata_placed");
-        self.sync_docs()?;
-        let new = self.new_path(switch.target);
-        if switch.base.is_some() && exists(&new)? {
-            rename(&new, &self.image_path(switch.target, switch.format))?;
+        self.store.sync(Area::Docs)?;
+        let new = Self::new_at(switch.target);
+        if switch.base.is_some() && self.store.exists(&new)? {
+            self.store.rename(&new, &Self::image_at(switch.target, switch.format))?;
         }
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.new_placed", Revert => "vdi_revert.new_placed");
-        self.sync_images()?;
+        self.store.sync(Area::Images)?;
         if let Some(base) = &switch.base {
-            let path = self.image_path(base.name, Format::Vhd);
-            Image::open(&path, Mode::Write)?.set_hidden(true)?;
+            let path = Self::image_at(base.name, Format::Vhd);
+            self.open_image(&path, Mode::Write)?.set_hidden(true)?;
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.base_hidden", Revert => "vdi_revert.base_hidden");
         }
@@ -468,40 +463,24 @@ impl Tree {
         let mut staged = vec![switch.target];
         if let Some(base) = &switch.base {
             staged.push(base.source);
-            let source = self.image_path(base.source, Format::Vhd);
-            let kept = self.image_path(base.name, Format::Vhd);
-            if exists(&kept)? {
-                if !exists(&source)? {
-                    rename(&kept, &source)?;
-                } else if same_file(&source, &kept)? {
-                    remove(&kept)?;
+            let source = Self::image_at(base.source, Format::Vhd);
+            let kept = Self::image_at(base.name, Format::Vhd);
+            if self.store.exists(&kept)? {
+                if !self.store.exists(&source)? {
+                    self.store.rename(&kept, &source)?;
+                } else if self.stat(&source)?.id == self.stat(&kept)?.id {
+                    self.store.remove(&kept)?;
                 }
                 sm_step::step!("recover.unlinked");
-                self.sync_images()?;
+                self.store.sync(Area::Images)?;
             }
         }
         // The record last: while it is there, this is run again.
         for uuid in &staged {
-            remove(&self.new_path(*uuid))?;
-            remove(&self.tmp_path(&format!("{uuid}.json")))?;
+            self.store.remove(&Self::new_at(*uuid))?;
+            self.store.remove(&Self::tmp_at(format!("{uuid}.json")))?;
         }
         sm_step::step!("recover.unstaged");
         self.remove_record(record.op)
     }
-}
-
-/// Errors of file systems without hard links, or of kernels that forbid them here.
-fn cannot_link(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let known = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK];
-    known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-fn same_file(left: &Path, right: &Path) -> Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let id = |path: &Path| {
-        let stat = path.symlink_metadata().map_err(Error::io(path, "stat"))?;
-        Ok::<_, Error>((stat.dev(), stat.ino()))
-    };
-    Ok(id(left)? == id(right)?)
 }

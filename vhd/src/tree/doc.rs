@@ -1,14 +1,14 @@
 //! The metadata documents: what the caller says about a disk, in an envelope of ours.
 
-use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Format, Tree, remove, rename};
+use super::{Format, Tree};
 use crate::error::{Error, Result};
+use crate::store::At;
 use crate::sys;
 
 /// Version of our documents; a higher one is of a newer program and is left alone.
@@ -66,60 +66,58 @@ impl Doc {
     }
 }
 
-/// Reads a whole small file relative to a directory; none when it is not there.
-pub(super) fn read_small(dir: &File, name: &Path, shown: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match sys::open_at(dir, name, false) {
-        Ok(file) => file,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = vec![0; 4096];
-    let mut got = 0;
-    loop {
-        let count = sys::read_upto(&file, shown, &mut bytes[got..], got as u64)?;
-        got += count;
-        if got < bytes.len() {
-            bytes.truncate(got);
-            return Ok(Some(bytes));
-        }
-        if got as u64 >= MAX_LENGTH {
-            let what = format!("is longer than {MAX_LENGTH} bytes");
-            return Err(Error::Store { path: shown.to_owned(), what });
-        }
-        bytes.resize(got * 4, 0);
-    }
-}
-
-/// Writes a new small file and syncs it.
-pub(super) fn write_small(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file = sys::create_new(path)?;
-    sys::write_at(&file, path, bytes, 0)?;
-    sys::sync(&file, path)
-}
-
-pub(super) fn to_json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
-    serde_json::to_vec(value)
-        .map_err(|error| Error::Store { path: path.to_owned(), what: error.to_string() })
-}
-
 impl Tree {
+    /// Reads a whole small file; none when it is not there.
+    pub(super) fn read_small(&self, at: &At) -> Result<Option<Vec<u8>>> {
+        let file = match self.store.open(at, false) {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let path = self.store.path_of(at);
+        let mut bytes = vec![0; 4096];
+        let mut got = 0;
+        loop {
+            let count = sys::read_upto(&*file, &path, &mut bytes[got..], got as u64)?;
+            got += count;
+            if got < bytes.len() {
+                bytes.truncate(got);
+                return Ok(Some(bytes));
+            }
+            if got as u64 >= MAX_LENGTH {
+                let what = format!("is longer than {MAX_LENGTH} bytes");
+                return Err(Error::Store { path, what });
+            }
+            bytes.resize(got * 4, 0);
+        }
+    }
+
+    /// Writes a new small file and syncs it.
+    pub(super) fn write_small<T: Serialize>(&self, at: &At, value: &T) -> Result<()> {
+        let path = self.store.path_of(at);
+        let bytes = serde_json::to_vec(value)
+            .map_err(|error| Error::Store { path: path.clone(), what: error.to_string() })?;
+        let file = self.store.create(at, bytes.len() as u64)?;
+        sys::write_at(&*file, &path, &bytes, 0)?;
+        sys::sync(&*file, &path)
+    }
+
     pub(super) fn doc(&self, uuid: Uuid) -> Result<Option<Doc>> {
-        let path = self.doc_path(uuid);
-        let name = format!("{uuid}.json");
-        let bytes = read_small(&self.vdi, Path::new(&name), &path)?;
-        bytes.map(|bytes| Doc::parse(&path, &bytes)).transpose()
+        let at = Self::doc_at(uuid);
+        let bytes = self.read_small(&at)?;
+        bytes.map(|bytes| Doc::parse(&self.store.path_of(&at), &bytes)).transpose()
     }
 
     /// Writes a document under its temporary name and syncs it.
     pub(super) fn stage_doc(&self, uuid: Uuid, doc: &Doc) -> Result<()> {
-        let path = self.tmp_path(&format!("{uuid}.json"));
-        remove(&path)?;
-        write_small(&path, &to_json(&path, doc)?)
+        let at = Self::tmp_at(format!("{uuid}.json"));
+        self.store.remove(&at)?;
+        self.write_small(&at, doc)
     }
 
     /// Puts a staged document in place. Returns whether there was one.
     pub(super) fn place_doc(&self, uuid: Uuid) -> Result<bool> {
-        match rename(&self.tmp_path(&format!("{uuid}.json")), &self.doc_path(uuid)) {
+        match self.store.rename(&Self::tmp_at(format!("{uuid}.json")), &Self::doc_at(uuid)) {
             Ok(()) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),

@@ -1,13 +1,12 @@
 //! Records of operations between their first visible effect and their last.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::doc::{VERSION, read_small, to_json, write_small};
-use super::{Format, OURS, Operation, Tree, names, parse_name, remove};
+use super::doc::VERSION;
+use super::{Format, Operation, Tree, parse_name};
 use crate::error::Result;
+use crate::store::{Area, At};
 
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,27 +95,24 @@ pub(super) enum Entry {
 impl Tree {
     /// Writes a record and syncs it. From here on the operation is either completed or undone.
     pub(super) fn write_record(&self, record: &Record) -> Result<()> {
-        let path = self.journal_path(record.op);
-        remove(&path)?;
-        write_small(&path, &to_json(&path, record)?)
+        let at = Self::journal_at(record.op);
+        self.store.remove(&at)?;
+        self.write_small(&at, record)
     }
 
     pub(super) fn remove_record(&self, op: Uuid) -> Result<()> {
-        remove(&self.journal_path(op)).map(|_| ())
+        self.store.remove(&Self::journal_at(op)).map(|_| ())
     }
 
     pub(super) fn records(&self) -> Result<Vec<Entry>> {
-        let dir = self.path.join(OURS).join("journal");
         let mut entries = Vec::new();
-        let mut found = names(&self.journal, &dir)?;
+        let mut found = self.store.names(Area::Journal)?;
         found.sort();
         for name in found {
             if !matches!(parse_name(&name), Some((_, "json"))) {
                 continue;
             }
-            let Some(bytes) = read_small(&self.journal, Path::new(&name), &dir.join(&name))? else {
-                continue;
-            };
+            let Some(bytes) = self.read_small(&At::new(Area::Journal, &*name))? else { continue };
             entries.push(match serde_json::from_slice::<Record>(&bytes) {
                 Ok(record) if record.sm <= VERSION => Entry::Record(record),
                 _ => Entry::Torn(name),

@@ -55,14 +55,9 @@ mod ops;
 mod recover;
 mod scan;
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::fs::{FlockOperation, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -71,28 +66,21 @@ pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
 pub use recover::{Failed, Recovery};
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::image::{self, Image, Info, Mode};
+use crate::store::{Area, At, Directory, Held, Store};
 
 /// Most images of a chain, leaf and root included; XenServer's tools refuse more.
 pub const MAX_DEPTH: usize = 30;
 
-/// Our directory inside the store.
-const OURS: &str = ".sm";
-
-/// A store of disks in one directory. Holds open directories and nothing else, so it is cheap to
-/// open and never stale.
+/// A store of disks.
 pub struct Tree {
-    path: PathBuf,
-    dir: File,
-    vdi: File,
-    journal: File,
-    tmp: File,
+    store: Box<dyn Store>,
 }
 
 /// The exclusive right to change a store, from [`Tree::lock`]; given back when dropped, and by the
 /// system when the process dies.
 pub struct Guard {
-    _file: File,
+    _held: Held,
     path: PathBuf,
 }
 
@@ -100,75 +88,42 @@ impl Tree {
     /// Makes a directory a store. It may hold images already, such as a file SR of XenServer, and
     /// may be a store already.
     pub fn init(dir: &Path) -> Result<Self> {
-        let ours = dir.join(OURS);
-        for path in [ours.clone(), ours.join("vdi"), ours.join("journal"), ours.join("tmp")] {
-            match std::fs::create_dir(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::io(&path, "create directory")(error)),
-            }
-        }
-        let tree = Self::open(dir)?;
-        sys::sync_dir(open_dir(&ours)?, &ours)?;
-        sys::sync_dir(&tree.dir, dir)?;
-        Ok(tree)
+        Ok(Self::on(Box::new(Directory::init(dir)?)))
     }
 
-    /// Opens a store. [`Error::is_not_found`] when the directory is not there or is no store.
+    /// Opens a store in a directory. [`Error::is_not_found`] when the directory is not there or is
+    /// no store.
     pub fn open(dir: &Path) -> Result<Self> {
-        let ours = dir.join(OURS);
-        Ok(Self {
-            path: dir.to_owned(),
-            dir: open_dir(dir)?,
-            vdi: open_dir(&ours.join("vdi"))?,
-            journal: open_dir(&ours.join("journal"))?,
-            tmp: open_dir(&ours.join("tmp"))?,
-        })
+        Ok(Self::on(Box::new(Directory::open(dir)?)))
     }
 
-    /// The directory.
-    pub fn dir(&self) -> &Path {
-        &self.path
+    /// Disks in any other kind of store.
+    pub fn on(store: Box<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// What the place is called.
+    pub fn path(&self) -> PathBuf {
+        self.store.path()
     }
 
     /// Locks the store against other processes and other callers in this one, waiting until
     /// `deadline` at most. [`Error::Busy`] then tells who holds it.
     pub fn lock(&self, deadline: Instant) -> Result<Guard> {
-        let path = self.path.join(OURS).join("lock");
-        let start = Instant::now();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        let mut file: File = rustix::fs::open(&path, flags, mode)
-            .map_err(|errno| Error::io(&path, "open")(errno.into()))?
-            .into();
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-                Err(errno) => return Err(Error::io(&path, "lock")(errno.into())),
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let waited_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-                return Err(Error::Busy { holder: holder(&file), path, waited_ms });
-            }
-            std::thread::sleep(pause.min(left));
-            pause = (pause * 2).min(Duration::from_millis(50));
+        Ok(Guard { _held: self.store.lock(deadline)?, path: self.store.path() })
+    }
+
+    fn check_guard(&self, guard: &Guard) -> Result<()> {
+        let wanted = self.store.path();
+        if guard.path == wanted {
+            return Ok(());
         }
-        // For whoever waits next; nothing depends on it.
-        let text = format!("pid {}\n", std::process::id());
-        let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
-        Ok(Guard { _file: file, path: self.path.clone() })
+        Err(Error::WrongLock { held: guard.path.clone(), wanted })
     }
 
     /// Everything that changes the store starts here: the lock is ours, what an earlier call left
     /// behind is dealt with, and none of `uuids` is part of something that could not be.
     fn ready(&self, guard: &Guard, uuids: &[Uuid]) -> Result<()> {
-        if guard.path != self.path {
-            let (held, wanted) = (guard.path.clone(), self.path.clone());
-            return Err(Error::WrongLock { held, wanted });
-        }
         let recovery = self.recover(guard)?;
         for failed in &recovery.failed {
             if let Some(uuid) = uuids.iter().find(|uuid| failed.uuids.contains(uuid)) {
@@ -179,28 +134,29 @@ impl Tree {
         Ok(())
     }
 
-    fn image_path(&self, uuid: Uuid, format: Format) -> PathBuf {
-        self.path.join(image_name(uuid, format))
+    fn image_at(uuid: Uuid, format: Format) -> At {
+        At::new(Area::Images, image_name(uuid, format))
     }
 
-    fn doc_path(&self, uuid: Uuid) -> PathBuf {
-        self.path.join(OURS).join("vdi").join(format!("{uuid}.json"))
+    fn doc_at(uuid: Uuid) -> At {
+        At::new(Area::Docs, format!("{uuid}.json"))
     }
 
-    fn tmp_path(&self, name: &str) -> PathBuf {
-        self.path.join(OURS).join("tmp").join(name)
+    fn tmp_at(name: impl Into<String>) -> At {
+        At::new(Area::Tmp, name)
     }
 
-    fn journal_path(&self, op: Uuid) -> PathBuf {
-        self.path.join(OURS).join("journal").join(format!("{op}.json"))
+    fn journal_at(op: Uuid) -> At {
+        At::new(Area::Journal, format!("{op}.json"))
     }
 
-    fn sync_images(&self) -> Result<()> {
-        sys::sync_dir(&self.dir, &self.path)
+    fn open_image(&self, at: &At, mode: Mode) -> Result<Image> {
+        let file = self.store.open(at, mode == Mode::Write)?;
+        Image::from_blob(file, &self.store.path_of(at), mode)
     }
 
-    fn sync_docs(&self) -> Result<()> {
-        sys::sync_dir(&self.vdi, &self.path.join(OURS).join("vdi"))
+    fn probe(&self, at: &At) -> Result<Info> {
+        image::probe_blob(&*self.store.open(at, false)?, &self.store.path_of(at))
     }
 }
 
@@ -222,58 +178,6 @@ fn parse_name(name: &str) -> Option<(Uuid, &str)> {
 fn parse_image(name: &str) -> Option<(Uuid, Format)> {
     let (uuid, extension) = parse_name(name)?;
     Format::from_extension(extension).map(|format| (uuid, format))
-}
-
-fn open_dir(path: &Path) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-        .map(File::from)
-        .map_err(|errno| Error::io(path, "open directory")(errno.into()))
-}
-
-/// Names in a directory, without the dot entries.
-fn names(dir: &File, path: &Path) -> Result<Vec<String>> {
-    let failed = |errno: Errno| Error::io(path, "read directory")(errno.into());
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // A name that is not UTF-8 is none of ours.
-        if let Ok(name) = entry.file_name().to_str()
-            && name != "."
-            && name != ".."
-        {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
-}
-
-fn exists(path: &Path) -> Result<bool> {
-    match path.symlink_metadata() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, "stat")(error)),
-    }
-}
-
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(Error::io(from, "rename"))
-}
-
-/// Removes a file; none there is fine. Returns whether there was one.
-fn remove(path: &Path) -> Result<bool> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, "remove")(error)),
-    }
-}
-
-fn holder(file: &File) -> String {
-    let mut text = [0; 64];
-    let got = file.read_at(&mut text, 0).unwrap_or(0);
-    let text = String::from_utf8_lossy(&text[..got]).trim().to_owned();
-    if text.is_empty() { "another process".to_owned() } else { text }
 }
 
 /// Which operation a shared piece of code works for, so that crash points carry its name.

@@ -1,17 +1,16 @@
 //! The operations with one visible effect: create, describe, introduce, delete.
 
-use std::path::Path;
-
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::doc::Doc;
 use super::node::{Change, Format, Outcome};
 use super::scan::{Scan, What};
-use super::{Guard, Operation, Tree, image_name, mark, remove, rename};
+use super::{Guard, Operation, Tree, image_name, mark};
 use crate::error::{Error, Result};
-use crate::image::{NewImage, create};
-use crate::{Raw, round_size};
+use crate::image::{NewImage, create_in};
+use crate::store::{Area, At};
+use crate::{round_size, sys};
 
 /// Sizes of raw disks are rounded up to a multiple of this, in bytes: the largest sector of a
 /// disk drive.
@@ -46,40 +45,10 @@ impl Tree {
         metadata: &Value,
     ) -> Result<Change> {
         let size = disk_size(format, size)?;
-        self.create_sized(guard, uuid, format, Some(size), metadata, &mut |path| match format {
-            // The footer's UUID is not the disk's: it stays with the data when a snapshot gives
-            // the disk a new leaf.
-            Format::Vhd => create(path, &NewImage { uuid: Uuid::new_v4(), size, parent: None }),
-            Format::Raw => crate::Disk::flush(&Raw::create(path, size)?),
-        })
-    }
-
-    /// Makes a disk whose image `fill` writes, complete and synced, to the path it is given, where
-    /// nothing is yet: an import. [`Outcome::Already`] when there is a disk of the same format.
-    pub fn create_with(
-        &self,
-        guard: &Guard,
-        uuid: Uuid,
-        format: Format,
-        metadata: &Value,
-        fill: &mut dyn FnMut(&Path) -> Result<()>,
-    ) -> Result<Change> {
-        self.create_sized(guard, uuid, format, None, metadata, fill)
-    }
-
-    fn create_sized(
-        &self,
-        guard: &Guard,
-        uuid: Uuid,
-        format: Format,
-        wanted: Option<u64>,
-        metadata: &Value,
-        fill: &mut dyn FnMut(&Path) -> Result<()>,
-    ) -> Result<Change> {
         self.ready(guard, &[uuid])?;
         let exists = |difference: String| Err(Error::Exists { uuid, difference });
         for found in Format::ALL {
-            let size = match self.look(uuid, found) {
+            let found_size = match self.look(uuid, found) {
                 None => continue,
                 Some(What::Damaged(reason)) => return exists(format!("is damaged: {reason}")),
                 Some(_) if found != format => {
@@ -88,8 +57,8 @@ impl Tree {
                 Some(What::Vhd(info)) => info.size,
                 Some(What::Raw { size, .. }) => size,
             };
-            if wanted.is_some_and(|wanted| wanted != size) {
-                return exists(format!("has {size} bytes"));
+            if found_size != size {
+                return exists(format!("has {found_size} bytes"));
             }
             if self.doc(uuid)?.is_none() {
                 return exists("was not made here; introduce it instead".to_owned());
@@ -99,17 +68,32 @@ impl Tree {
         if self.doc(uuid)?.is_some() {
             return exists("its image is gone".to_owned());
         }
-        let tmp = self.tmp_path(&image_name(uuid, format));
-        let size = fill(&tmp)
-            .and_then(|()| match format {
-                Format::Vhd => crate::image::probe(&tmp).map(|info| info.size),
-                Format::Raw => {
-                    Raw::open(&tmp, crate::Mode::Read).map(|raw| crate::Disk::size(&raw))
-                }
-            })
-            .inspect_err(|_| drop(remove(&tmp)))?;
+        // The footer's UUID is not the disk's: it stays with the data when a snapshot gives the
+        // disk a new leaf.
+        let tmp = Self::tmp_at(image_name(uuid, format));
+        match format {
+            Format::Vhd => {
+                self.write_image(&tmp, &NewImage { uuid: Uuid::new_v4(), size, parent: None })
+            }
+            Format::Raw => self.write_raw(&tmp, size),
+        }
+        .inspect_err(|_| drop(self.store.remove(&tmp)))?;
         self.place_new(Operation::Create, uuid, format, &Doc::new(format, metadata))?;
         Ok(Change::new(Outcome::Created, size))
+    }
+
+    /// Writes a new, empty VHD, synced.
+    pub(super) fn write_image(&self, at: &At, new: &NewImage) -> Result<()> {
+        let file = self.store.create(at, new.room()?)?;
+        create_in(&*file, &self.store.path_of(at), new)
+    }
+
+    /// Writes a raw disk that reads as zeros, synced.
+    fn write_raw(&self, at: &At, size: u64) -> Result<()> {
+        let file = self.store.create(at, size)?;
+        let path = self.store.path_of(at);
+        sys::set_len(&*file, &path, size)?;
+        sys::sync(&*file, &path)
     }
 
     /// Brings a finished image from `tmp` into place, behind its metadata. The rename of the image
@@ -122,7 +106,7 @@ impl Tree {
         doc: &Doc,
     ) -> Result<()> {
         let name = image_name(uuid, format);
-        let tmp = self.tmp_path(&name);
+        let tmp = Self::tmp_at(name);
         let placed = (|| {
             mark!(operation,
                 Create => "vdi_create.image_written", Snapshot => "vdi_snapshot.image_written");
@@ -133,20 +117,20 @@ impl Tree {
             mark!(operation,
                 Create => "vdi_create.metadata_placed",
                 Snapshot => "vdi_snapshot.image_metadata_placed");
-            self.sync_docs()?;
-            rename(&tmp, &self.image_path(uuid, format))
+            self.store.sync(Area::Docs)?;
+            self.store.rename(&tmp, &Self::image_at(uuid, format))
         })();
         if let Err(error) = placed {
             // In this order: metadata without an image in `tmp` would be a lost disk.
-            let _ = remove(&self.tmp_path(&format!("{uuid}.json")));
-            if remove(&self.doc_path(uuid)).is_ok() {
-                let _ = remove(&tmp);
+            let _ = self.store.remove(&Self::tmp_at(format!("{uuid}.json")));
+            if self.store.remove(&Self::doc_at(uuid)).is_ok() {
+                let _ = self.store.remove(&tmp);
             }
             return Err(error);
         }
         mark!(operation,
             Create => "vdi_create.committed", Snapshot => "vdi_snapshot.image_placed");
-        self.sync_images()
+        self.store.sync(Area::Images)
     }
 
     /// Replaces what is said about a disk. [`Outcome::Already`] when it says so.
@@ -183,13 +167,13 @@ impl Tree {
             None => (Outcome::Created, Doc::new(node.format, metadata)),
         };
         let staged = self.stage_doc(uuid, &doc);
-        staged.inspect_err(|_| drop(remove(&self.tmp_path(&format!("{uuid}.json")))))?;
+        staged.inspect_err(|_| drop(self.store.remove(&Self::tmp_at(format!("{uuid}.json")))))?;
         mark!(operation,
             Update => "vdi_update.metadata_staged", Introduce => "vdi_introduce.metadata_staged");
         self.place_doc(uuid)?;
         mark!(operation,
             Update => "vdi_update.metadata_placed", Introduce => "vdi_introduce.metadata_placed");
-        self.sync_docs()?;
+        self.store.sync(Area::Docs)?;
         Ok(Change::new(outcome, node.virtual_size))
     }
 
@@ -199,7 +183,7 @@ impl Tree {
         self.ready(guard, &[uuid])?;
         let mut moved = false;
         // Only a VHD can be, or have, a parent.
-        let scan = if super::exists(&self.image_path(uuid, Format::Vhd))? {
+        let scan = if self.store.exists(&Self::image_at(uuid, Format::Vhd))? {
             self.scan()?
         } else {
             Scan::default()
@@ -212,7 +196,7 @@ impl Tree {
         }
         for format in Format::ALL {
             let name = image_name(uuid, format);
-            match rename(&self.image_path(uuid, format), &self.tmp_path(&name)) {
+            match self.store.rename(&Self::image_at(uuid, format), &Self::tmp_at(name)) {
                 Ok(()) => moved = true,
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
@@ -220,9 +204,9 @@ impl Tree {
         }
         sm_step::step!("vdi_delete.moved");
         if moved {
-            self.sync_images()?;
+            self.store.sync(Area::Images)?;
         }
-        let described = remove(&self.doc_path(uuid))?;
+        let described = self.store.remove(&Self::doc_at(uuid))?;
         sm_step::step!("vdi_delete.metadata_removed");
         if !moved && !described {
             return Ok(Change::new(Outcome::Already, 0));

@@ -6,11 +6,9 @@ use uuid::Uuid;
 
 use super::journal::{Action, Entry, Record};
 use super::scan::Scan;
-use super::{
-    Format, Guard, OURS, Tree, exists, image_name, names, parse_image, parse_name, remove, rename,
-};
-use crate::error::{Error, Result};
-use crate::image::probe;
+use super::{Format, Guard, Tree, image_name, parse_image, parse_name};
+use crate::error::Result;
+use crate::store::{Area, At};
 
 /// What [`Tree::recover`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,15 +41,12 @@ impl Tree {
     ///
     /// Twice is the same as once, and a cut inside it is dealt with by the next run.
     pub fn recover(&self, guard: &Guard) -> Result<Recovery> {
-        if guard.path != self.path {
-            let (held, wanted) = (guard.path.clone(), self.path.clone());
-            return Err(Error::WrongLock { held, wanted });
-        }
+        self.check_guard(guard)?;
         let mut recovery = Recovery::default();
         for entry in self.records()? {
             match entry {
                 Entry::Torn(name) => {
-                    remove(&self.path.join(OURS).join("journal").join(&name))?;
+                    self.store.remove(&At::new(Area::Journal, &*name))?;
                     recovery.removed.push(name);
                 }
                 Entry::Record(record) => match self.recover_record(&record) {
@@ -112,7 +107,7 @@ impl Tree {
     /// metadata first. Then the base copies that only it needed. The images go last, because they
     /// are what tells that there is something to do.
     fn remove_leftovers(&self, kept: &HashSet<Uuid>) -> Result<Vec<String>> {
-        let found = names(&self.tmp, &self.path.join(OURS).join("tmp"))?;
+        let found = self.store.names(Area::Tmp)?;
         let dead: Vec<String> = found
             .into_iter()
             .filter(|name| !parse_name(name).is_some_and(|(uuid, _)| kept.contains(&uuid)))
@@ -125,16 +120,16 @@ impl Tree {
         for (uuid, _) in &images {
             let mut in_place = false;
             for format in Format::ALL {
-                in_place |= exists(&self.image_path(*uuid, format))?;
+                in_place |= self.store.exists(&Self::image_at(*uuid, format))?;
             }
-            if !in_place && remove(&self.doc_path(*uuid))? {
+            if !in_place && self.store.remove(&Self::doc_at(*uuid))? {
                 sm_step::step!("recover.metadata_removed");
             }
         }
         let parents: Vec<Uuid> = images
             .iter()
             .filter(|(_, format)| *format == Format::Vhd)
-            .filter_map(|(uuid, format)| probe(&self.tmp_path(&image_name(*uuid, *format))).ok())
+            .filter_map(|(uuid, format)| self.probe(&Self::tmp_at(image_name(*uuid, *format))).ok())
             .filter_map(|info| info.parent)
             .map(|parent| parent.uuid)
             .collect();
@@ -149,7 +144,7 @@ impl Tree {
             sm_step::step!("recover.parents_moved");
         }
         let mut dead = dead;
-        for name in names(&self.tmp, &self.path.join(OURS).join("tmp"))? {
+        for name in self.store.names(Area::Tmp)? {
             // Also the base copies that came here just now.
             if parse_image(&name).is_some() && !dead.contains(&name) {
                 let keep = parse_image(&name).is_some_and(|(uuid, _)| kept.contains(&uuid));
@@ -159,7 +154,7 @@ impl Tree {
             }
         }
         for name in &dead {
-            remove(&self.tmp_path(name))?;
+            self.store.remove(&Self::tmp_at(name))?;
             sm_step::step!("recover.removed");
         }
         Ok(dead)
@@ -167,9 +162,9 @@ impl Tree {
 
     /// Removes deleted images, all of whose traces are gone.
     pub(super) fn remove_dead(&self) -> Result<()> {
-        for name in names(&self.tmp, &self.path.join(OURS).join("tmp"))? {
+        for name in self.store.names(Area::Tmp)? {
             if parse_image(&name).is_some() {
-                remove(&self.tmp_path(&name))?;
+                self.store.remove(&Self::tmp_at(name))?;
             }
         }
         Ok(())
@@ -220,13 +215,13 @@ impl Tree {
                 break;
             }
             let name = image_name(entry.uuid, Format::Vhd);
-            match rename(&self.image_path(entry.uuid, Format::Vhd), &self.tmp_path(&name)) {
+            match self.store.rename(&Self::image_at(entry.uuid, Format::Vhd), &Self::tmp_at(name)) {
                 Ok(()) => {}
                 // Two deleted leaves of one base: the first has taken it along.
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
-            remove(&self.doc_path(entry.uuid))?;
+            self.store.remove(&Self::doc_at(entry.uuid))?;
             collected.push(entry.uuid);
             lost_child = 1;
             next = entry.parent();

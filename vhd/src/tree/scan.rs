@@ -3,23 +3,19 @@
 //! Nothing here waits for the lock: a listing answers while a disk is being copied.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation};
 use uuid::Uuid;
 
 use super::doc::Doc;
 use super::journal::{Action, Entry as JournalEntry};
-use super::{
-    Format, Health, Kind, Listing, Node, OURS, Tree, exists, image_name, names, parse_image,
-    parse_name,
-};
-use crate::chain::{Chain, Layer};
+use super::{Format, Health, Kind, Listing, Node, Tree, image_name, parse_image, parse_name};
+use crate::chain::{Chain, Level};
 use crate::error::{Error, Result};
-use crate::image::{Info, Mode, Parent, probe_file};
-use crate::sys;
+use crate::image::{Info, Mode, Parent};
+use crate::raw::Raw;
+use crate::store::{Area, At};
 
 /// How long a listing beside changes tries to see the directory between two of them.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -89,15 +85,12 @@ impl Tree {
     /// otherwise, since a change may take long, again and again until two looks at the
     /// directories' times say that nothing moved in between. After [`SETTLE`] the last look counts.
     fn settled<T>(&self, look: impl Fn() -> Result<T>) -> Result<T> {
-        let path = self.path.join(OURS).join("lock");
-        let lock = sys::open(&path, false)
-            .ok()
-            .filter(|file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared).is_ok());
+        let lock = self.store.try_lock_shared();
         let deadline = Instant::now() + SETTLE;
         loop {
-            let before = self.stamp()?;
+            let before = self.store.stamp()?;
             let found = look();
-            if lock.is_some() || self.stamp()? == before || Instant::now() >= deadline {
+            if lock.is_some() || self.store.stamp()? == before || Instant::now() >= deadline {
                 return found;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -110,45 +103,48 @@ impl Tree {
             return Ok(node);
         }
         let found = self.list()?.nodes.into_iter().find(|node| node.uuid == uuid);
-        found.ok_or_else(|| Error::NotFound { uuid, dir: self.path.clone() })
+        found.ok_or_else(|| Error::NotFound { uuid, dir: self.store.path() })
     }
 
     /// The files of a disk, the leaf first, each verified to be the parent of the one before.
     pub fn chain(&self, uuid: Uuid) -> Result<Vec<PathBuf>> {
-        Ok(self.chain_nodes(uuid)?.1)
+        let (_, files) = self.chain_nodes(uuid)?;
+        Ok(files.iter().map(|at| self.store.path_of(at)).collect())
     }
 
     /// Opens a disk with all its ancestors; only the leaf is opened for writing.
     pub fn open_disk(&self, uuid: Uuid, mode: Mode) -> Result<Chain> {
-        let (format, paths) = self.chain_nodes(uuid)?;
-        let layers: Vec<Layer<'_>> = paths
-            .iter()
-            .map(|path| match format {
-                Format::Vhd => Layer::Vhd(path),
-                Format::Raw => Layer::Raw(path),
+        let (format, files) = self.chain_nodes(uuid)?;
+        Chain::of(files.iter().enumerate().map(|(index, at)| {
+            let mode = if index == 0 { mode } else { Mode::Read };
+            Ok(match format {
+                Format::Vhd => Level::Vhd(Box::new(self.open_image(at, mode)?)),
+                Format::Raw => {
+                    let file = self.store.open(at, mode == Mode::Write)?;
+                    Level::Raw(Raw::from_blob(file, &self.store.path_of(at), mode)?)
+                }
             })
-            .collect();
-        Chain::open(&layers, mode)
+        }))
     }
 
-    fn chain_nodes(&self, uuid: Uuid) -> Result<(Format, Vec<PathBuf>)> {
-        let raw = self.image_path(uuid, Format::Raw);
-        let vhd = exists(&self.image_path(uuid, Format::Vhd))?;
+    fn chain_nodes(&self, uuid: Uuid) -> Result<(Format, Vec<At>)> {
+        let raw = Self::image_at(uuid, Format::Raw);
+        let vhd = self.store.exists(&Self::image_at(uuid, Format::Vhd))?;
         if vhd && let Some(walk) = self.walk(uuid) {
-            let paths = walk.iter().map(|(uuid, _)| self.image_path(*uuid, Format::Vhd)).collect();
+            let paths = walk.iter().map(|(uuid, _)| Self::image_at(*uuid, Format::Vhd)).collect();
             return Ok((Format::Vhd, paths));
         }
-        if !vhd && exists(&raw)? {
+        if !vhd && self.store.exists(&raw)? {
             return Ok((Format::Raw, vec![raw]));
         }
         let scan = self.settled(|| self.scan())?;
         let Some(index) = scan.index.get(&uuid).copied() else {
-            return Err(Error::NotFound { uuid, dir: self.path.clone() });
+            return Err(Error::NotFound { uuid, dir: self.store.path() });
         };
         if let Some(reason) = scan.reason(index) {
             return Err(Error::Quarantined { uuid, reason });
         }
-        let paths = scan.ancestry(index).map(|entry| self.image_path(entry.uuid, entry.format));
+        let paths = scan.ancestry(index).map(|entry| Self::image_at(entry.uuid, entry.format));
         Ok((Format::Vhd, paths.collect()))
     }
 
@@ -158,9 +154,7 @@ impl Tree {
         let mut chain: Vec<(Uuid, Info)> = Vec::new();
         let mut next = uuid;
         loop {
-            let name = image_name(next, Format::Vhd);
-            let file = sys::open_at(&self.dir, Path::new(&name), false).ok()?;
-            let info = probe_file(&file, Path::new(&name)).ok()?;
+            let info = self.probe(&Self::image_at(next, Format::Vhd)).ok()?;
             if let Some((_, child)) = chain.last() {
                 let expected = child.parent.as_ref().map(|parent| parent.uuid);
                 if expected != Some(info.uuid) || child.size < info.size {
@@ -187,7 +181,7 @@ impl Tree {
         let Ok(Some(doc)) = self.doc(uuid) else { return Ok(None) };
         let other = Format::ALL.into_iter().find(|format| *format != doc.format);
         if let Some(other) = other
-            && exists(&self.image_path(uuid, other))?
+            && self.store.exists(&Self::image_at(uuid, other))?
         {
             return Ok(None);
         }
@@ -230,28 +224,18 @@ impl Tree {
 
     /// What a file is; none when it is gone.
     pub(super) fn look(&self, uuid: Uuid, format: Format) -> Option<What> {
-        let name = image_name(uuid, format);
-        let name = Path::new(&name);
-        if format == Format::Raw {
-            return match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
-                    Some(What::Raw {
-                        size: u64::try_from(stat.st_size).unwrap_or(0),
-                        physical: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
-                    })
-                }
-                Ok(_) => Some(What::Damaged(format!("{} is not a regular file", name.display()))),
-                Err(rustix::io::Errno::NOENT) => None,
-                Err(errno) => Some(What::Damaged(format!("{}: {errno}", name.display()))),
-            };
-        }
-        let result = sys::open_at(&self.dir, name, false).and_then(|file| probe_file(&file, name));
-        match result {
-            Ok(info) => Some(What::Vhd(Box::new(info))),
+        let at = Self::image_at(uuid, format);
+        let found = match format {
+            Format::Vhd => self.probe(&at).map(|info| What::Vhd(Box::new(info))),
+            Format::Raw => {
+                self.stat(&at).map(|stat| What::Raw { size: stat.length, physical: stat.allocated })
+            }
+        };
+        match found {
+            Ok(what) => Some(what),
             Err(error) if error.is_not_found() => None,
             Err(error) if error.os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                let text =
-                    format!("{} is a symbolic link, which is never followed", name.display());
+                let text = format!("{} is a symbolic link, which is never followed", at.name);
                 Some(What::Damaged(text))
             }
             Err(error) => Some(What::Damaged(error.reason())),
@@ -262,7 +246,7 @@ impl Tree {
     pub(super) fn scan(&self) -> Result<Scan> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut index: HashMap<Uuid, usize> = HashMap::new();
-        for name in names(&self.dir, &self.path)? {
+        for name in self.store.names(Area::Images)? {
             let Some((uuid, format)) = parse_image(&name) else { continue };
             let Some(what) = self.look(uuid, format) else { continue };
             if let Some(first) = index.get(&uuid) {
@@ -292,9 +276,11 @@ impl Tree {
                 coming.insert(switch.target);
             }
         }
-        let tmp = names(&self.tmp, &self.path.join(OURS).join("tmp"))?;
+        let tmp = self.store.names(Area::Tmp)?;
         coming.extend(tmp.iter().filter_map(|name| parse_image(name)).map(|(uuid, _)| uuid));
-        let mut described: HashSet<Uuid> = names(&self.vdi, &self.path.join(OURS).join("vdi"))?
+        let mut described: HashSet<Uuid> = self
+            .store
+            .names(Area::Docs)?
             .iter()
             .filter_map(|name| parse_name(name).filter(|(_, extension)| *extension == "json"))
             .map(|(uuid, _)| uuid)
@@ -346,8 +332,8 @@ impl Tree {
     fn lost(&self, uuid: Uuid) -> Result<Option<Node>> {
         for _ in 0..2 {
             for format in Format::ALL {
-                let tmp = self.tmp_path(&image_name(uuid, format));
-                if exists(&self.image_path(uuid, format))? || exists(&tmp)? {
+                let tmp = Self::tmp_at(&image_name(uuid, format));
+                if self.store.exists(&Self::image_at(uuid, format))? || self.store.exists(&tmp)? {
                     return Ok(None);
                 }
             }
@@ -367,19 +353,6 @@ impl Tree {
             }
         }
         Ok(Some(node))
-    }
-
-    /// Changes whenever an operation begins or ends, or an image comes, goes or changes its name.
-    fn stamp(&self) -> Result<[(i64, i64); 2]> {
-        let time = |dir: &File, path: &Path| {
-            let stat =
-                rustix::fs::fstat(dir).map_err(|errno| Error::io(path, "stat")(errno.into()))?;
-            Ok::<_, Error>((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)))
-        };
-        Ok([
-            time(&self.journal, &self.path.join(OURS).join("journal"))?,
-            time(&self.dir, &self.path)?,
-        ])
     }
 }
 

@@ -152,7 +152,7 @@ pub fn state(tree: &Tree) -> State {
 /// Nothing is left over: no temporary file, no record, no base copy without children or not
 /// marked, no metadata without a disk; and `check` finds nothing.
 pub fn assert_at_rest(tree: &Tree) {
-    let ours = tree.dir().join(".sm");
+    let ours = tree.path().join(".sm");
     for part in ["tmp", "journal"] {
         let left: Vec<_> = std::fs::read_dir(ours.join(part))
             .unwrap()
@@ -178,7 +178,7 @@ pub fn assert_at_rest(tree: &Tree) {
             }
         }
         if node.format == Format::Vhd {
-            let path = tree.dir().join(format!("{}.vhd", node.uuid));
+            let path = tree.path().join(format!("{}.vhd", node.uuid));
             let findings = vhd::check::check_image(&path);
             assert!(findings.is_empty(), "{findings:?}");
         }

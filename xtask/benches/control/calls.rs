@@ -94,7 +94,7 @@ async fn figures(setting: &Setting, cores: Cores, table: &mut Table) -> Result<(
         let times = setting.often(TIMES);
         let mut taken = Vec::with_capacity(times);
         for n in 0..WARM + times {
-            let request = VdiStat { vdi: Uuid::from_u128(n as u128).into() };
+            let request = VdiStat::of(Uuid::from_u128(n as u128).into());
             let call = Call::new(Operation::VdiStat, OperationId::random(), BUDGET);
             let start = Instant::now();
             port::call(port.as_ref(), call, &request).await?;

@@ -82,7 +82,7 @@ async fn respawn(setting: &Setting, state: &Path) -> Result<f64> {
 
 async fn ask(port: &dyn DriverPort) -> Result<()> {
     let call = Call::new(Operation::VdiStat, OperationId::random(), BUDGET);
-    port::call(port, call, &VdiStat { vdi: Uuid::from_u128(1).into() }).await?;
+    port::call(port, call, &VdiStat::of(Uuid::from_u128(1).into())).await?;
     Ok(())
 }
 

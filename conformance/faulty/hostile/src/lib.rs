@@ -67,6 +67,8 @@ impl Driver for Hostile {
             description: request.description,
             virtual_size: request.virtual_size,
             physical_utilisation: Bytes(0),
+            exclusive: None,
+            reclaimable: None,
             format: request.format.unwrap_or(ImageFormat::Raw),
             vdi_type: request.vdi_type,
             read_only: false,

@@ -1,0 +1,277 @@
+//! A directory as a store of images.
+//!
+//! ```text
+//! <dir>/<uuid>.vhd, .raw   images
+//! <dir>/.sm/vdi/           what is said about disks
+//! <dir>/.sm/journal/       operations under way
+//! <dir>/.sm/merge/         how far merges have come; made when first needed
+//! <dir>/.sm/open/          who has a disk open; made when first needed
+//! <dir>/.sm/tmp/           what is not there yet, or no longer
+//! <dir>/.sm/lock           locked by whoever changes anything
+//! ```
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::{Area, At, Blob, Held, Store};
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Our directory inside the store.
+const OURS: &str = ".sm";
+
+/// A store in one directory. Holds open directories and nothing else, so it is cheap to open and
+/// never stale.
+pub struct Directory {
+    path: PathBuf,
+    images: File,
+    docs: File,
+    journal: File,
+    tmp: File,
+}
+
+impl Directory {
+    /// Makes a directory a store. It may hold images already, such as a file SR of XenServer, and
+    /// may be a store already.
+    pub fn init(path: &Path) -> Result<Self> {
+        let ours = path.join(OURS);
+        make(&ours)?;
+        for area in [Area::Docs, Area::Journal, Area::Tmp] {
+            make(&ours.join(folder(area)))?;
+        }
+        let directory = Self::open(path)?;
+        sys::sync_dir(open_dir(&ours)?, &ours)?;
+        sys::sync_dir(&directory.images, path)?;
+        Ok(directory)
+    }
+
+    /// Opens a store. [`Error::is_not_found`] when the directory is not there or is no store.
+    pub fn open(path: &Path) -> Result<Self> {
+        let ours = path.join(OURS);
+        Ok(Self {
+            path: path.to_owned(),
+            images: open_dir(path)?,
+            docs: open_dir(&ours.join(folder(Area::Docs)))?,
+            journal: open_dir(&ours.join(folder(Area::Journal)))?,
+            tmp: open_dir(&ours.join(folder(Area::Tmp)))?,
+        })
+    }
+
+    fn area(&self, area: Area) -> PathBuf {
+        match area {
+            Area::Images => self.path.clone(),
+            other => self.path.join(OURS).join(folder(other)),
+        }
+    }
+
+    /// The open directory of an area that every store has from the start.
+    fn held(&self, area: Area) -> Option<&File> {
+        match area {
+            Area::Images => Some(&self.images),
+            Area::Docs => Some(&self.docs),
+            Area::Journal => Some(&self.journal),
+            Area::Tmp => Some(&self.tmp),
+            Area::Merges | Area::Claims => None,
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join(OURS).join("lock")
+    }
+}
+
+impl Store for Directory {
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    fn path_of(&self, at: &At) -> PathBuf {
+        self.area(at.area).join(&at.name)
+    }
+
+    fn names(&self, area: Area) -> Result<Vec<String>> {
+        let path = self.area(area);
+        match self.held(area) {
+            Some(dir) => names(dir, &path),
+            None => match open_dir(&path) {
+                Ok(dir) => names(&dir, &path),
+                Err(error) if error.is_not_found() => Ok(Vec::new()),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    fn exists(&self, at: &At) -> Result<bool> {
+        let path = self.path_of(at);
+        let found = match self.held(at.area) {
+            Some(dir) => rustix::fs::statat(dir, &at.name, AtFlags::SYMLINK_NOFOLLOW),
+            None => rustix::fs::lstat(&path),
+        };
+        match found {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Error::io(&path, "stat")(errno.into())),
+        }
+    }
+
+    fn open(&self, at: &At, write: bool) -> Result<Box<dyn Blob>> {
+        let opened = match self.held(at.area) {
+            Some(dir) => sys::open_at(dir, Path::new(&at.name), write),
+            None => sys::open(&self.path_of(at), write),
+        };
+        opened.map(|file| Box::new(file) as Box<dyn Blob>).map_err(|error| match error {
+            Error::Io { action, source, .. } => Error::io(&self.path_of(at), action)(source),
+            other => other,
+        })
+    }
+
+    fn create(&self, at: &At, _room: u64) -> Result<Box<dyn Blob>> {
+        let path = self.path_of(at);
+        let file = match sys::create_new(&path) {
+            Err(error) if error.is_not_found() && self.held(at.area).is_none() => {
+                make(&self.area(at.area))?;
+                sys::create_new(&path)?
+            }
+            other => other?,
+        };
+        Ok(Box::new(file))
+    }
+
+    fn link(&self, from: &At, to: &At) -> Result<bool> {
+        let path = self.path_of(to);
+        match std::fs::hard_link(self.path_of(from), &path) {
+            Ok(()) => Ok(true),
+            Err(error) if cannot_link(&error) => Ok(false),
+            Err(error) => Err(Error::io(&path, "link")(error)),
+        }
+    }
+
+    fn rename(&self, from: &At, to: &At) -> Result<()> {
+        let from = self.path_of(from);
+        std::fs::rename(&from, self.path_of(to)).map_err(Error::io(&from, "rename"))
+    }
+
+    fn remove(&self, at: &At) -> Result<bool> {
+        let path = self.path_of(at);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(&path, "remove")(error)),
+        }
+    }
+
+    fn sync(&self, area: Area) -> Result<()> {
+        let path = self.area(area);
+        match self.held(area) {
+            Some(dir) => sys::sync_dir(dir, &path),
+            None => sys::sync_dir(open_dir(&path)?, &path),
+        }
+    }
+
+    fn lock(&self, deadline: Instant) -> Result<Held> {
+        let path = self.lock_path();
+        let start = Instant::now();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let mut file: File = rustix::fs::open(&path, flags, mode)
+            .map_err(|errno| Error::io(&path, "open")(errno.into()))?
+            .into();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(errno) => return Err(Error::io(&path, "lock")(errno.into())),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let waited_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Err(Error::Busy { holder: holder(&file), path, waited_ms });
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        // For whoever waits next; nothing depends on it.
+        let text = format!("pid {}\n", std::process::id());
+        let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
+        Ok(Box::new(file))
+    }
+
+    fn try_lock_shared(&self) -> Option<Held> {
+        let file = sys::open(&self.lock_path(), false).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+        Some(Box::new(file))
+    }
+
+    fn stamp(&self) -> Result<[(i64, i64); 2]> {
+        let time = |dir: &File, area: Area| {
+            let stat = rustix::fs::fstat(dir)
+                .map_err(|errno| Error::io(&self.area(area), "stat")(errno.into()))?;
+            Ok::<_, Error>((stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)))
+        };
+        Ok([time(&self.journal, Area::Journal)?, time(&self.images, Area::Images)?])
+    }
+}
+
+fn folder(area: Area) -> &'static str {
+    match area {
+        Area::Images => "",
+        Area::Docs => "vdi",
+        Area::Journal => "journal",
+        Area::Merges => "merge",
+        Area::Claims => "open",
+        Area::Tmp => "tmp",
+    }
+}
+
+fn make(path: &Path) -> Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(Error::io(path, "create directory")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_dir(path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map(File::from)
+        .map_err(|errno| Error::io(path, "open directory")(errno.into()))
+}
+
+/// Names in a directory, without the dot entries.
+fn names(dir: &File, path: &Path) -> Result<Vec<String>> {
+    let failed = |errno: Errno| Error::io(path, "read directory")(errno.into());
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // A name that is not UTF-8 is none of ours.
+        if let Ok(name) = entry.file_name().to_str()
+            && name != "."
+            && name != ".."
+        {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Errors of file systems without hard links, or of kernels that forbid them here.
+fn cannot_link(error: &std::io::Error) -> bool {
+    let known = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK];
+    known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn holder(file: &File) -> String {
+    let mut text = [0; 64];
+    let got = FileExt::read_at(file, &mut text, 0).unwrap_or(0);
+    let text = String::from_utf8_lossy(&text[..got]).trim().to_owned();
+    if text.is_empty() { "another process".to_owned() } else { text }
+}
