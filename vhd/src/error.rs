@@ -75,6 +75,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody has the disk open.
+    #[error("disk {uuid} is open: {holder}")]
+    InUse {
+        /// The disk.
+        uuid: Uuid,
+        /// Who has it open.
+        holder: String,
+    },
     /// The logical volume has no room for what is to be written; it must be made longer first.
     #[error("{}: needs a volume of {needed} bytes", .path.display())]
     VolumeFull {

@@ -222,6 +222,58 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
     Ok(Head { info, footer: chosen, header, length, data_end, footers_differ, volume })
 }
 
+/// What an image that cannot be used may still say about its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suspect {
+    /// It has none: not a differencing image, or no image at all.
+    NoParent,
+    /// The one with this UUID.
+    Parent(Uuid),
+    /// That cannot be told.
+    Anyone,
+}
+
+/// Whom a damaged image names as its parent, as far as its bytes tell. Nothing is verified: an
+/// answer too many only keeps an image from being merged or deleted.
+pub(crate) fn suspect(file: &dyn Blob, path: &Path) -> Suspect {
+    let read = || -> Result<Suspect> {
+        let length = sys::stat(file, path)?.length;
+        let at = header_offset(file, path);
+        let mut raw = [0; 56];
+        let offset = *at.as_ref().unwrap_or(&SECTOR);
+        let got = sys::read_upto(file, path, &mut raw, offset)?;
+        let cookie = got == raw.len() && raw.starts_with(header::COOKIE);
+        let parent = Uuid::from_slice(&raw[40..]).unwrap_or_default();
+        Ok(match (cookie, at) {
+            (true, _) if parent.is_nil() => Suspect::NoParent,
+            (true, _) => Suspect::Parent(parent),
+            // A footer that names a place for the header, and no header there.
+            (false, Ok(_)) => Suspect::Anyone,
+            (false, Err(Error::Io { .. })) if length >= SECTOR => Suspect::Anyone,
+            (false, Err(_)) => Suspect::NoParent,
+        })
+    };
+    read().unwrap_or(Suspect::Anyone)
+}
+
+/// Where the footers say that the header is. An error when neither can be read, or the image is a
+/// fixed one.
+pub(super) fn header_offset(file: &dyn Blob, path: &Path) -> Result<u64> {
+    let length = sys::stat(file, path)?.length;
+    let mut fault = Fault::TooShort(length);
+    let ends = [length.saturating_sub(SECTOR) / SECTOR * SECTOR, 0];
+    for at in ends {
+        let mut raw = [0; footer::SIZE];
+        let got = sys::read_upto(file, path, &mut raw, at)?;
+        match Footer::parse(&raw[..got]) {
+            Ok(footer) if footer.disk_type != DiskType::Fixed => return Ok(footer.data_offset),
+            Ok(_) => fault = Fault::HeaderOffset(u64::MAX),
+            Err(found) => fault = found,
+        }
+    }
+    Err(Error::format(path)(fault))
+}
+
 fn read_parent(
     file: &dyn Blob,
     path: &Path,

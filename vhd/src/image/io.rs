@@ -81,7 +81,12 @@ impl Image {
     }
 
     /// The bits of an allocated block, read when they are not in memory.
-    fn bitmap<'a>(&self, state: &'a mut State, block: u32, sector: u32) -> Result<&'a mut Bits> {
+    pub(super) fn bitmap<'a>(
+        &self,
+        state: &'a mut State,
+        block: u32,
+        sector: u32,
+    ) -> Result<&'a mut Bits> {
         if state.bitmaps.len() >= BITMAPS && !state.bitmaps.contains_key(&block) {
             state.bitmaps.clear();
         }

@@ -22,9 +22,11 @@
 //! either could be a guest's own data: except that a fixed image's data may well start with a VHD.
 
 mod create;
+mod extend;
 mod grow;
 mod head;
 mod io;
+mod space;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,9 +36,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed, create_in};
+pub(crate) use extend::{Held, Reserved, Shape};
 use head::{Head, read_head};
 pub use head::{Info, Parent, probe, probe_blob};
+pub(crate) use head::{Suspect, suspect};
 pub use io::Run;
+pub(crate) use space::zero_pieces;
 
 use crate::bat::{self, Area};
 use crate::batmap::{self, Batmap, BatmapHeader};
@@ -213,14 +218,10 @@ impl Image {
         Ok(())
     }
 
-    /// Names another parent, durably. `name` is a file in the same directory. What the new parent
-    /// holds must be what the old one held; nothing here can check that.
-    ///
-    /// A cut before the header is written leaves the old parent's UUID with the new name, which a
-    /// reader resolves by UUID.
-    pub fn set_parent(&self, parent: Uuid, name: &str) -> Result<()> {
-        self.check_writable()?;
-        let mut state = self.state();
+    /// The header that names another parent, in `name`, a file of the same directory. What the new
+    /// parent holds must be what the old one held; nothing here can check that.
+    pub fn header_for_parent(&self, parent: Uuid, name: &str) -> Result<Header> {
+        let state = self.state();
         let Some(mut header) = state.header.clone() else {
             return Err(self.wrong_type("a fixed image has no parent"));
         };
@@ -228,22 +229,32 @@ impl Image {
             return Err(self.wrong_type("a dynamic image has no parent"));
         }
         for (code, bytes) in locator::encode(name) {
-            let Some(slot) = header.locators.iter_mut().find(|slot| slot.code == code) else {
-                continue;
-            };
-            if bytes.len() as u64 > slot.space_bytes() {
-                return Err(self.wrong_type("the parent's name is too long for its locator"));
+            let slots = &mut header.locators;
+            if let Some(slot) = slots.iter_mut().find(|slot| slot.code == code) {
+                if bytes.len() as u64 > slot.space_bytes() {
+                    return Err(self.wrong_type("the parent's name is too long for its locator"));
+                }
+                slot.length = bytes.len() as u32;
             }
-            sys::write_at(&*self.file, &self.path, &bytes, slot.offset)?;
-            slot.length = bytes.len() as u32;
         }
         header.parent_uuid = parent;
         header.parent_timestamp = footer::now();
         header.parent_name = locator::parent_name(name);
-        self.flush()?;
-        sys::write_at(&*self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
-        self.flush()?;
-        state.header = Some(header);
+        Ok(header)
+    }
+
+    /// Names another parent, durably: [`Image::header_for_parent`], [`write_parent_names`] and
+    /// [`write_header`] in one.
+    ///
+    /// A process killed in between leaves the old parent's UUID with the new name, which a reader
+    /// resolves by UUID. After a power cut the header, two sectors, may be torn: whoever cannot
+    /// have that keeps the header until this returns, and writes it again.
+    pub fn set_parent(&self, parent: Uuid, name: &str) -> Result<()> {
+        self.check_writable()?;
+        let header = self.header_for_parent(parent, name)?;
+        write_parent_names(&*self.file, &self.path, &header, name)?;
+        write_header(&*self.file, &self.path, &header)?;
+        self.state().header = Some(header);
         Ok(())
     }
 
@@ -262,13 +273,30 @@ impl Image {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.path.clone() }) }
     }
 
     fn wrong_type(&self, what: &'static str) -> Error {
         Error::WrongType { path: self.path.clone(), what }
     }
+}
+
+/// Writes the name of the parent into the locators that `header` has for it, durably.
+pub fn write_parent_names(file: &dyn Blob, path: &Path, header: &Header, name: &str) -> Result<()> {
+    for (code, bytes) in locator::encode(name) {
+        if let Some(slot) = header.locators.iter().find(|slot| slot.code == code) {
+            sys::write_at(file, path, &bytes, slot.offset)?;
+        }
+    }
+    sys::sync(file, path)
+}
+
+/// Writes the dynamic header, durably; the one that is there may be torn.
+pub fn write_header(file: &dyn Blob, path: &Path, header: &Header) -> Result<()> {
+    let at = head::header_offset(file, path)?;
+    sys::write_at(file, path, &header.to_bytes(), at)?;
+    sys::sync(file, path)
 }
 
 /// Where the footer of an image on a volume of that many bytes is: in its last sector.

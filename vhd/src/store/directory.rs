@@ -8,6 +8,7 @@
 //! <dir>/.sm/open/          who has a disk open; made when first needed
 //! <dir>/.sm/tmp/           what is not there yet, or no longer
 //! <dir>/.sm/lock           locked by whoever changes anything
+//! <dir>/.sm/maintenance.lock  locked by whoever merges images
 //! ```
 
 use std::fs::File;
@@ -177,11 +178,7 @@ impl Store for Directory {
     fn lock(&self, deadline: Instant) -> Result<Held> {
         let path = self.lock_path();
         let start = Instant::now();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        let mut file: File = rustix::fs::open(&path, flags, mode)
-            .map_err(|errno| Error::io(&path, "open")(errno.into()))?
-            .into();
+        let mut file = open_lock(&path)?;
         let mut pause = Duration::from_millis(1);
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -201,6 +198,16 @@ impl Store for Directory {
         let text = format!("pid {}\n", std::process::id());
         let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         Ok(Box::new(file))
+    }
+
+    fn try_lock_maintenance(&self) -> Result<Option<Held>> {
+        let path = self.path.join(OURS).join("maintenance.lock");
+        let file = open_lock(&path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io(&path, "lock")(errno.into())),
+        }
     }
 
     fn try_lock_shared(&self) -> Option<Held> {
@@ -237,6 +244,14 @@ fn make(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::open(path, flags, mode)
+        .map(File::from)
+        .map_err(|errno| Error::io(path, "open")(errno.into()))
 }
 
 fn open_dir(path: &Path) -> Result<File> {

@@ -188,6 +188,10 @@ pub trait Store: Send + Sync {
     /// then [`crate::Error::Busy`].
     fn lock(&self, deadline: Instant) -> Result<Held>;
 
+    /// The right to merge and reclaim in this store, which one has at a time and which does not
+    /// keep others from changing it; none when somebody has it.
+    fn try_lock_maintenance(&self) -> Result<Option<Held>>;
+
     /// Keeps everybody from changing it, if nobody is at it just now.
     fn try_lock_shared(&self) -> Option<Held>;
 

@@ -74,7 +74,7 @@ impl Tree {
         progress: Progress<'_>,
     ) -> Result<Change> {
         let Snapshot { op, source, new, .. } = *request;
-        self.ready(guard, &[source, new])?;
+        self.ready_to_change(guard, &[source, new])?;
         if let Some(change) = self.made_before(request)? {
             return Ok(change);
         }
@@ -125,7 +125,7 @@ impl Tree {
         progress: Progress<'_>,
     ) -> Result<Change> {
         let Revert { op, vdi, snapshot, .. } = *request;
-        self.ready(guard, &[vdi, snapshot])?;
+        self.ready_to_change(guard, &[vdi, snapshot])?;
         let old = self.get(vdi)?;
         if old.kind == Kind::Base {
             return Err(Error::NotALeaf { uuid: vdi });
@@ -173,7 +173,7 @@ impl Tree {
         size: u64,
         metadata: &Value,
     ) -> Result<Change> {
-        self.ready(guard, &[uuid])?;
+        self.ready_to_change(guard, &[uuid])?;
         let node = self.sound_leaf(uuid)?;
         let size = disk_size(node.format, size)?;
         let known = self.doc(uuid)?;
@@ -245,7 +245,7 @@ impl Tree {
                 let size = match what {
                     What::Vhd(info) => info.size,
                     What::Raw { size, .. } => size,
-                    What::Damaged(_) => 0,
+                    What::Damaged(..) => 0,
                 };
                 Ok(Some(Change::new(Outcome::Already, size)))
             }
@@ -257,7 +257,7 @@ impl Tree {
     }
 
     /// A disk that can be the source of something.
-    fn sound_leaf(&self, uuid: Uuid) -> Result<Node> {
+    pub(super) fn sound_leaf(&self, uuid: Uuid) -> Result<Node> {
         let node = self.get(uuid)?;
         match &node.health {
             super::Health::Quarantined(reason) => {

@@ -95,11 +95,15 @@ impl Tree {
     /// Writes a new small file and syncs it.
     pub(super) fn write_small<T: Serialize>(&self, at: &At, value: &T) -> Result<()> {
         let path = self.store.path_of(at);
-        let bytes = serde_json::to_vec(value)
-            .map_err(|error| Error::Store { path: path.clone(), what: error.to_string() })?;
+        let bytes = self.to_json(at, value)?;
         let file = self.store.create(at, bytes.len() as u64)?;
         sys::write_at(&*file, &path, &bytes, 0)?;
         sys::sync(&*file, &path)
+    }
+
+    pub(super) fn to_json<T: Serialize>(&self, at: &At, value: &T) -> Result<Vec<u8>> {
+        serde_json::to_vec(value)
+            .map_err(|error| Error::Store { path: self.store.path_of(at), what: error.to_string() })
     }
 
     pub(super) fn doc(&self, uuid: Uuid) -> Result<Option<Doc>> {

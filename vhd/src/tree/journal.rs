@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::doc::VERSION;
+use super::merges::{Relink, Replace};
 use super::{Format, Operation, Tree, parse_name};
 use crate::error::Result;
 use crate::store::{Area, At};
@@ -23,6 +24,10 @@ pub(super) struct Record {
 pub(super) enum Action {
     /// A snapshot, clone or revert: new leaves take the place of what is there.
     Switch(Switch),
+    /// A base copy was merged into its parent.
+    Relink(Relink),
+    /// A disk was merged into its parent.
+    Replace(Replace),
     /// A disk becomes larger.
     Resize {
         uuid: Uuid,
@@ -80,6 +85,11 @@ impl Record {
                 let base = switch.base.iter().flat_map(|base| [base.source, base.name]);
                 base.chain([switch.target]).collect()
             }
+            Action::Relink(relink) => {
+                let children = relink.children.iter().map(|child| child.uuid);
+                children.chain([relink.node, relink.into]).collect()
+            }
+            Action::Replace(replace) => vec![replace.disk, replace.base],
             Action::Resize { uuid, .. } => vec![*uuid],
         }
     }

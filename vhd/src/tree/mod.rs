@@ -48,12 +48,17 @@
 //! that reads every image's header is faster than keeping an index honest.
 
 mod apply;
+mod claim;
 mod doc;
 mod journal;
+mod links;
+mod maintain;
+mod merges;
 mod node;
 mod ops;
 mod recover;
 mod scan;
+mod space;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -62,8 +67,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use apply::{Revert, Snapshot};
+pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
 pub use recover::{Failed, Recovery};
+pub use space::{Reclaimed, Space};
 
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Info, Mode};
@@ -132,6 +139,12 @@ impl Tree {
             }
         }
         Ok(())
+    }
+
+    /// As [`Tree::ready`], for what changes the disks `uuids`.
+    fn ready_to_change(&self, guard: &Guard, uuids: &[Uuid]) -> Result<()> {
+        self.ready(guard, uuids)?;
+        uuids.iter().try_for_each(|uuid| self.abandon_merge(*uuid))
     }
 
     fn image_at(uuid: Uuid, format: Format) -> At {

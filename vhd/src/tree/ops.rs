@@ -50,7 +50,7 @@ impl Tree {
         for found in Format::ALL {
             let found_size = match self.look(uuid, found) {
                 None => continue,
-                Some(What::Damaged(reason)) => return exists(format!("is damaged: {reason}")),
+                Some(What::Damaged(reason, _)) => return exists(format!("is damaged: {reason}")),
                 Some(_) if found != format => {
                     return exists(format!("has the format {}", found.extension()));
                 }
@@ -180,7 +180,7 @@ impl Tree {
     /// Deletes a disk, damaged or not, and the base copies that only it needed.
     /// [`Outcome::Already`] when there is none, [`Error::NotALeaf`] for a base copy.
     pub fn delete(&self, guard: &Guard, uuid: Uuid) -> Result<Change> {
-        self.ready(guard, &[uuid])?;
+        self.ready_to_change(guard, &[uuid])?;
         let mut moved = false;
         // Only a VHD can be, or have, a parent.
         let scan = if self.store.exists(&Self::image_at(uuid, Format::Vhd))? {

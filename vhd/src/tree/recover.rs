@@ -80,6 +80,12 @@ impl Tree {
                     Ok(false)
                 }
             }
+            Action::Relink(_) | Action::Replace(_) => {
+                // Everything that a merge copies is durable before its record is.
+                self.complete_removal(record)?;
+                sm_step::step!("recover.removed_from_tree");
+                Ok(true)
+            }
             Action::Resize { uuid, format, size } => {
                 // Growing again is harmless. If it cannot be done, the disk has its old size,
                 // because the size is the last thing that changes.
@@ -173,13 +179,13 @@ impl Tree {
     /// Deletes every hidden base copy that no image needs. Answers which.
     ///
     /// Only needed for what other tools left behind, and after damaged images were deleted: as
-    /// long as there is one whose parent is unknown, nothing is collected.
+    /// long as there is one that does not even tell whom it needs, nothing is collected.
     pub fn collect(&self, guard: &Guard) -> Result<Vec<Uuid>> {
         self.ready(guard, &[])?;
         let mut collected = Vec::new();
         loop {
             let scan = self.scan()?;
-            let mut unused = scan.entries.iter().filter(|e| e.hidden() && e.children == 0);
+            let mut unused = scan.entries.iter().filter(|e| e.hidden() && e.named_by == 0);
             let Some(entry) = unused.next() else { break };
             let found = self.collect_in(&scan, entry.uuid, None)?;
             if found.is_empty() {
@@ -205,13 +211,13 @@ impl Tree {
         gone: Option<Uuid>,
     ) -> Result<Vec<Uuid>> {
         let mut collected = Vec::new();
-        if !scan.is_complete_without(gone) {
+        if scan.unknown(gone).is_some() {
             return Ok(collected);
         }
         let mut next = scan.index.get(&base).copied();
         let mut lost_child = usize::from(gone.is_some());
         while let Some(entry) = next.and_then(|index| scan.entries.get(index)) {
-            if !entry.hidden() || entry.children > lost_child {
+            if !entry.hidden() || entry.named_by > lost_child {
                 break;
             }
             let name = image_name(entry.uuid, Format::Vhd);

@@ -3,6 +3,7 @@
 //! Nothing here waits for the lock: a listing answers while a disk is being copied.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,15 @@ use super::journal::{Action, Entry as JournalEntry};
 use super::{Format, Health, Kind, Listing, Node, Tree, image_name, parse_image, parse_name};
 use crate::chain::{Chain, Level};
 use crate::error::{Error, Result};
-use crate::image::{Info, Mode, Parent};
+use crate::image::{Info, Mode, Suspect};
 use crate::raw::Raw;
 use crate::store::{Area, At};
 
 /// How long a listing beside changes tries to see the directory between two of them.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How often a chain is looked up again when it has changed while it was opened.
+const TRIES: usize = 3;
 
 /// One image file.
 pub(super) struct Entry {
@@ -28,16 +32,22 @@ pub(super) struct Entry {
     /// Index of the parent, or why it has none that can be used.
     pub(super) link: Link,
     pub(super) children: usize,
-    depth: usize,
+    /// Images that name it as their parent, whether or not they can be used.
+    pub(super) named_by: usize,
+    pub(super) depth: usize,
     /// Index of the entry that is damaged, and how: this one or an ancestor.
-    fault: Option<(usize, String)>,
+    pub(super) fault: Option<(usize, String)>,
 }
 
 /// What a file turned out to be.
 pub(super) enum What {
     Vhd(Box<Info>),
-    Raw { size: u64, physical: u64 },
-    Damaged(String),
+    Raw {
+        size: u64,
+        physical: u64,
+    },
+    /// Why it cannot be used, and whom it may need.
+    Damaged(String, Suspect),
 }
 
 /// Where the parent is.
@@ -84,7 +94,7 @@ impl Tree {
     /// Looks at the directory while nobody changes it: under a shared lock when it is free, and
     /// otherwise, since a change may take long, again and again until two looks at the
     /// directories' times say that nothing moved in between. After [`SETTLE`] the last look counts.
-    fn settled<T>(&self, look: impl Fn() -> Result<T>) -> Result<T> {
+    pub(super) fn settled<T>(&self, look: impl Fn() -> Result<T>) -> Result<T> {
         let lock = self.store.try_lock_shared();
         let deadline = Instant::now() + SETTLE;
         loop {
@@ -114,6 +124,18 @@ impl Tree {
 
     /// Opens a disk with all its ancestors; only the leaf is opened for writing.
     pub fn open_disk(&self, uuid: Uuid, mode: Mode) -> Result<Chain> {
+        // An image may be merged away between looking the chain up and opening it.
+        for _ in 0..TRIES {
+            match self.open_disk_once(uuid, mode) {
+                Err(Error::ParentMismatch { .. } | Error::ChainIncomplete { .. }) => {}
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+        self.open_disk_once(uuid, mode)
+    }
+
+    fn open_disk_once(&self, uuid: Uuid, mode: Mode) -> Result<Chain> {
         let (format, files) = self.chain_nodes(uuid)?;
         Chain::of(files.iter().enumerate().map(|(index, at)| {
             let mode = if index == 0 { mode } else { Mode::Read };
@@ -236,9 +258,19 @@ impl Tree {
             Err(error) if error.is_not_found() => None,
             Err(error) if error.os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 let text = format!("{} is a symbolic link, which is never followed", at.name);
-                Some(What::Damaged(text))
+                Some(What::Damaged(text, Suspect::NoParent))
             }
-            Err(error) => Some(What::Damaged(error.reason())),
+            Err(error) if format == Format::Raw => {
+                Some(What::Damaged(error.reason(), Suspect::NoParent))
+            }
+            Err(error) => {
+                let path = self.store.path_of(&at);
+                let suspect = match self.store.open(&at, false) {
+                    Ok(file) => crate::image::suspect(&*file, &path),
+                    Err(_) => Suspect::Anyone,
+                };
+                Some(What::Damaged(error.reason(), suspect))
+            }
         }
     }
 
@@ -251,13 +283,23 @@ impl Tree {
             let Some(what) = self.look(uuid, format) else { continue };
             if let Some(first) = index.get(&uuid) {
                 if let Some(entry) = entries.get_mut(*first) {
-                    entry.what = What::Damaged("there are both a VHD and a raw file".to_owned());
+                    let text = "there are both a VHD and a raw file".to_owned();
+                    entry.what = What::Damaged(text, Suspect::Anyone);
                 }
                 continue;
             }
             index.insert(uuid, entries.len());
             let (link, fault) = (Link::None, None);
-            entries.push(Entry { uuid, format, what, link, children: 0, depth: 0, fault });
+            entries.push(Entry {
+                uuid,
+                format,
+                what,
+                link,
+                children: 0,
+                named_by: 0,
+                depth: 0,
+                fault,
+            });
         }
         let mut scan = Scan { entries, index };
         scan.resolve();
@@ -374,138 +416,40 @@ impl Scan {
         Some(format!("its ancestor {ancestor} cannot be used: {reason}"))
     }
 
-    /// Whether every image but `gone` could be read, so that nobody's parent is unknown.
-    pub(super) fn is_complete_without(&self, gone: Option<Uuid>) -> bool {
-        let damaged = |entry: &&Entry| matches!(entry.what, What::Damaged(_));
-        self.entries.iter().filter(damaged).all(|entry| Some(entry.uuid) == gone)
+    /// An image, other than `gone`, that may need anyone: nothing can be told apart from its
+    /// parents then.
+    pub(super) fn unknown(&self, gone: Option<Uuid>) -> Option<&Entry> {
+        self.entries.iter().find(|entry| {
+            matches!(entry.what, What::Damaged(_, Suspect::Anyone)) && Some(entry.uuid) != gone
+        })
     }
 
-    fn resolve(&mut self) {
-        let mut by_image: HashMap<Uuid, Vec<usize>> = HashMap::new();
-        for (index, entry) in self.entries.iter().enumerate() {
-            if let Some(info) = entry.info() {
-                by_image.entry(info.uuid).or_default().push(index);
-            }
-        }
-        let links: Vec<Link> = self
-            .entries
-            .iter()
-            .map(|entry| match entry.info().and_then(|info| info.parent.as_ref()) {
-                Some(parent) => self.find_parent(entry, parent, &by_image),
-                None => Link::None,
-            })
-            .collect();
-        for (index, link) in links.into_iter().enumerate() {
-            if let Link::To(parent) = link
-                && let Some(parent) = self.entries.get_mut(parent)
-            {
-                parent.children += 1;
-            }
-            if let Some(entry) = self.entries.get_mut(index) {
-                entry.link = link;
-            }
-        }
-        self.judge();
+    /// Why an entry cannot be used, when that is no ancestor's fault.
+    pub(super) fn own_reason(&self, index: usize) -> Option<String> {
+        let (at, reason) = self.entries.get(index)?.fault.as_ref()?;
+        (*at == index).then(|| reason.clone())
     }
 
-    fn find_parent(
-        &self,
-        child: &Entry,
-        parent: &Parent,
-        by_image: &HashMap<Uuid, Vec<usize>>,
-    ) -> Link {
-        if let Some(path) = parent.elsewhere() {
-            return Link::Broken(format!("its parent locator leaves the directory: {path:?}"));
-        }
-        if parent.uuid.is_nil() {
-            return Link::Broken(
-                "names a raw file as its parent, which a store does not hold".to_owned(),
-            );
-        }
-        let hint = parent.sibling().unwrap_or(&parent.name);
-        let hinted = parse_image(hint)
-            .filter(|(_, format)| *format == Format::Vhd)
-            .and_then(|(uuid, _)| self.index.get(&uuid).copied());
-        let matching = by_image.get(&parent.uuid).map_or(&[][..], Vec::as_slice);
-        let size = child.info().map_or(0, |info| info.size);
-        let found = match (hinted, matching) {
-            (Some(hinted), all) if all.contains(&hinted) => hinted,
-            (_, [only]) => *only,
-            (_, [_, _, ..]) => {
-                return Link::Broken(format!(
-                    "several images claim to be its parent {}",
-                    parent.uuid
-                ));
-            }
-            (Some(hinted), []) => {
-                match self.entries.get(hinted).map(|entry| (entry, &entry.what)) {
-                    Some((_, What::Damaged(_))) => return Link::To(hinted),
-                    Some((entry, What::Vhd(info))) => {
-                        return Link::Broken(format!(
-                            "expects the parent {}, but {} is {}",
-                            parent.uuid, entry.uuid, info.uuid
-                        ));
-                    }
-                    _ => return Link::Broken(format!("its parent {hint:?} is not a VHD")),
-                }
-            }
-            (None, []) => {
-                return Link::Broken(format!("its parent {} ({hint:?}) is missing", parent.uuid));
-            }
-        };
-        match self.entries.get(found).and_then(Entry::info) {
-            Some(info) if info.size > size => {
-                Link::Broken(format!("has {size} bytes, fewer than its parent's {}", info.size))
-            }
-            _ => Link::To(found),
-        }
-    }
-
-    /// Depth and health of every entry, from the roots down; iterative, since a chain's length is
-    /// whatever the files say.
-    fn judge(&mut self) {
-        let count = self.entries.len();
-        // 0: not seen, 1: on the path being walked, 2: judged.
-        let mut seen = vec![0_u8; count];
-        for start in 0..count {
-            let mut path = Vec::new();
-            let mut at = start;
-            let mut cycle = None;
-            while seen[at] == 0 {
-                seen[at] = 1;
-                path.push(at);
-                match self.entries[at].link {
-                    Link::To(parent) if seen[parent] == 1 => cycle = Some(parent),
-                    Link::To(parent) => at = parent,
-                    _ => {}
-                }
-            }
-            if let Some(first) = cycle
-                && let Some(position) = path.iter().position(|index| *index == first)
-            {
-                for index in path.drain(position..) {
-                    seen[index] = 2;
-                    let reason = "its chain of parents leads back to itself".to_owned();
-                    self.entries[index].fault = Some((index, reason));
-                }
-            }
-            for index in path.into_iter().rev() {
-                seen[index] = 2;
-                let above = self.entries[index]
-                    .parent()
-                    .map(|parent| (self.entries[parent].depth, self.entries[parent].fault.clone()));
-                let entry = &mut self.entries[index];
-                entry.fault = match (&entry.what, &entry.link) {
-                    (What::Damaged(reason), _) | (_, Link::Broken(reason)) => {
-                        Some((index, reason.clone()))
-                    }
-                    _ => above.as_ref().and_then(|(_, fault)| fault.clone()),
+    /// For each entry, how many images the longest chain through it has.
+    pub(super) fn tallest(&self) -> Vec<usize> {
+        let mut tallest: Vec<usize> = self.entries.iter().map(|entry| entry.depth).collect();
+        for entry in self.entries.iter().filter(|entry| entry.depth > 0 && entry.children == 0) {
+            let mut next = entry.parent();
+            while let Some(index) = next {
+                // A taller chain has been here already.
+                let Some(known) = tallest.get_mut(index).filter(|known| **known < entry.depth)
+                else {
+                    break;
                 };
-                if entry.fault.is_none() {
-                    entry.depth = above.map_or(0, |(depth, _)| depth) + 1;
-                }
+                *known = entry.depth;
+                next = self.entries.get(index).and_then(Entry::parent);
             }
         }
+        tallest
+    }
+
+    pub(super) fn get(&self, uuid: Uuid) -> Option<&Entry> {
+        self.entries.get(*self.index.get(&uuid)?)
     }
 
     fn node(&self, index: usize) -> Node {
@@ -524,7 +468,7 @@ impl Scan {
             What::Raw { size, physical } => {
                 (node.virtual_size, node.physical_size) = (*size, *physical);
             }
-            What::Damaged(_) => {}
+            What::Damaged(..) => {}
         }
         if node.hidden || entry.children > 0 {
             node.kind = Kind::Base;
