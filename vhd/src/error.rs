@@ -250,7 +250,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+    /// An [`Error::Io`] about `path`; for stores of other kinds as well.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { path: path.to_owned(), action, source }
     }
 
@@ -268,11 +269,12 @@ impl Error {
 
     /// The storage is full: no space, quota exceeded, or the format's own 2 TiB limit.
     pub fn is_no_space(&self) -> bool {
-        use rustix::io::Errno;
-        matches!(self, Self::FileFull { .. })
-            || self.os_error().is_some_and(|code| {
-                [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| errno.raw_os_error() == code)
-            })
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            Self::FileFull { .. } | Self::VolumeFull { .. } => true,
+            Self::Io { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+            _ => false,
+        }
     }
 
     /// The file or disk is not there.

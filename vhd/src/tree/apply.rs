@@ -247,6 +247,7 @@ impl Tree {
                     What::Raw { size, .. } => size,
                     What::Damaged(..) => 0,
                 };
+                self.sync_names()?;
                 Ok(Some(Change::new(Outcome::Already, size)))
             }
             (Some(_), _) => {

@@ -107,7 +107,9 @@ impl Tree {
     pub(super) fn write_record(&self, record: &Record) -> Result<()> {
         let at = Self::journal_at(record.op);
         self.store.remove(&at)?;
-        self.write_small(&at, record)
+        self.write_small(&at, record)?;
+        // Its name as well: what follows may not touch any other name before it is durable.
+        self.store.sync(Area::Journal)
     }
 
     pub(super) fn remove_record(&self, op: Uuid) -> Result<()> {

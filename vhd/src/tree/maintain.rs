@@ -25,11 +25,14 @@ pub struct Budget {
     pub cpu_percent: Option<u8>,
     /// Trees that are merged at the same time; at least 1.
     pub parallel: usize,
+    /// Bytes copied between two syncs, and two looks at whether to go on; with a rate, a quarter of
+    /// a second's worth if that is less.
+    pub batch: u64,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { bytes_per_second: None, wall: None, cpu_percent: None, parallel: 2 }
+        Self { bytes_per_second: None, wall: None, cpu_percent: None, parallel: 2, batch: BATCH }
     }
 }
 
@@ -108,7 +111,7 @@ pub struct Maintained {
 /// Called now and then; says whether to go on.
 pub type Watch<'a> = &'a (dyn Fn(Pace) -> ControlFlow<()> + Sync);
 
-/// Bytes copied between two looks at the clock and at whoever may want it to end.
+/// [`Budget::batch`] unless the caller says otherwise: some tenths of a second.
 const BATCH: u64 = 64 << 20;
 
 /// Longest pause before it is looked again whether to go on.
@@ -305,9 +308,9 @@ impl<'a> Control<'a> {
         let _ = self.look();
     }
 
-    /// Bytes of a batch: with a limit on the rate, a quarter of a second's worth.
     fn batch(&self) -> u64 {
-        self.budget.bytes_per_second.map_or(BATCH, |rate| (rate / 4).clamp(1 << 20, BATCH))
+        let second = self.budget.bytes_per_second.unwrap_or(u64::MAX);
+        self.budget.batch.min((second / 4).max(1 << 20))
     }
 
     /// Counts a batch, and waits as long as the budget says.

@@ -136,7 +136,12 @@ impl Tree {
                 }
             }
         };
-        let copied = match merge(&child, &parent, from, options, &mut step) {
+        let mut merged = merge(&child, &parent, from, options, &mut step);
+        while let Err(Error::VolumeFull { needed, .. }) = &merged {
+            parent.extend_volume(*needed)?;
+            merged = merge(&child, &parent, from, options, &mut step);
+        }
+        let copied = match merged {
             Err(Error::Stopped { .. }) if gone => return Ok(Ended::Moot),
             other => other?.bytes,
         };
@@ -386,7 +391,7 @@ impl Tree {
                 skipped.push((entry.uuid, text));
                 continue;
             }
-            match unfit(entry, base, children, open.get(index).and_then(Option::as_deref)) {
+            match unfit(entry, base, open.get(index).and_then(Option::as_deref)) {
                 Some(reason) => skipped.push((entry.uuid, reason)),
                 None if busy.contains(&entry.uuid) || busy.contains(&base.uuid) => {}
                 None => {
@@ -402,15 +407,10 @@ impl Tree {
 }
 
 /// Why a node cannot be merged into its only parent.
-fn unfit(node: &Entry, base: &Entry, children: &[&Entry], holder: Option<&str>) -> Option<String> {
+fn unfit(node: &Entry, base: &Entry, holder: Option<&str>) -> Option<String> {
     let (child, parent) = (node.info()?, base.info()?);
     if let Some(holder) = holder {
         return Some(format!("is part of a disk that is open: {holder}"));
-    }
-    for entry in [node, base].into_iter().chain(children.iter().copied()) {
-        if let Some(missing) = entry.info().and_then(crate::image::Info::missing_footer) {
-            return Some(format!("{} needs a repair: {missing} is missing", entry.uuid));
-        }
     }
     if parent.disk_type == DiskType::Fixed && parent.size < child.size {
         return Some(format!("its parent {} is a fixed image and smaller", base.uuid));

@@ -36,11 +36,12 @@
 //! |---|---|---|
 //! | create | 4 | image, metadata, both directories |
 //! | update, introduce | 2 | metadata, its directory |
-//! | snapshot of a leaf with data | 8 | two leaves, metadata, record, directory with the base's link, both directories with the switch, the base's footers |
+//! | snapshot of a leaf with data | 9 | two leaves, metadata, record with its directory, directory with the base's link, both directories with the switch, the base's footers |
 //! | snapshot of an empty leaf, or of a raw disk | 4 | as create |
-//! | revert | 5 | leaf, metadata, record, both directories; 8 when the snapshot holds data |
-//! | resize | 5 | metadata, record, each footer, directory of the metadata |
+//! | revert | 6 | leaf, metadata, record with its directory, both directories; 9 when the snapshot holds data |
+//! | resize | 6 | metadata, record with its directory, each footer, directory of the metadata |
 //! | delete | 1 | directory |
+//! | merge | 6 and more | record of progress, twice for each batch (data, record), journal record with its directory, then 1 for a disk and 3 for each child of a base copy |
 //!
 //! New metadata of a snapshot's source adds 1, or 2 where there is no record.
 //!
@@ -120,6 +121,13 @@ impl Tree {
         Ok(Guard { _held: self.store.lock(deadline)?, path: self.store.path() })
     }
 
+    /// Makes the volume of a disk's own image at least `length` bytes long: what
+    /// [`Error::VolumeFull`] asks for. Files are as long as they need to be.
+    pub fn extend(&self, guard: &Guard, uuid: Uuid, length: u64) -> Result<()> {
+        self.ready_to_change(guard, &[uuid])?;
+        self.open_image(&Self::image_at(uuid, Format::Vhd), Mode::Write)?.extend_volume(length)
+    }
+
     fn check_guard(&self, guard: &Guard) -> Result<()> {
         let wanted = self.store.path();
         if guard.path == wanted {
@@ -164,8 +172,17 @@ impl Tree {
     }
 
     fn open_image(&self, at: &At, mode: Mode) -> Result<Image> {
-        let file = self.store.open(at, mode == Mode::Write)?;
-        Image::from_blob(file, &self.store.path_of(at), mode)
+        let path = self.store.path_of(at);
+        let open = || Image::from_blob(self.store.open(at, mode == Mode::Write)?, &path, mode);
+        match open() {
+            // A file or volume that became longer, and the power went before its footer was there.
+            // Everything else is verified before the footer is written.
+            Err(Error::NeedsRepair { .. }) => {
+                image::repair_blob(self.store.open(at, true)?, &path)?;
+                open()
+            }
+            other => other,
+        }
     }
 
     fn probe(&self, at: &At) -> Result<Info> {

@@ -63,6 +63,7 @@ impl Tree {
             if self.doc(uuid)?.is_none() {
                 return exists("was not made here; introduce it instead".to_owned());
             }
+            self.sync_names()?;
             return Ok(Change::new(Outcome::Already, size));
         }
         if self.doc(uuid)?.is_some() {
@@ -133,6 +134,13 @@ impl Tree {
         self.store.sync(Area::Images)
     }
 
+    /// Makes a disk that is there already durable: whoever made it may have been cut before it came
+    /// to that.
+    pub(super) fn sync_names(&self) -> Result<()> {
+        self.store.sync(Area::Docs)?;
+        self.store.sync(Area::Images)
+    }
+
     /// Replaces what is said about a disk. [`Outcome::Already`] when it says so.
     pub fn set_metadata(&self, guard: &Guard, uuid: Uuid, metadata: &Value) -> Result<Change> {
         self.describe(guard, uuid, metadata, Operation::Update)
@@ -161,6 +169,7 @@ impl Tree {
         }
         let (outcome, doc) = match self.doc(uuid)? {
             Some(doc) if doc.metadata == *metadata || operation == Operation::Introduce => {
+                self.store.sync(Area::Docs)?;
                 return Ok(Change::new(Outcome::Already, node.virtual_size));
             }
             Some(doc) => (Outcome::Modified, Doc { metadata: metadata.clone(), ..doc }),

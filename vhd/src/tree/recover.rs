@@ -159,6 +159,10 @@ impl Tree {
                 }
             }
         }
+        if !images.is_empty() {
+            // What is deleted from here on stays so.
+            self.store.sync(Area::Images)?;
+        }
         for name in &dead {
             self.store.remove(&Self::tmp_at(name))?;
             sm_step::step!("recover.removed");

@@ -1,0 +1,651 @@
+//! Random sequences of everything a store does, with power cuts and a full disk in between,
+//! against a model in memory. Every byte of every disk is compared.
+//!
+//! `MODEL_SEQUENCES` says how many sequences (400 without), `MODEL_SEED` where to begin. A failure
+//! prints the seed and the shortest sequence that fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod simulated;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use proptest_state_machine::ReferenceStateMachine;
+use serde_json::json;
+use simulated::{Rng, Simulated};
+use uuid::Uuid;
+use vhd::tree::{Budget, Format, Kind, Revert, Snapshot};
+use vhd::{BLOCK, Disk, Error, ExtentKind, Extents, Mode, SECTOR, Tree};
+
+/// One step. Disks are named by index, modulo how many there are, so that a sequence stays
+/// meaningful when earlier steps are taken out.
+#[derive(Clone, Debug)]
+enum Step {
+    Create {
+        blocks: u64,
+        raw: bool,
+    },
+    Write {
+        disk: usize,
+        place: u64,
+        sectors: u64,
+    },
+    Flush {
+        disk: usize,
+    },
+    Snapshot {
+        disk: usize,
+    },
+    Revert {
+        disk: usize,
+        to: usize,
+    },
+    Resize {
+        disk: usize,
+        blocks: u64,
+    },
+    Delete {
+        disk: usize,
+    },
+    Maintain,
+    /// Merges, but not to the end.
+    MaintainABit {
+        batches: u64,
+    },
+    Reclaim {
+        disk: usize,
+    },
+    Open {
+        disk: usize,
+    },
+    Close {
+        disk: usize,
+    },
+    /// The power goes at the given call of the step, then the step is repeated.
+    Cut {
+        step: Box<Step>,
+        call: u64,
+        luck: u64,
+        seed: u64,
+    },
+    /// The disk is full from the given call of the step on.
+    Full {
+        step: Box<Step>,
+        call: u64,
+    },
+}
+
+fn plain() -> BoxedStrategy<Step> {
+    let disk = any::<usize>;
+    prop_oneof![
+        2 => (1..4_u64, prop::bool::weighted(0.15))
+            .prop_map(|(blocks, raw)| Step::Create { blocks, raw }),
+        8 => (disk(), any::<u64>(), 1..40_u64)
+            .prop_map(|(disk, place, sectors)| Step::Write { disk, place, sectors }),
+        1 => disk().prop_map(|disk| Step::Flush { disk }),
+        5 => disk().prop_map(|disk| Step::Snapshot { disk }),
+        2 => (disk(), disk()).prop_map(|(disk, to)| Step::Revert { disk, to }),
+        1 => (disk(), 1..6_u64).prop_map(|(disk, blocks)| Step::Resize { disk, blocks }),
+        4 => disk().prop_map(|disk| Step::Delete { disk }),
+        4 => Just(Step::Maintain),
+        2 => (0..4_u64).prop_map(|batches| Step::MaintainABit { batches }),
+        1 => disk().prop_map(|disk| Step::Reclaim { disk }),
+        1 => disk().prop_map(|disk| Step::Open { disk }),
+        1 => disk().prop_map(|disk| Step::Close { disk }),
+    ]
+    .boxed()
+}
+
+/// Generates sequences; what is expected is kept by the test itself, because after a cut only the
+/// store tells which of two states it is in.
+struct Sequences;
+
+impl ReferenceStateMachine for Sequences {
+    type State = ();
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<()> {
+        Just(()).boxed()
+    }
+
+    fn transitions((): &()) -> BoxedStrategy<Step> {
+        prop_oneof![
+            6 => plain(),
+            3 => (plain(), 0..60_u64, 0..9_u64, any::<u64>()).prop_map(|(step, call, luck, seed)| {
+                Step::Cut { step: Box::new(step), call, luck, seed }
+            }),
+            1 => (plain(), 0..40_u64).prop_map(|(step, call)| {
+                Step::Full { step: Box::new(step), call }
+            }),
+        ]
+        .boxed()
+    }
+
+    fn apply((): (), _: &Step) {}
+}
+
+/// What a disk holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Expected {
+    uuid: Uuid,
+    format: Format,
+    size: u64,
+    /// The number of the write that each sector holds; none is zeros.
+    sectors: BTreeMap<u64, u64>,
+    /// What a sector may hold instead after a power cut.
+    older: BTreeMap<u64, Vec<u64>>,
+    open: bool,
+}
+
+struct World {
+    store: Simulated,
+    tree: Tree,
+    disks: Vec<Expected>,
+    writes: u64,
+    ids: u128,
+    volumes: bool,
+}
+
+fn sector_of(write: u64, sector: u64) -> [u8; 512] {
+    let mut bytes = [write as u8 | 1; 512];
+    bytes[..8].copy_from_slice(&write.to_be_bytes());
+    bytes[8..16].copy_from_slice(&sector.to_be_bytes());
+    bytes
+}
+
+impl World {
+    fn new(volumes: bool) -> Self {
+        let store = Simulated::new(volumes);
+        let tree = Tree::on(Box::new(store.clone()));
+        Self { store, tree, disks: Vec::new(), writes: 0, ids: 0, volumes }
+    }
+
+    fn id(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(self.ids)
+    }
+
+    fn pick(&self, index: usize) -> Option<usize> {
+        index.checked_rem(self.disks.len())
+    }
+
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::Cut { step, call, luck, seed } => self.cut(step, *call, *luck, *seed),
+            Step::Full { step, call } => {
+                let Some(mut action) = self.prepare(step) else { return };
+                self.store.full_after(Some(self.store.calls() + call));
+                let result = action.run(&self.tree);
+                self.store.full_after(None);
+                match result {
+                    Ok(()) => self.done(action),
+                    Err(error) => {
+                        assert!(
+                            error.is_no_space() || is_refusal(&error),
+                            "a full disk is told as {error:?}"
+                        );
+                        self.older_write(&action);
+                        self.settle(&action, false);
+                        // The retry works, once there is space.
+                        match action.run(&self.tree) {
+                            Ok(()) => self.done(action),
+                            Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
+                        }
+                    }
+                }
+            }
+            plain => {
+                let Some(mut action) = self.prepare(plain) else { return };
+                match action.run(&self.tree) {
+                    Ok(()) => self.done(action),
+                    Err(error) => assert!(is_refusal(&error), "{plain:?}: {error:?}"),
+                }
+            }
+        }
+        self.compare();
+    }
+
+    fn cut(&mut self, step: &Step, call: u64, luck: u64, seed: u64) {
+        let Some(mut action) = self.prepare(step) else { return };
+        self.store.cut_at(Some(self.store.calls() + call));
+        let result = action.run(&self.tree);
+        let dark = self.store.is_dark();
+        self.store.cut_at(None);
+        if !dark {
+            // The cut comes right after it, without a word to the store.
+            match result {
+                Ok(()) => self.done(action.clone()),
+                Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
+            }
+        } else {
+            assert!(result.is_err(), "{step:?} succeeded in the dark");
+            self.older_write(&action);
+        }
+        self.store = self.store.reboot(&mut Rng::new(seed), luck);
+        self.tree = Tree::on(Box::new(self.store.clone()));
+        self.settle(&action, true);
+        if dark {
+            // The retry works.
+            match action.run(&self.tree) {
+                Ok(()) => self.done(action),
+                Err(error) => assert!(is_refusal(&error), "{step:?} again: {error:?}"),
+            }
+        }
+    }
+
+    /// A write that did not end may have changed any of its sectors.
+    fn older_write(&mut self, action: &Action) {
+        if let Action::Write { uuid, first, count, number } = action
+            && let Some(disk) = self.disks.iter_mut().find(|disk| disk.uuid == *uuid)
+        {
+            for sector in *first..first + count {
+                let now = disk.sectors.get(&sector).copied().unwrap_or(0);
+                let older = disk.older.entry(sector).or_default();
+                older.extend([now, *number]);
+            }
+        }
+    }
+
+    /// After a cut: a listing shows each disk there was, then recovery runs, and what the store
+    /// holds is what is expected from now on, if it is one of the states that may be.
+    fn settle(&mut self, action: &Action, rebooted: bool) {
+        let listing = self.tree.list().unwrap();
+        let seen: Vec<Uuid> = listing
+            .nodes
+            .iter()
+            .filter(|node| node.kind == Kind::Leaf)
+            .map(|node| node.uuid)
+            .collect();
+        for disk in &self.disks {
+            let deleted = matches!(action, Action::Delete { uuid } if *uuid == disk.uuid);
+            assert!(
+                deleted || seen.contains(&disk.uuid),
+                "{} is not listed after a cut",
+                disk.uuid
+            );
+        }
+        let guard = self.tree.lock(Instant::now()).unwrap();
+        let recovery = self.tree.recover(&guard).unwrap();
+        assert!(recovery.failed.is_empty(), "{:?}", recovery.failed);
+        drop(guard);
+        let listing = self.tree.list().unwrap();
+        assert!(!listing.unfinished);
+        match action {
+            Action::Create { uuid, format, size } => {
+                if listing.nodes.iter().any(|node| node.uuid == *uuid) {
+                    self.add(*uuid, *format, *size, None);
+                }
+            }
+            Action::Snapshot { source, new, .. } => {
+                if listing.nodes.iter().any(|node| node.uuid == *new)
+                    && !self.disks.iter().any(|disk| disk.uuid == *new)
+                {
+                    let source = self.disks.iter().find(|disk| disk.uuid == *source).unwrap();
+                    let copy = source.clone();
+                    self.add(*new, copy.format, copy.size, Some(copy));
+                }
+            }
+            Action::Delete { uuid } => {
+                if !listing.nodes.iter().any(|node| node.uuid == *uuid) {
+                    self.disks.retain(|disk| disk.uuid != *uuid);
+                }
+            }
+            Action::Resize { uuid, size, .. } => {
+                let node = listing.nodes.iter().find(|node| node.uuid == *uuid).unwrap();
+                let disk = self.disks.iter_mut().find(|disk| disk.uuid == *uuid).unwrap();
+                assert!(node.virtual_size == disk.size || node.virtual_size == *size);
+                disk.size = node.virtual_size;
+            }
+            Action::Revert { vdi, to, .. } => {
+                let of = |uuid: Uuid| self.disks.iter().find(|disk| disk.uuid == uuid).unwrap();
+                if let Err(difference) = self.difference(of(*vdi)) {
+                    let mut wanted = of(*to).clone();
+                    wanted.uuid = *vdi;
+                    if let Err(other) = self.difference(&wanted) {
+                        panic!("neither before nor after the revert: {difference}; {other}");
+                    }
+                    self.become_copy(*vdi, *to);
+                }
+            }
+            _ => {}
+        }
+        // From now on what is read is what there is.
+        for index in 0..self.disks.len() {
+            self.collapse(index, rebooted);
+        }
+    }
+
+    fn add(&mut self, uuid: Uuid, format: Format, size: u64, copy: Option<Expected>) {
+        if self.disks.iter().any(|disk| disk.uuid == uuid) {
+            return;
+        }
+        let (sectors, older) =
+            copy.map_or_else(Default::default, |copy| (copy.sectors, copy.older));
+        self.disks.push(Expected { uuid, format, size, sectors, older, open: false });
+    }
+
+    fn become_copy(&mut self, vdi: Uuid, to: Uuid) {
+        let source = self.disks.iter().find(|disk| disk.uuid == to).unwrap().clone();
+        let disk = self.disks.iter_mut().find(|disk| disk.uuid == vdi).unwrap();
+        (disk.size, disk.sectors, disk.older) = (source.size, source.sectors, source.older);
+    }
+
+    /// Reads all of a disk: each sector that is not zero, with the write it holds.
+    fn read(&self, uuid: Uuid) -> Result<(u64, BTreeMap<u64, u64>), String> {
+        let fail = |error: Error| format!("{uuid}: {}", error.reason());
+        let disk = self.tree.open_disk(uuid, Mode::Read).map_err(fail)?;
+        let mut found = BTreeMap::new();
+        for extent in Extents::new(&disk, 0, disk.size()) {
+            let extent = extent.map_err(fail)?;
+            if extent.kind == ExtentKind::Zero {
+                continue;
+            }
+            let mut buf = vec![0; extent.length as usize];
+            disk.read_at(extent.offset, &mut buf).map_err(fail)?;
+            for (index, bytes) in buf.chunks(SECTOR as usize).enumerate() {
+                let sector = extent.offset / SECTOR + index as u64;
+                if vhd::copy::is_zero(bytes) {
+                    continue;
+                }
+                let write = u64::from_be_bytes(bytes[..8].try_into().unwrap());
+                if bytes != &sector_of(write, sector)[..bytes.len()] {
+                    return Err(format!("{uuid}: sector {sector} is torn or of elsewhere"));
+                }
+                found.insert(sector, write);
+            }
+        }
+        Ok((disk.size(), found))
+    }
+
+    /// Whether a disk holds what is expected, or what it may hold after a cut.
+    fn difference(&self, disk: &Expected) -> Result<BTreeMap<u64, u64>, String> {
+        let (size, found) = self.read(disk.uuid)?;
+        if size != disk.size {
+            return Err(format!("{} has {size} bytes, not {}", disk.uuid, disk.size));
+        }
+        let sectors = found.keys().chain(disk.sectors.keys()).chain(disk.older.keys());
+        for sector in sectors {
+            let got = found.get(sector).copied().unwrap_or(0);
+            let want = disk.sectors.get(sector).copied().unwrap_or(0);
+            let may = disk.older.get(sector).is_some_and(|older| older.contains(&got));
+            if got != want && !may {
+                return Err(format!("{} sector {sector}: write {got}, not {want}", disk.uuid));
+            }
+        }
+        Ok(found)
+    }
+
+    fn collapse(&mut self, index: usize, rebooted: bool) {
+        let found = self.difference(&self.disks[index]).unwrap_or_else(|text| panic!("{text}"));
+        self.disks[index].sectors = found;
+        if rebooted {
+            self.disks[index].older.clear();
+        }
+    }
+
+    /// Without a cut: everything is exactly as expected, and nothing is left over.
+    fn compare(&self) {
+        for disk in &self.disks {
+            let exactly = Expected { older: BTreeMap::new(), ..disk.clone() };
+            self.difference(&exactly).unwrap_or_else(|text| panic!("{text}"));
+        }
+        let listing = self.tree.list().unwrap();
+        let mut leaves: Vec<Uuid> = Vec::new();
+        for node in &listing.nodes {
+            assert!(node.is_ok(), "{node:?}");
+            if node.kind == Kind::Leaf {
+                leaves.push(node.uuid);
+            }
+        }
+        let mut expected: Vec<Uuid> = self.disks.iter().map(|disk| disk.uuid).collect();
+        expected.sort();
+        assert_eq!(leaves, expected);
+        assert!(!listing.unfinished, "something is left over");
+    }
+}
+
+/// A step with everything decided: running it twice is the same as once.
+#[derive(Clone, Debug)]
+enum Action {
+    Create { uuid: Uuid, format: Format, size: u64 },
+    Write { uuid: Uuid, first: u64, count: u64, number: u64 },
+    Flush { uuid: Uuid },
+    Snapshot { op: Uuid, source: Uuid, new: Uuid },
+    Revert { op: Uuid, vdi: Uuid, to: Uuid },
+    Resize { op: Uuid, uuid: Uuid, size: u64 },
+    Delete { uuid: Uuid },
+    Maintain { batches: u64 },
+    Reclaim { uuid: Uuid },
+    Claim { uuid: Uuid, open: bool },
+}
+
+impl Action {
+    fn run(&mut self, tree: &Tree) -> vhd::Result<()> {
+        let now = Instant::now();
+        let lock = || tree.lock(now);
+        let mut go = |_: u64| ControlFlow::Continue(());
+        match self {
+            Self::Create { uuid, format, size } => {
+                tree.create(&lock()?, *uuid, *format, *size, &json!({})).map(drop)
+            }
+            Self::Write { uuid, first, count, number } => {
+                write(tree, *uuid, *first, *count, *number)
+            }
+            Self::Flush { uuid } => tree.open_disk(*uuid, Mode::Write)?.flush(),
+            Self::Snapshot { op, source, new } => {
+                let request = Snapshot {
+                    op: *op,
+                    source: *source,
+                    new: *new,
+                    new_metadata: &json!({}),
+                    allow_copy: true,
+                };
+                tree.snapshot(&lock()?, &request, &mut go).map(drop)
+            }
+            Self::Revert { op, vdi, to } => {
+                let request = Revert {
+                    op: *op,
+                    vdi: *vdi,
+                    snapshot: *to,
+                    metadata: &json!({}),
+                    allow_copy: true,
+                };
+                tree.revert(&lock()?, &request, &mut go).map(drop)
+            }
+            Self::Resize { op, uuid, size } => {
+                let guard = lock()?;
+                loop {
+                    match tree.resize(&guard, *op, *uuid, *size, &json!({})) {
+                        Err(Error::VolumeFull { needed, .. }) => {
+                            tree.extend(&guard, *uuid, needed)?;
+                        }
+                        other => return other.map(drop),
+                    }
+                }
+            }
+            Self::Delete { uuid } => tree.delete(&lock()?, *uuid).map(drop),
+            Self::Maintain { batches } => {
+                let left = std::sync::atomic::AtomicU64::new(*batches);
+                let budget = Budget { parallel: 1, batch: 16 << 10, ..Budget::default() };
+                let report = tree.maintain(now, &budget, &|_| {
+                    let before = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                    if before == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })?;
+                // A cut or a full disk shows as merges that were left alone.
+                match report.skipped.iter().find(|skipped| !skipped.reason.contains("is open")) {
+                    Some(skipped) if skipped.reason.contains("the power is off") => {
+                        let error = std::io::Error::other("the power is off");
+                        Err(Error::Io { path: tree.path(), action: "merge", source: error })
+                    }
+                    Some(skipped) if skipped.reason.contains("no storage space") => {
+                        let error = std::io::ErrorKind::StorageFull.into();
+                        Err(Error::Io { path: tree.path(), action: "merge", source: error })
+                    }
+                    Some(skipped) => panic!("{skipped:?}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Reclaim { uuid } => {
+                tree.reclaim(now, *uuid, &|_| ControlFlow::Continue(())).map(drop)
+            }
+            Self::Claim { uuid, open: true } => tree.claim(&lock()?, *uuid, "somebody"),
+            Self::Claim { uuid, open: false } => tree.unclaim(&lock()?, *uuid, "somebody"),
+        }
+    }
+}
+
+fn write(tree: &Tree, uuid: Uuid, first: u64, count: u64, number: u64) -> vhd::Result<()> {
+    let bytes: Vec<u8> = (first..first + count).flat_map(|at| sector_of(number, at)).collect();
+    loop {
+        let disk = tree.open_disk(uuid, Mode::Write)?;
+        disk.set_power_safe(true);
+        match disk.write_at(first * SECTOR, &bytes) {
+            Err(Error::VolumeFull { needed, .. }) => {
+                drop(disk);
+                tree.extend(&tree.lock(Instant::now())?, uuid, needed)?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Answers that are right and change nothing.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ChainTooLong { .. }
+            | Error::FormatsDiffer { .. }
+            | Error::Shrink { .. }
+            | Error::InUse { .. }
+    )
+}
+
+impl World {
+    fn prepare(&mut self, step: &Step) -> Option<Action> {
+        Some(match step {
+            Step::Create { .. } if self.disks.len() >= 8 => return None,
+            Step::Create { blocks, raw } => Action::Create {
+                uuid: self.id(),
+                format: if *raw && !self.volumes { Format::Raw } else { Format::Vhd },
+                size: blocks * BLOCK,
+            },
+            Step::Write { disk, place, sectors } => {
+                let disk = &self.disks[self.pick(*disk)?];
+                // Mostly where blocks meet, since that is where the bugs are.
+                let (block, within) = (place % (disk.size / BLOCK), (place >> 8) % 64);
+                let first = (block * 4096 + within).saturating_sub(20);
+                let count = (*sectors).min(disk.size / SECTOR - first);
+                self.writes += 1;
+                Action::Write { uuid: disk.uuid, first, count, number: self.writes }
+            }
+            Step::Flush { disk } => Action::Flush { uuid: self.disks[self.pick(*disk)?].uuid },
+            Step::Snapshot { .. } if self.disks.len() >= 8 => return None,
+            Step::Snapshot { disk } => {
+                let source = self.disks[self.pick(*disk)?].uuid;
+                Action::Snapshot { op: self.id(), source, new: self.id() }
+            }
+            Step::Revert { disk, to } => {
+                let vdi = self.disks[self.pick(*disk)?].uuid;
+                let to = self.disks[self.pick(*to)?].uuid;
+                Action::Revert { op: self.id(), vdi, to }
+            }
+            Step::Resize { disk, blocks } => {
+                let uuid = self.disks[self.pick(*disk)?].uuid;
+                Action::Resize { op: self.id(), uuid, size: blocks * BLOCK }
+            }
+            Step::Delete { disk } => Action::Delete { uuid: self.disks[self.pick(*disk)?].uuid },
+            Step::Maintain => Action::Maintain { batches: u64::MAX },
+            Step::MaintainABit { batches } => Action::Maintain { batches: *batches },
+            Step::Reclaim { disk } => Action::Reclaim { uuid: self.disks[self.pick(*disk)?].uuid },
+            Step::Open { disk } => {
+                Action::Claim { uuid: self.disks[self.pick(*disk)?].uuid, open: true }
+            }
+            Step::Close { disk } => {
+                Action::Claim { uuid: self.disks[self.pick(*disk)?].uuid, open: false }
+            }
+            Step::Cut { .. } | Step::Full { .. } => return None,
+        })
+    }
+
+    fn done(&mut self, action: Action) {
+        let at = |uuid: Uuid, disks: &[Expected]| disks.iter().position(|d| d.uuid == uuid);
+        match action {
+            Action::Create { uuid, format, size } => self.add(uuid, format, size, None),
+            Action::Write { uuid, first, count, number } => {
+                let Some(index) = at(uuid, &self.disks) else { return };
+                let disk = &mut self.disks[index];
+                for sector in first..first + count {
+                    let old = disk.sectors.insert(sector, number).unwrap_or(0);
+                    disk.older.entry(sector).or_default().push(old);
+                }
+            }
+            Action::Flush { uuid } => {
+                let Some(index) = at(uuid, &self.disks) else { return };
+                self.disks[index].older.clear();
+            }
+            Action::Snapshot { source, new, .. } => {
+                let Some(index) = at(source, &self.disks) else { return };
+                let copy = self.disks[index].clone();
+                self.add(new, copy.format, copy.size, Some(copy));
+            }
+            Action::Revert { vdi, to, .. } if vdi != to => self.become_copy(vdi, to),
+            Action::Resize { uuid, size, .. } => {
+                let Some(index) = at(uuid, &self.disks) else { return };
+                self.disks[index].size = size;
+            }
+            Action::Delete { uuid } => self.disks.retain(|disk| disk.uuid != uuid),
+            _ => {}
+        }
+    }
+}
+
+fn sequences(name: &str, volumes: bool, share: u64) {
+    let read = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let (count, seed) = (read("MODEL_SEQUENCES", 400) * share / 4, read("MODEL_SEED", 1));
+    println!("{name}: {count} sequences, MODEL_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8] = u8::from(volumes);
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config = Config {
+        cases: u32::try_from(count).unwrap(),
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    };
+    let started = Instant::now();
+    // One report at the end, instead of one for each try on the way to the shortest sequence.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let strategy = Sequences::sequential_strategy(1..40);
+    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |((), steps, seen)| {
+        let mut world = World::new(volumes);
+        for step in &steps {
+            if let Some(seen) = &seen {
+                seen.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            world.run(step);
+        }
+        Ok(())
+    });
+    std::panic::set_hook(hook);
+    println!("{name}: {:.1} s", started.elapsed().as_secs_f64());
+    if let Err(error) = result {
+        panic!("MODEL_SEED={seed}: {error}");
+    }
+}
+
+#[test]
+fn sequences_on_files() {
+    sequences("files", false, 3);
+}
+
+#[test]
+fn sequences_on_volumes() {
+    sequences("volumes", true, 1);
+}
