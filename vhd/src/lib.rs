@@ -7,7 +7,9 @@
 //! 3. several files as one disk: [`chain`], and [`copy`](mod@copy) between any two disks;
 //! 4. a directory as a store of disks: [`tree`], which owns snapshots, clones and recovery.
 //!
-//! [`check`] looks at a file that may be damaged and says everything that is wrong with it.
+//! For files that belong to no store: [`check`] looks at one that may be damaged and says everything
+//! that is wrong with it, [`repair`] brings its metadata in order, [`folder`] finds parents by UUID in
+//! one directory, [`diff`] says what changed between two images of a chain.
 //!
 //! Why not async, and no policy: every call is a handful of system calls on files, whose only
 //! wait is the storage itself. A caller that must not block runs the call on a thread. What to
@@ -23,14 +25,18 @@ pub mod bits;
 pub mod chain;
 pub mod check;
 pub mod copy;
+pub mod diff;
 pub mod disk;
 pub mod error;
+pub mod folder;
 pub mod footer;
 pub mod geometry;
 pub mod header;
 pub mod image;
 pub mod locator;
+pub mod merge;
 pub mod raw;
+pub mod repair;
 pub mod store;
 pub mod tree;
 

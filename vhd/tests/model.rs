@@ -17,6 +17,8 @@ use proptest_state_machine::ReferenceStateMachine;
 use serde_json::json;
 use simulated::{Rng, Simulated};
 use uuid::Uuid;
+use vhd::check::{Severity, check_blob};
+use vhd::store::{Area, At, Store};
 use vhd::tree::{Budget, Format, Kind, Revert, Snapshot};
 use vhd::{BLOCK, Disk, Error, ExtentKind, Extents, Mode, SECTOR, Tree};
 
@@ -188,9 +190,10 @@ impl World {
                             "a full disk is told as {error:?}"
                         );
                         self.older_write(&action);
-                        self.settle(&action, false);
+                        let reverted = self.settle(&action, false);
                         // The retry works, once there is space.
                         match action.run(&self.tree) {
+                            Ok(()) if reverted => {}
                             Ok(()) => self.done(action),
                             Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
                         }
@@ -226,10 +229,11 @@ impl World {
         }
         self.store = self.store.reboot(&mut Rng::new(seed), luck);
         self.tree = Tree::on(Box::new(self.store.clone()));
-        self.settle(&action, true);
+        let reverted = self.settle(&action, true);
         if dark {
             // The retry works.
             match action.run(&self.tree) {
+                Ok(()) if reverted => {}
                 Ok(()) => self.done(action),
                 Err(error) => assert!(is_refusal(&error), "{step:?} again: {error:?}"),
             }
@@ -251,7 +255,9 @@ impl World {
 
     /// After a cut: a listing shows each disk there was, then recovery runs, and what the store
     /// holds is what is expected from now on, if it is one of the states that may be.
-    fn settle(&mut self, action: &Action, rebooted: bool) {
+    ///
+    /// Answers whether a revert was found done: its source may have lost since what was not flushed.
+    fn settle(&mut self, action: &Action, rebooted: bool) -> bool {
         let listing = self.tree.list().unwrap();
         let seen: Vec<Uuid> = listing
             .nodes
@@ -273,6 +279,7 @@ impl World {
         drop(guard);
         let listing = self.tree.list().unwrap();
         assert!(!listing.unfinished);
+        let mut reverted = false;
         match action {
             Action::Create { uuid, format, size } => {
                 if listing.nodes.iter().any(|node| node.uuid == *uuid) {
@@ -308,6 +315,7 @@ impl World {
                         panic!("neither before nor after the revert: {difference}; {other}");
                     }
                     self.become_copy(*vdi, *to);
+                    reverted = true;
                 }
             }
             _ => {}
@@ -316,6 +324,7 @@ impl World {
         for index in 0..self.disks.len() {
             self.collapse(index, rebooted);
         }
+        reverted
     }
 
     fn add(&mut self, uuid: Uuid, format: Format, size: u64, copy: Option<Expected>) {
@@ -396,6 +405,13 @@ impl World {
         let mut leaves: Vec<Uuid> = Vec::new();
         for node in &listing.nodes {
             assert!(node.is_ok(), "{node:?}");
+            if node.format == Format::Vhd {
+                let at = At::new(Area::Images, format!("{}.vhd", node.uuid));
+                let blob = self.store.open(&at, false).unwrap();
+                let findings = check_blob(&*blob, &self.store.path_of(&at));
+                let bad = findings.iter().find(|found| found.severity == Severity::Error);
+                assert!(bad.is_none(), "{bad:?}");
+            }
             if node.kind == Kind::Leaf {
                 leaves.push(node.uuid);
             }

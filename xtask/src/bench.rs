@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the product and the benchmark for release, and runs it.
 //!
-//! The benchmark is a program of its own (`benches/control`), because it needs the engine and
-//! xtask should not.
+//! The benchmarks are programs of their own (`benches/control`, `benches/vhd`), because one needs
+//! the engine, and xtask should not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,29 +13,44 @@ use crate::failure::{Failure, Result};
 use crate::project::{cargo, target};
 use crate::setup;
 
-/// Time for the whole benchmark; most of it is making the images of the largest SR.
+/// Time for a whole benchmark; most of it is making the images of the largest SR.
 const ALL: Duration = Duration::from_secs(30 * 60);
 
-/// What can be measured alone.
-const PARTS: [&str; 4] = ["commands", "calls", "scan", "load"];
+pub(crate) fn control(options: &[&str]) -> Result<ExitCode> {
+    understood("control", &["commands", "calls", "scan", "load"], options)?;
+    setup::ensure()?;
+    let packages = ["smctl", "sm-driver-host", "sm-driver-file", "xtask"];
+    let words = ["--lib", "--bins", "--example", "noop", "--bench", "control"];
+    measure(build(&packages, &words)?, "--product", options)
+}
 
-pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
+pub(crate) fn vhd(options: &[&str]) -> Result<ExitCode> {
+    understood("vhd", &["merge", "snapshot", "check", "convert"], options)?;
+    setup::ensure()?;
+    // On the disk that the product is built on: a temporary directory can be memory.
+    measure(build(&["xtask"], &["--bench", "vhd"])?, "--work", options)
+}
+
+/// `parts` are what can be measured alone.
+fn understood(name: &str, parts: &[&str], options: &[&str]) -> Result<()> {
     let mut words = options.iter();
     while let Some(word) = words.next() {
         let known = match *word {
             "--json" | "--quick" => true,
-            "--only" => words.next().is_some_and(|part| PARTS.contains(part)),
+            "--only" => words.next().is_some_and(|part| parts.contains(part)),
             _ => false,
         };
         if !known {
-            return Err(Failure::new(format!("bench control does not understand {word:?}"))
-                .hint(format!("--json, --quick, --only {}", PARTS.join("|"))));
+            return Err(Failure::new(format!("bench {name} does not understand {word:?}"))
+                .hint(format!("--json, --quick, --only {}", parts.join("|"))));
         }
     }
-    setup::ensure()?;
-    let program = build()?;
+    Ok(())
+}
+
+fn measure(program: PathBuf, place: &str, options: &[&str]) -> Result<ExitCode> {
     let status = crate::tool::Tool::new(program)
-        .arg("--product")
+        .arg(place)
         .arg(target().join("release"))
         .args(options)
         .deadline(ALL)
@@ -44,13 +59,11 @@ pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
 }
 
 /// In one command, so that all of it is built with the same features.
-fn build() -> Result<PathBuf> {
+fn build(packages: &[&str], what: &[&str]) -> Result<PathBuf> {
     let mut words =
         vec!["build", "--release", "--quiet", "--message-format=json-render-diagnostics"];
-    for package in ["smctl", "sm-driver-host", "sm-driver-file", "xtask"] {
-        words.extend(["--package", package]);
-    }
-    words.extend(["--lib", "--bins", "--example", "noop", "--bench", "control"]);
+    packages.iter().for_each(|package| words.extend(["--package", *package]));
+    words.extend(what);
     let printed = cargo().args(words).run()?;
     let program = printed.stdout.lines().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;

@@ -5,6 +5,7 @@
 //! | [`setup`] | the system packages that the others need |
 //! | [`demo`] | the main job on a real disk image, through `smctl` |
 //! | [`mod@test`] | all tests, with one line of totals |
+//! | [`fuzz`] | the fuzz targets, for a bounded time |
 //! | [`lint`] | formatting, clippy, documentation |
 //! | [`docs`] | what is generated from the model and from `smctl` |
 //! | [`mod@bench`] | the measured figures |
@@ -15,6 +16,7 @@ mod bench;
 mod demo;
 mod docs;
 mod failure;
+mod fuzz;
 mod lint;
 mod operations;
 mod project;
@@ -27,13 +29,17 @@ use std::process::ExitCode;
 use failure::{Failure, Result};
 
 const USAGE: &str = "\
-cargo xtask setup [--check]            install the system packages that demo and tests need
+cargo xtask setup [--check]            install what demo and tests need
 cargo xtask demo [--release]           the main job on a real disk image, checked with other tools
 cargo xtask test [ARGUMENTS]           all tests; arguments go to `cargo test`
+cargo xtask fuzz [TARGET] [--seconds N]
+                                       the fuzz targets of vhd, 60 s in all if not said otherwise
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
 cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
 cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
-                                       cost of the control path, peers measured in the same run";
+                                       cost of the control path, peers measured in the same run
+cargo xtask bench vhd [--json] [--quick] [--only merge|snapshot|check|convert]
+                                       cost of work on images, peers measured in the same run";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,9 +58,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["setup", options @ ..] => setup::run(flag(options, "--check")?),
         ["demo", options @ ..] => demo::run(flag(options, "--release")?),
         ["test", rest @ ..] => test::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["lint"] => lint::run(),
         ["docs", options @ ..] => docs::run(flag(options, "--check")?),
-        ["bench", "control", rest @ ..] => bench::run(rest),
+        ["bench", "control", rest @ ..] => bench::control(rest),
+        ["bench", "vhd", rest @ ..] => bench::vhd(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

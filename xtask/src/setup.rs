@@ -1,10 +1,11 @@
-//! `cargo xtask setup`: the system packages that demo and tests need.
+//! `cargo xtask setup`: the system packages that demo and tests need, and the fuzzer.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::failure::{Failure, Result};
+use crate::project::{BUILD, cargo};
 use crate::tool::{self, Tool};
 
 /// Time for the package manager, which may have to load from a slow mirror.
@@ -38,6 +39,7 @@ const PACKAGES: &[Package] = &[
         program: "strace",
         purpose: "kills a process at a chosen system call, and tells what is synced when",
     },
+    Package { name: "g++", program: "c++", purpose: "compiles the fuzzer's engine" },
     Package {
         name: "rustc-web",
         program: "/usr/bin/rustc",
@@ -45,26 +47,56 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// cargo-fuzz, which no system packages; this release is known to work with a stable compiler.
+const FUZZER: &[&str] = &["install", "cargo-fuzz", "--version", "0.13.2", "--locked"];
+
 /// Packages that cannot be beside `rustc-web`. Whoever has one of them keeps it.
 const RIVALS: &[&str] = &["rustc", "rustc-mozilla", "rustup"];
 
 pub(crate) fn run(check: bool) -> Result<ExitCode> {
     let missing = missing();
-    if missing.is_empty() {
-        for package in PACKAGES {
-            println!("{:<15} is there: {}", package.name, package.purpose);
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
+    let fuzzer = has_fuzzer();
+    let purpose = "feeds the readers of images what nobody thought of";
     if check {
         for package in &missing {
             println!("{:<15} is missing: {}", package.name, package.purpose);
         }
-        println!("to install: {}", command(&missing));
-        return Ok(ExitCode::FAILURE);
+        if !missing.is_empty() {
+            println!("to install: {}", command(&missing));
+        }
+        if !fuzzer {
+            println!("{:<15} is missing: {purpose}", "cargo-fuzz");
+            println!("to install: cargo {}", FUZZER.join(" "));
+        }
+    } else {
+        if !missing.is_empty() {
+            install(&missing)?;
+        }
+        ensure_fuzzer()?;
     }
-    install(&missing)?;
-    Ok(ExitCode::SUCCESS)
+    if !check || (missing.is_empty() && fuzzer) {
+        for package in PACKAGES {
+            println!("{:<15} is there: {}", package.name, package.purpose);
+        }
+        println!("{:<15} is there: {purpose}", "cargo-fuzz");
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// Installs cargo-fuzz where it is missing.
+pub(crate) fn ensure_fuzzer() -> Result<()> {
+    if has_fuzzer() {
+        return Ok(());
+    }
+    println!("installing: cargo-fuzz");
+    // Its many lines would drown what the caller has to say; the last of them tell why.
+    cargo().args(FUZZER).arg("--quiet").deadline(BUILD).run().map(drop)
+}
+
+/// Asked of cargo, which looks in its own folder of programs, too.
+fn has_fuzzer() -> bool {
+    cargo().args(["fuzz", "--version"]).run().is_ok()
 }
 
 /// What the other commands do first: installs what is missing, or says what is.

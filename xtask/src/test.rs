@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, and one line at the end that says how it went.
+//! `cargo xtask test`: all tests, a short run of the fuzz targets, and one line at the end that says how it went.
 //!
 //! Why plain `cargo test` and nothing faster: it is there wherever cargo is, it runs the examples
 //! in the documentation too, and what people read in a log is the same everywhere.
@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
+use crate::fuzz;
 use crate::project::cargo;
 use crate::setup;
 
@@ -37,6 +38,17 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         tally.line(line);
     })?;
     tally.end_of_suite();
+    if !chosen {
+        match fuzz::all(None, fuzz::SECONDS) {
+            Ok(outcomes) => {
+                outcomes.iter().for_each(|outcome| tally.fuzzed(outcome.target, outcome.good));
+            }
+            Err(failure) => {
+                println!("fuzz ... FAILED: {failure}");
+                tally.fuzzed("all targets", false);
+            }
+        }
+    }
     print!("{}", tally.report(status.success()));
     println!("in {:.0} s", start.elapsed().as_secs_f64());
     println!("{}", tally.totals());
@@ -97,6 +109,16 @@ impl Tally {
             } else if let Some(reason) = state.strip_prefix("ignored") {
                 self.skips.push(format!("{name}{reason}"));
             }
+        }
+    }
+
+    /// A fuzz target counts as one test.
+    fn fuzzed(&mut self, target: &str, good: bool) {
+        if good {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+            self.failures.push(format!("fuzz: {target}"));
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use conformance::built;
 use object::{Object, ObjectSection};
@@ -207,10 +208,29 @@ impl Place {
 
     /// Writes a pattern into a disk, as its VM would.
     pub(crate) fn write(&self, vdi: &str, offset: u64, seed: u64) {
+        self.write_bytes(vdi, offset, &pattern(16 << 10, seed));
+    }
+
+    /// Writes zeros into a disk, which take space.
+    pub(crate) fn write_zeros(&self, vdi: &str, offset: u64) {
+        self.write_bytes(vdi, offset, &[0; 16 << 10]);
+    }
+
+    fn write_bytes(&self, vdi: &str, offset: u64, bytes: &[u8]) {
         let tree = Tree::open(&self.sr_folder()).unwrap();
         let disk = tree.open_disk(vdi.parse().unwrap(), Mode::Write).unwrap();
-        disk.write_at(offset, &pattern(16 << 10, seed)).unwrap();
+        disk.write_at(offset, bytes).unwrap();
         disk.flush().unwrap();
+    }
+
+    /// Claims a disk as this host did before it was booted.
+    pub(crate) fn claim_before_boot(&self, vdi: &str) {
+        let host = Command::new("uname").arg("-n").output().unwrap().stdout;
+        let host = String::from_utf8(host).unwrap();
+        let holder = format!("{}, boot 11111111-2222-4333-8444-555555555555", host.trim());
+        let tree = Tree::open(&self.sr_folder()).unwrap();
+        let guard = tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+        tree.claim(&guard, vdi.parse().unwrap(), &holder).unwrap();
     }
 
     pub(crate) fn state(&self) -> State {
@@ -227,7 +247,7 @@ impl Place {
                 let uuid = vdi["uuid"].as_str().unwrap();
                 let mut told = vdi.clone();
                 // Space depends on what a crash has left allocated, time on the clock.
-                for key in ["physical_utilisation", "snapshot_time"] {
+                for key in ["physical_utilisation", "exclusive", "snapshot_time"] {
                     told.as_object_mut().unwrap().remove(key);
                 }
                 let content = content(&tree, uuid.parse().unwrap());

@@ -40,6 +40,11 @@ fn partial_file(now: &State, before: &State) -> bool {
     now.disks == before.disks && now.attached == before.attached && files == before.files
 }
 
+/// A maintenance that was cut has done a part: every disk is as before, and a later one goes on.
+fn maintained_in_part(now: &State, before: &State) -> bool {
+    now.disks == before.disks && now.attached == before.attached && now.srs == before.srs
+}
+
 /// An attach that was cut may have reached the driver; for files there is nothing to see.
 fn attachment_only(now: &State, before: &State) -> bool {
     now.disks == before.disks && now.files == before.files
@@ -104,6 +109,44 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         before: |_| {},
         arguments: |_| words(&["vdi", "copy", DISK, "--name", "new"]),
         unfinished: incomplete_disk,
+    },
+    // A base copy whose only child is another one, with two children of its own; and a claim that
+    // an earlier boot of this host has left.
+    Scenario {
+        name: "maintain",
+        before: |place| {
+            place.must(&["vdi", "destroy", &place.snapshot()]);
+            place.claim_before_boot(FLAT);
+        },
+        arguments: |_| words(&["sr", "maintain", SR]),
+        unfinished: maintained_in_part,
+    },
+    // A disk that is merged into its base copy and takes its place, after that base copy has left.
+    Scenario {
+        name: "maintain the chain of one disk",
+        before: |place| {
+            place.must(&["vdi", "destroy", &place.snapshot()]);
+            place.must(&["vdi", "destroy", "clone"]);
+            place.write(DISK, 5 << 20, 4);
+        },
+        arguments: |_| words(&["sr", "maintain", SR, "--parallel", "1"]),
+        unfinished: maintained_in_part,
+    },
+    // Zeros, and dead space that a longer block table has left.
+    Scenario {
+        name: "reclaim",
+        before: |place| {
+            place.must(&["vdi", "resize", RAW, "9GiB"]);
+            place.write_zeros(RAW, 2 << 20);
+        },
+        arguments: |_| words(&["vdi", "reclaim", RAW]),
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "reclaim raw",
+        before: |place| place.write_zeros(FLAT, 1 << 20),
+        arguments: |_| words(&["vdi", "reclaim", FLAT]),
+        unfinished: |_, _| false,
     },
     Scenario {
         name: "attach",

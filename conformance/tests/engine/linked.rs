@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 
-use plugin_sdk::model::sr::{SrAttach, SrCreate, SrCreated, SrInfo, SrRecovered, SrStat};
+use plugin_sdk::model::sr::{
+    SrAttach, SrCreate, SrCreated, SrInfo, SrMaintain, SrRecovered, SrStat,
+};
 use plugin_sdk::model::vdi::Health;
 use plugin_sdk::model::{Bytes, Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Manifest, Result, Secret, manifest};
@@ -88,6 +90,13 @@ async fn the_driver_gets_the_secret_and_nothing_else_keeps_it() {
     let manager = open().await;
     let sr = manager.sr(&record.uuid.to_string()).unwrap();
     sr.stat(&Op::new()).await.unwrap();
+    // What it does not do is refused in a sentence, before a job is made for it.
+    let error = sr.maintain(&Op::new(), SrMaintain::default()).await.unwrap_err();
+    assert_eq!(error.kind, sm_core::model::Kind::Unsupported);
+    assert_eq!(error.message, "the driver vault does not support sr_maintain");
+    let error = sr.vdi_reclaim(&Op::new(), Op::new().id.vdi(0)).await.unwrap_err();
+    assert_eq!(error.message, "the driver vault does not support vdi_reclaim");
+    assert_eq!(manager.jobs().unwrap().len(), 0);
     assert_eq!(*SEEN.lock().unwrap(), [CANARY, CANARY]);
 
     let mut holders = Vec::new();

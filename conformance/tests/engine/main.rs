@@ -8,10 +8,12 @@
 )]
 
 mod attach;
+mod beside;
 mod example;
 mod jobs;
 mod journal;
 mod linked;
+mod maintain;
 mod quarantine;
 mod space;
 

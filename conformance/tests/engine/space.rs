@@ -91,6 +91,7 @@ async fn listing(site: &Site, scan: bool) -> Vec<VdiInfo> {
         if scan { site.sr.scan(&op).await.unwrap().vdis } else { site.sr.vdis(&op).await.unwrap() };
     for vdi in &mut vdis {
         vdi.physical_utilisation = Bytes(0);
+        vdi.exclusive = None;
     }
     vdis
 }
@@ -212,6 +213,13 @@ async fn a_read_only_directory_is_named() {
         assert!(error.to_string().contains(images.as_str()), "{error}");
         // Reading goes on.
         assert_eq!(site.sr.vdis(&Op::new()).await.unwrap()[0].uuid, disk);
+        let reading = sm_core::model::AttachMode::ReadOnly;
+        site.sr.vdi_attach(&Op::new(), disk, "vm", reading).await.unwrap();
+        site.sr.vdi_detach(&Op::new(), disk, "vm").await.unwrap();
+        let writing = sm_core::model::AttachMode::ReadWrite;
+        let error = site.sr.vdi_attach(&Op::new(), disk, "vm", writing).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Auth);
+        assert_eq!(site.sr.attachments().unwrap(), []);
     }
 }
 

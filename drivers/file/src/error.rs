@@ -11,7 +11,6 @@ pub(crate) fn size_limits() -> String {
     format!("VDI size must be between 1 MB and {MAX_MB} MB")
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 pub(crate) fn from_vhd(error: vhd::Error) -> Error {
     use vhd::Error as Vhd;
     let reason = error.reason();
@@ -41,13 +40,20 @@ pub(crate) fn from_vhd(error: vhd::Error) -> Error {
             format!("the VDI has {} and cannot shrink to {}", Bytes(from), Bytes(to)),
         )
         .legacy_detail(79, "shrinking not allowed"),
-        Vhd::ChainTooLong { .. } => plain(Kind::Limit).legacy(109),
+        Vhd::ChainTooLong { .. } => plain(Kind::Limit).legacy(109).hint(
+            "smctl sr maintain merges what can be merged; vdi copy makes a disk without a chain",
+        ),
         Vhd::Quarantined { .. } => plain(Kind::Corrupt)
             .legacy(65)
             .hint("smctl vdi check says what is wrong; nothing touches the disk until then"),
         Vhd::NotALeaf { uuid } => {
             Error::new(Kind::InUse, format!("{uuid} is a base copy that other disks depend on"))
                 .legacy(24)
+        }
+        Vhd::InUse { uuid, holder } => {
+            Error::new(Kind::InUse, format!("VDI {uuid} is attached: {holder}")).legacy(24).hint(
+                "smctl vdi list --attached shows what is attached on this host; detach it first",
+            )
         }
         Vhd::CopyNotAllowed { .. } => plain(Kind::Unsupported).legacy(38),
         Vhd::FormatsDiffer { .. } => plain(Kind::Unsupported).legacy(66),
@@ -63,6 +69,11 @@ pub(crate) fn from_vhd(error: vhd::Error) -> Error {
         }
         _ => plain(Kind::Internal),
     }
+}
+
+/// Whether the file system allows no changes at all.
+pub(crate) fn is_read_only(error: &vhd::Error) -> bool {
+    error.os_error() == Some(rustix::io::Errno::ROFS.raw_os_error())
 }
 
 fn clone_io(error: &std::io::Error) -> std::io::Error {

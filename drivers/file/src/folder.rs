@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vhd::tree::{self, Guard, Tree};
 
 use crate::error::{from_io, from_vhd};
+use crate::space;
 
 /// Our own data inside the folder; the tree of images keeps its own there too.
 const OURS: &str = ".sm";
@@ -38,6 +39,11 @@ pub(crate) struct Folder {
 impl Folder {
     pub(crate) fn new(location: &Utf8Path, sr: SrUuid) -> Self {
         Self { location: location.to_owned(), path: location.join(sr.to_string()), sr }
+    }
+
+    /// The SR that the folder is.
+    pub(crate) fn sr(&self) -> SrUuid {
+        self.sr
     }
 
     /// The images. Error kind `not_found` with SMAPI's 47 if the SR is not there.
@@ -95,6 +101,8 @@ impl Folder {
         if self.read()?.is_none() {
             self.write(&SrFile { version: 1, ..SrFile::default() })?;
         }
+        // This is the first that a host asks for after a boot.
+        crate::maintain::release_stale(&self.tree()?, cx)?;
         self.recover(cx)
     }
 
@@ -208,8 +216,8 @@ impl Folder {
             vdis: leaves().count() as u64,
             quarantined,
             health,
-            usage: None,
-            warnings: vec![],
+            usage: Some(space::usage(&self.path, &nodes)?),
+            warnings: space::warnings(&nodes),
         })
     }
 

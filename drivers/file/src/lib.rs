@@ -13,20 +13,22 @@
 
 mod error;
 mod folder;
+mod maintain;
 mod metadata;
+mod space;
 mod vdis;
 
 use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
 use plugin_sdk::model::sr::{
-    ProbeItem, SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed,
-    SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    ProbeItem, SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain,
+    SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
     VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
-    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiStat, VdiTree, VdiUpdate,
-    VdisDone,
+    VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
+    VdiTree, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, Utf8PathBuf, manifest};
@@ -54,10 +56,10 @@ impl Driver for FileDriver {
         name: "file",
         title: "Directory on any file system: VHD trees and raw images",
         operations: [
-            sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover, sr_stat,
-            sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
-            vdi_clone, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate,
-            vdi_deactivate, vdi_detach,
+            sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
+            sr_maintain, sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update,
+            vdi_resize, vdi_snapshot, vdi_clone, vdi_reclaim, vdi_revert, vdi_destroy, vdi_tree,
+            vdi_check, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,
         ],
         features: &[
             Feature::new(feature::VHD),
@@ -118,6 +120,10 @@ impl Driver for FileDriver {
         self.blocking(cx, Folder::recover).await
     }
 
+    async fn sr_maintain(&self, cx: &Cx, request: SrMaintain) -> Result<SrMaintained> {
+        self.blocking(cx, move |folder, cx| maintain::maintain(folder, cx, &request)).await
+    }
+
     async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {
         self.blocking(cx, |folder, _| folder.stat()).await
     }
@@ -136,7 +142,7 @@ impl Driver for FileDriver {
     }
 
     async fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> Result<VdiInfo> {
-        self.blocking(cx, move |folder, _| vdis::stat(folder, request.vdi)).await
+        self.blocking(cx, move |folder, _| vdis::stat(folder, &request)).await
     }
 
     async fn vdi_update(&self, cx: &Cx, request: VdiUpdate) -> Result<VdiDone> {
@@ -159,6 +165,10 @@ impl Driver for FileDriver {
         self.blocking(cx, move |folder, cx| vdis::revert(folder, cx, &request)).await
     }
 
+    async fn vdi_reclaim(&self, cx: &Cx, request: VdiReclaim) -> Result<VdiReclaimed> {
+        self.blocking(cx, move |folder, cx| maintain::reclaim(folder, cx, request.vdi)).await
+    }
+
     async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
         self.blocking(cx, move |folder, cx| vdis::destroy(folder, cx, request.vdi)).await
     }
@@ -172,10 +182,11 @@ impl Driver for FileDriver {
     }
 
     async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {
-        self.blocking(cx, move |folder, _| vdis::attach(folder, &request)).await
+        self.blocking(cx, move |folder, cx| vdis::attach(folder, cx, &request)).await
     }
 
-    // The images are files that are always there: the rest of the data path has nothing to do.
+    // The images are files that are always there: attach and detach only claim the disk, so that no
+    // maintenance rewrites what somebody has open.
 
     async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {
         Ok(VdiDatapathDone {})
@@ -185,7 +196,8 @@ impl Driver for FileDriver {
         Ok(VdiDatapathDone {})
     }
 
-    async fn vdi_detach(&self, _: &Cx, _: VdiDetach) -> Result<VdiDatapathDone> {
+    async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
+        self.blocking(cx, move |folder, cx| maintain::release(folder, cx, request.vdi)).await?;
         Ok(VdiDatapathDone {})
     }
 }

@@ -10,24 +10,38 @@ use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{
     Finding, Health, NodeKind, Severity, TreeNode, VdiAttach, VdiAttached, VdiChecked, VdiClone,
     VdiCreate, VdiDestroyed, VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert,
-    VdiSnapshot, VdiUpdate, VdisDone,
+    VdiSnapshot, VdiStat, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8PathBuf};
 use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree};
 
-use crate::error::{from_vhd, size_limits};
+use crate::error::{from_vhd, is_read_only, size_limits};
 use crate::folder::Folder;
+use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
+use crate::space::add_exclusive;
 
 pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
     let nodes = folder.tree()?.list().map_err(from_vhd)?.nodes;
-    let vdis = nodes.iter().filter(|node| node.kind == tree::Kind::Leaf).map(describe).collect();
+    let mut vdis: Vec<VdiInfo> =
+        nodes.iter().filter(|node| node.kind == tree::Kind::Leaf).map(describe).collect();
+    add_exclusive(&mut vdis, &nodes);
     Ok(SrScanned { vdis, next: None })
 }
 
-pub(crate) fn stat(folder: &Folder, vdi: VdiUuid) -> Result<VdiInfo> {
-    Ok(describe(&disk(&folder.tree()?, vdi)?))
+pub(crate) fn stat(folder: &Folder, request: &VdiStat) -> Result<VdiInfo> {
+    let tree = folder.tree()?;
+    let node = disk(&tree, request.vdi)?;
+    let mut info = describe(&node);
+    if request.space {
+        // What shares with it can be any image of the folder.
+        add_exclusive(std::slice::from_mut(&mut info), &tree.list().map_err(from_vhd)?.nodes);
+        if node.is_ok() {
+            info.reclaimable = Some(Bytes(tree.reclaimable(request.vdi.0).map_err(from_vhd)?));
+        }
+    }
+    Ok(info)
 }
 
 pub(crate) fn create(folder: &Folder, cx: &Cx, request: &VdiCreate) -> Result<VdiDone> {
@@ -125,34 +139,36 @@ pub(crate) fn snapshot(folder: &Folder, cx: &Cx, request: &VdiSnapshot) -> Resul
     let [spec] = request.snapshots.as_slice() else {
         return Err(Error::unsupported("a directory cannot snapshot several VDIs at one point"));
     };
-    let (tree, guard) = folder.locked(cx)?;
-    let source = Metadata::of(&usable(&tree, spec.vdi)?)?;
-    let metadata = Metadata {
-        name: spec.name.clone(),
-        description: spec.description.clone(),
-        is_a_snapshot: true,
-        read_only: true,
-        snapshot_of: Some(spec.vdi),
-        snapshot_time: Some(request.time),
-        ..source
-    };
-    let VdiDone { changed, vdi } = derive(&tree, &guard, cx, spec.vdi.0, spec.uuid.0, &metadata)?;
+    let VdiDone { changed, vdi } = with_room(folder, cx, spec.vdi, |tree, guard| {
+        let source = Metadata::of(&usable(tree, spec.vdi)?)?;
+        let metadata = Metadata {
+            name: spec.name.clone(),
+            description: spec.description.clone(),
+            is_a_snapshot: true,
+            read_only: true,
+            snapshot_of: Some(spec.vdi),
+            snapshot_time: Some(request.time),
+            ..source
+        };
+        derive(tree, guard, cx, spec.vdi.0, spec.uuid.0, &metadata)
+    })?;
     Ok(VdisDone { changed, vdis: vec![vdi] })
 }
 
 pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
-    let (tree, guard) = folder.locked(cx)?;
-    let source = Metadata::of(&usable(&tree, request.vdi)?)?;
-    let metadata = Metadata {
-        name: request.name.clone(),
-        description: request.description.clone(),
-        is_a_snapshot: false,
-        read_only: false,
-        snapshot_of: None,
-        snapshot_time: None,
-        ..source
-    };
-    derive(&tree, &guard, cx, request.vdi.0, request.uuid.0, &metadata)
+    with_room(folder, cx, request.vdi, |tree, guard| {
+        let source = Metadata::of(&usable(tree, request.vdi)?)?;
+        let metadata = Metadata {
+            name: request.name.clone(),
+            description: request.description.clone(),
+            is_a_snapshot: false,
+            read_only: false,
+            snapshot_of: None,
+            snapshot_time: None,
+            ..source
+        };
+        derive(tree, guard, cx, request.vdi.0, request.uuid.0, &metadata)
+    })
 }
 
 /// Snapshot and clone are the same on disk: a new leaf beside the old one.
@@ -183,34 +199,40 @@ fn derive(
 }
 
 pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
-    let (tree, guard) = folder.locked(cx)?;
-    let metadata = Metadata::of(&disk(&tree, request.vdi)?)?;
-    refuse_read_only(request.vdi, &metadata)?;
-    let snapshot = Metadata::of(&usable(&tree, request.snapshot)?)?;
-    if snapshot.snapshot_of != Some(request.vdi) {
-        return Err(Error::new(
-            Kind::Limit,
-            format!("VDI {} is not a snapshot of VDI {}", request.snapshot, request.vdi),
-        )
-        .legacy(66)
-        .hint("clone it instead, which gives a new disk"));
-    }
-    let revert = Revert {
-        op: cx.operation_id().0,
-        vdi: request.vdi.0,
-        snapshot: request.snapshot.0,
-        metadata: &metadata.document()?,
-        allow_copy: true,
-    };
-    let total = tree.get(request.snapshot.0).map_err(from_vhd)?.virtual_size;
-    let change =
-        tree.revert(&guard, &revert, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
-    done(&tree, request.vdi, change.outcome)
+    // It is the snapshot's chain that grows, if the snapshot holds data of its own.
+    with_room(folder, cx, request.snapshot, |tree, guard| {
+        let metadata = Metadata::of(&disk(tree, request.vdi)?)?;
+        refuse_read_only(request.vdi, &metadata)?;
+        let snapshot = Metadata::of(&usable(tree, request.snapshot)?)?;
+        if snapshot.snapshot_of != Some(request.vdi) {
+            return Err(Error::new(
+                Kind::Limit,
+                format!("VDI {} is not a snapshot of VDI {}", request.snapshot, request.vdi),
+            )
+            .legacy(66)
+            .hint("clone it instead, which gives a new disk"));
+        }
+        let revert = Revert {
+            op: cx.operation_id().0,
+            vdi: request.vdi.0,
+            snapshot: request.snapshot.0,
+            metadata: &metadata.document()?,
+            allow_copy: true,
+        };
+        let total = tree.get(request.snapshot.0).map_err(from_vhd)?.virtual_size;
+        let change =
+            tree.revert(guard, &revert, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
+        done(tree, request.vdi, change.outcome)
+    })
 }
 
 pub(crate) fn destroy(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
     let (tree, guard) = folder.locked(cx)?;
     let change = tree.delete(&guard, vdi.0).map_err(from_vhd)?;
+    // The host has made sure that nobody has it open; what a claim would say is past.
+    for holder in tree.claims(vdi.0).map_err(from_vhd)? {
+        tree.unclaim(&guard, vdi.0, &holder).map_err(from_vhd)?;
+    }
     let changed = match change.outcome {
         Outcome::Already => Changed::Already,
         _ => Changed::Modified,
@@ -296,8 +318,15 @@ pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
     Ok(VdiChecked { findings })
 }
 
-pub(crate) fn attach(folder: &Folder, request: &VdiAttach) -> Result<VdiAttached> {
+pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<VdiAttached> {
     let tree = folder.tree()?;
+    // Locked: the images that are answered are those that are claimed.
+    let guard = match tree.lock(cx.deadline()) {
+        // Where nothing can be written, nothing will be rewritten either.
+        Err(error) if request.mode == AttachMode::ReadOnly && is_read_only(&error) => None,
+        other => Some(other.map_err(from_vhd)?),
+    };
+    cx.check()?;
     let node = usable(&tree, request.vdi)?;
     if request.mode == AttachMode::ReadWrite {
         refuse_read_only(request.vdi, &Metadata::of(&node)?)?;
@@ -322,6 +351,9 @@ pub(crate) fn attach(folder: &Folder, request: &VdiAttach) -> Result<VdiAttached
         return Err(Error::internal(format!("VDI {} has no image", request.vdi)));
     };
     let access = Access::File { path: leaf.path, format: leaf.format, backing: images.collect() };
+    if let Some(guard) = &guard {
+        claim(&tree, guard, cx, request.vdi)?;
+    }
     Ok(VdiAttached { access: vec![access] })
 }
 
@@ -340,7 +372,7 @@ fn disk(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
 }
 
 /// A disk that can be trusted.
-fn usable(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
+pub(crate) fn usable(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
     let node = disk(tree, vdi)?;
     if let Health::Quarantined { reason } = describe(&node).health {
         return Err(from_vhd(vhd::Error::Quarantined { uuid: vdi.0, reason }));

@@ -61,6 +61,11 @@ pub(crate) async fn run(session: &Session, command: &JobCommand) -> Result<Repor
 fn ended(session: &Session, job: JobRecord) -> Result<Report> {
     match job.state {
         JobState::Done | JobState::Running => {
+            if let Some(done) = &job.maintained {
+                return Ok(Report::new(session.json, &document(&job), || {
+                    crate::maintain::text(job.sr, done, false)
+                }));
+            }
             let took = job.finished.unwrap_or(job.started).saturating_sub(job.started);
             let figures = summary(job.bytes_total, Duration::from_secs(took));
             Ok(Report::new(session.json, &document(&job), || match job.vdi {
@@ -149,6 +154,7 @@ fn document(job: &JobRecord) -> Value {
         "sr": job.sr,
         "vdi": job.vdi,
         "resumable": job.resumable,
+        "maintained": job.maintained,
     })
 }
 
@@ -176,5 +182,9 @@ fn show_text(job: &JobRecord) -> String {
             block.text("hint", hint);
         }
     }
-    block.render()
+    let mut text = block.render();
+    if let Some(done) = &job.maintained {
+        text.push_str(&crate::maintain::text(job.sr, done, false));
+    }
+    text
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`cli`] | what can be typed |
 //! | [`session`] | opens the storage manager; what is meant by a name; signals |
-//! | [`driver`], [`sr`], [`vdi`], [`transfer`], [`job`], [`pages`] | the commands |
+//! | [`driver`], [`sr`], [`vdi`], [`transfer`], [`maintain`], [`job`], [`mod@vhd`], [`pages`] | the commands |
 //! | [`config`], [`shell`] | `key=value` words and secrets; words for a shell |
 //! | [`output`], [`tree`], [`progress`], [`errors`] | what is printed, and the exit status |
 
@@ -15,6 +15,7 @@ mod config;
 mod driver;
 mod errors;
 mod job;
+mod maintain;
 mod output;
 mod pages;
 mod progress;
@@ -25,6 +26,7 @@ mod sr;
 mod transfer;
 mod tree;
 mod vdi;
+mod vhd;
 
 fn main() -> std::process::ExitCode {
     run::run()

@@ -13,7 +13,7 @@ use crate::cli::{Cli, ColorWhen, Command};
 use crate::errors::{Failure, Result, Status};
 use crate::output::{self, Report, Style};
 use crate::session::{Retry, Session, SharedRetry};
-use crate::{driver, job, pages, sr, vdi};
+use crate::{driver, job, pages, sr, vdi, vhd};
 
 /// The whole program.
 pub(crate) fn run() -> ExitCode {
@@ -55,6 +55,7 @@ fn command(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
         // These need no storage manager.
         Command::Completions { shell } => return Ok(pages::completions(*shell, global.json)),
         Command::Man { output } => return pages::man(output.as_deref(), global.json),
+        Command::Vhd(command) => return vhd::run(command, global),
         Command::Driver(DriverCommand::Inspect { file }) => {
             let style = Style::choose(global.color, &std::io::stdout());
             return driver::inspect(file, global.json, style);
@@ -89,7 +90,7 @@ async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
         Command::Sr(command) => sr::run(&session, command).await,
         Command::Vdi(args) => vdi::run(&session, args).await,
         Command::Job(command) => job::run(&session, command).await,
-        Command::Completions { .. } | Command::Man { .. } => {
+        Command::Completions { .. } | Command::Man { .. } | Command::Vhd(_) => {
             Err(Error::internal("this command needs no storage manager").into())
         }
     };

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::json;
 use sm_core::{NewSr, SrRecord};
 use sm_model::host::SECRET_PREFIX;
-use sm_model::sr::{ProbeItem, SrInfo, SrProbed, SrRecovered, SrUpdate};
+use sm_model::sr::{ProbeItem, SrInfo, SrProbed, SrRecovered, SrUpdate, SrUsage};
 use sm_model::{Changed, DeviceConfig, SrUuid};
 
 use crate::cli::sr::SrCommand;
@@ -61,6 +61,10 @@ pub(crate) async fn run(session: &Session, command: &SrCommand) -> Result<Report
             let report = Report::new(json, &document, || vdi_table(&scan.vdis, session.style));
             let recovered = recovered_text(&scan.recovered);
             Ok(if recovered.is_empty() { report } else { report.note(json, recovered.trim_end()) })
+        }
+        SrCommand::Maintain { sr, dry_run, budget } => {
+            let sr = session.sr(&sr.sr)?;
+            crate::maintain::maintain(session, &sr, budget, *dry_run).await
         }
         SrCommand::Stat(selector) => {
             let info = session.sr(&selector.sr)?.stat(op).await?;
@@ -192,8 +196,16 @@ fn info_lines(block: &mut Block, info: &SrInfo) {
         .line("allocated", info.virtual_allocation.to_string())
         .line("VDIs", info.vdis.to_string())
         .line("health", health_text(&info.health));
+    if let Some(usage) = &info.usage {
+        let SrUsage { vdis, base_copies, overhead } = usage;
+        let parts = format!("VDIs {vdis}, base copies {base_copies}, other {overhead}");
+        block.line("takes", format!("{} ({parts})", usage.total()));
+    }
     for vdi in &info.quarantined {
         block.line("quarantined", vdi.to_string());
+    }
+    for warning in &info.warnings {
+        block.text("warning", warning);
     }
 }
 

@@ -85,7 +85,7 @@ fn made(session: &Session, vdi: &VdiInfo, time: Duration) -> Report {
 }
 
 /// Runs a job with a bar; answers what it answers, and how long it took.
-async fn job<T>(
+pub(crate) async fn job<T>(
     session: &Session,
     work: impl AsyncFnOnce(Op) -> sm_model::Result<T>,
 ) -> Result<(T, Duration)> {

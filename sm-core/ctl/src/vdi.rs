@@ -107,6 +107,10 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let new = NewVdi { format: *format, ..new_vdi(name, new)? };
             crate::transfer::copy(session, &sr, source.uuid, &target, new).await
         }
+        VdiCommand::Reclaim(selector) => {
+            let vdi = session.vdi(&sr, &selector.vdi).await?;
+            crate::maintain::reclaim(session, &sr, vdi).await
+        }
         VdiCommand::Tree { ascii } => {
             let forest = sr.tree(op).await?;
             let strokes = if *ascii { tree::ASCII } else { tree::strokes_of_locale() };
@@ -303,25 +307,31 @@ pub(crate) fn by_name(vdis: &mut [VdiInfo]) {
 
 /// The listing of VDIs.
 pub(crate) fn vdi_table(vdis: &[VdiInfo], style: Style) -> String {
-    let mut table = Table::new(&[
+    // Not every driver can tell what comes back when a disk goes.
+    let exclusive = vdis.iter().any(|vdi| vdi.exclusive.is_some());
+    let mut columns = vec![
         ("UUID", Align::Left),
         ("NAME", Align::Left),
         ("SIZE", Align::Right),
         ("USED", Align::Right),
-        ("FORMAT", Align::Left),
-        ("KIND", Align::Left),
-        ("HEALTH", Align::Left),
-    ]);
+    ];
+    if exclusive {
+        columns.push(("EXCLUSIVE", Align::Right));
+    }
+    columns.extend([("FORMAT", Align::Left), ("KIND", Align::Left), ("HEALTH", Align::Left)]);
+    let mut table = Table::new(&columns);
     for vdi in vdis {
-        table.row([
+        let mut row = vec![
             vdi.uuid.to_string(),
             escape(&vdi.name),
             vdi.virtual_size.to_string(),
             vdi.physical_utilisation.to_string(),
-            vdi.format.to_string(),
-            kind_text(vdi),
-            health_text(&vdi.health),
-        ]);
+        ];
+        if exclusive {
+            row.push(vdi.exclusive.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()));
+        }
+        row.extend([vdi.format.to_string(), kind_text(vdi), health_text(&vdi.health)]);
+        table.row(row);
     }
     table.render(style)
 }
@@ -348,7 +358,8 @@ fn type_name(vdi_type: VdiType) -> String {
 }
 
 async fn show(session: &Session, sr: &Sr, selector: &str) -> Result<Report> {
-    let vdi = sr.vdi(&session.op, selector).await?;
+    let vdi = session.vdi(sr, selector).await?;
+    let vdi = sr.vdi_stat(&session.op, vdi, true).await?;
     let attachment = sr.attachments()?.into_iter().find(|record| record.vdi == vdi.uuid);
     let document = json!({
         "vdi": vdi,
@@ -371,7 +382,14 @@ fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
         .text("description", &vdi.description)
         .line("kind", kind_text(vdi))
         .line("size", vdi.virtual_size.to_string())
-        .line("used", vdi.physical_utilisation.to_string())
+        .line("used", vdi.physical_utilisation.to_string());
+    if let Some(bytes) = vdi.exclusive {
+        block.line("exclusive", format!("{bytes} (comes back when it is destroyed)"));
+    }
+    if let Some(bytes) = vdi.reclaimable {
+        block.line("reclaimable", bytes.to_string());
+    }
+    block
         .line("format", vdi.format.to_string())
         .line("read-only", yes(vdi.read_only))
         .line("sharable", yes(vdi.sharable));

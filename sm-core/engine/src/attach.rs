@@ -144,6 +144,15 @@ impl Sr {
         if after == State::Activated(AttachMode::ReadWrite) && after != before {
             self.refuse_second_writer(op, &record, datapath).await?;
         }
+        if step == Step::Detach && record.driver_state == State::Detached {
+            // What the driver holds for a state directory that was lost ends here too.
+            match self.tell_driver(op, &mut record, step).await {
+                Err(error) if error.kind != Kind::Unsupported => {
+                    return Err(error.context("vdi", vdi));
+                }
+                _ => {}
+            }
+        }
         let others = record.datapaths.clone();
         match after {
             State::Detached => record.datapaths.remove(datapath),

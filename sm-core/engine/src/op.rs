@@ -16,8 +16,8 @@ pub const DEFAULT_BUDGET: Duration = Duration::from_secs(60);
 pub struct Op {
     /// The idempotency key.
     pub id: OperationId,
-    /// How long each operation of a driver may take. Import, export and copy have no limit of
-    /// their own; each step of them has this one.
+    /// How long each operation of a driver may take. Jobs (import, export, copy, maintenance) have
+    /// no limit of their own; each step of them has this one.
     pub budget: Duration,
     /// Ends it early.
     pub cancel: CancelFlag,

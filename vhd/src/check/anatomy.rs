@@ -188,7 +188,7 @@ impl Anatomy {
         if this.header_fault.is_some() {
             return Ok(this);
         }
-        this.batmap = read_batmap(blob, path, &footer, &header, length)?;
+        this.batmap = read_batmap(blob, path, &footer, &header, this.data_end)?;
         // Bounded by `Header::verify`: within the file and at most `header::MAX_TABLE`.
         let blocks = footer.current_size.div_ceil(u64::from(header.block_size));
         let mut raw = vec![0; (blocks * 4) as usize];
@@ -219,6 +219,14 @@ impl Anatomy {
 
     fn choose(&mut self) {
         let (end, copy) = (self.end.footer().cloned(), self.copy.footer().cloned());
+        let is_exact = |footer: &Footer| {
+            footer.disk_type == DiskType::Fixed && footer.current_size == self.end.offset
+        };
+        if self.end.is_valid() && end.as_ref().is_some_and(is_exact) {
+            // Whatever is at offset 0 is the guest's, a cookie too.
+            self.footer = end;
+            return;
+        }
         if self.end.poisoned || self.copy.poisoned {
             self.footer_fault = Some(Fault::Poisoned);
             // One that is not poisoned is the better witness.
@@ -233,11 +241,6 @@ impl Anatomy {
             return;
         }
         self.footer = match (end, copy) {
-            (Some(end), _)
-                if end.disk_type == DiskType::Fixed && end.current_size == self.end.offset =>
-            {
-                Some(end)
-            }
             (Some(end), Some(copy)) => {
                 if end.uuid != copy.uuid || end.disk_type != copy.disk_type {
                     let text = |footer: &Footer| format!("{} ({})", footer.uuid, footer.disk_type);
@@ -272,7 +275,7 @@ impl Anatomy {
     }
 
     fn read_header(&mut self, blob: &dyn Blob, path: &Path, footer: &Footer) -> Result<()> {
-        let (at, length) = (footer.data_offset, self.stat.length);
+        let (at, length) = (footer.data_offset, self.data_end);
         let fits = at.checked_add(header::SIZE as u64).is_some_and(|end| end <= length);
         if !fits || at < SECTOR || !at.is_multiple_of(SECTOR) {
             self.header_fault = Some(Fault::HeaderOffset(at));
@@ -297,7 +300,7 @@ impl Anatomy {
             if locator.length == 0 || locator.code == [0; 4] {
                 continue;
             }
-            let name = match locator.range(self.stat.length) {
+            let name = match locator.range(self.data_end) {
                 Err(fault) => Err(fault),
                 Ok(_) if !locator.is_known() => Ok(None),
                 Ok((at, length)) => {
@@ -323,9 +326,10 @@ fn read_batmap(
         return Ok(BatmapState::NotPromised);
     }
     // Version 1.1 had one, unless the image came from 0.1.
-    let none = match footer.is_tap_from(0x0001_0002) {
-        true => BatmapState::Missing,
-        false => BatmapState::NotPromised,
+    let none = if footer.is_tap_from(0x0001_0002) {
+        BatmapState::Missing
+    } else {
+        BatmapState::NotPromised
     };
     let at = header.table_end();
     if at.checked_add(batmap::HEADER).is_none_or(|end| end > length) {

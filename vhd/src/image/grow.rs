@@ -70,6 +70,22 @@ impl Image {
         Ok(())
     }
 
+    /// Makes the volume that the image lies in at least `length` bytes long, durably. A cut leaves
+    /// it without a footer at the end, which [`super::repair`] writes. Nothing to do for a file.
+    pub fn extend_volume(&self, length: u64) -> Result<()> {
+        self.check_writable()?;
+        let mut state = self.state();
+        if !state.volume || sys::stat(&*self.file, &self.path)?.length >= length {
+            return Ok(());
+        }
+        sys::set_len(&*self.file, &self.path, length)?;
+        let at = super::volume_footer(sys::stat(&*self.file, &self.path)?.length);
+        sys::write_at(&*self.file, &self.path, &state.footer.to_bytes(), at)?;
+        self.flush()?;
+        state.footer_at = at;
+        Ok(())
+    }
+
     /// The new footer makes the file longer; until it is there the old one, further down, is no
     /// longer at the end. So the old one goes last, when the new one is durable.
     fn grow_fixed(&self, state: &mut State, size: u64) -> Result<()> {

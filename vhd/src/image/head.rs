@@ -103,7 +103,6 @@ pub(super) struct Head {
     pub(super) info: Info,
     pub(super) footer: Footer,
     pub(super) header: Option<Header>,
-    pub(super) length: u64,
     /// First byte that blocks must not reach.
     pub(super) data_end: u64,
     /// Both footers are valid, of the same image, and differ.
@@ -142,13 +141,13 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
     let (end_footer, mut copy_footer) = (end.is_ok(), copy.is_ok());
     let mut footers_differ = false;
     let chosen = match (end, copy) {
-        (Err(Fault::Poisoned), _) | (_, Err(Fault::Poisoned)) => return Err(bad(Fault::Poisoned)),
         (Ok(end), copy) if end.disk_type == DiskType::Fixed && end.current_size == tail_at => {
             // Exactly a fixed image: what is at offset 0 is the guest's.
             drop(copy);
             copy_footer = true;
             end
         }
+        (Err(Fault::Poisoned), _) | (_, Err(Fault::Poisoned)) => return Err(bad(Fault::Poisoned)),
         (Ok(end), Ok(copy)) => {
             if end.uuid != copy.uuid || end.disk_type != copy.disk_type {
                 let text = |footer: &Footer| format!("{} ({})", footer.uuid, footer.disk_type);
@@ -187,18 +186,19 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
         }
     } else {
         let at = chosen.data_offset;
-        let fits = at.checked_add(header::SIZE as u64).is_some_and(|end| end <= length);
+        // Not on the footer at the end, either.
+        let fits = at.checked_add(header::SIZE as u64).is_some_and(|end| end <= data_end);
         if !fits || at < SECTOR || !at.is_multiple_of(SECTOR) {
             return Err(bad(Fault::HeaderOffset(at)));
         }
         let found = bytes_at(file, path, head, at, header::SIZE)?;
         let found = Header::parse(&found).map_err(Error::format(path))?;
-        found.verify(chosen.current_size, length).map_err(Error::format(path))?;
+        found.verify(chosen.current_size, data_end).map_err(Error::format(path))?;
         if chosen.disk_type == DiskType::Differencing {
             if found.parent_uuid == chosen.uuid {
                 return Err(bad(Fault::OwnParent));
             }
-            parent = Some(read_parent(file, path, head, &found, length)?);
+            parent = Some(read_parent(file, path, head, &found, data_end)?);
         }
         header = Some(found);
     }
@@ -219,7 +219,7 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
         file_id: stat.id,
     };
     let volume = stat.fixed_length;
-    Ok(Head { info, footer: chosen, header, length, data_end, footers_differ, volume })
+    Ok(Head { info, footer: chosen, header, data_end, footers_differ, volume })
 }
 
 /// What an image that cannot be used may still say about its parent.

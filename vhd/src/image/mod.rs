@@ -27,6 +27,7 @@ mod grow;
 mod head;
 mod io;
 mod space;
+mod trust;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub use io::Run;
 pub(crate) use space::zero_pieces;
 
 use crate::bat::{self, Area};
-use crate::batmap::{self, Batmap, BatmapHeader};
+use crate::batmap::{self, Batmap};
 use crate::error::{Error, Fault, Result};
 use crate::footer::{self, DiskType, Footer};
 use crate::header::Header;
@@ -129,11 +130,17 @@ impl Image {
             let mut raw = vec![0; (blocks * 4) as usize];
             sys::read_at(&*file, path, &mut raw, header.table_offset)?;
             state.table = bat::parse(&raw);
-            state.batmap = read_batmap(&*file, path, &state.footer, header, head.length)?;
-            let areas =
-                areas(&state.footer, header, state.batmap.as_ref()).map_err(Error::format(path))?;
+            state.batmap = trust::read(&*file, path, &state.footer, header, head.data_end)?;
+            let mut areas = areas_of(path, &state, header)?;
             bat::verify(&state.table, header.stride(), head.data_end, &areas)
                 .map_err(Error::format(path))?;
+            state.batmap = state.batmap.filter(|map| trust::is_plausible(map, &state.table));
+            if mode == Mode::Write && state.batmap.is_none() {
+                let (footer, table) = (&state.footer, &state.table);
+                state.batmap =
+                    trust::replace(&*file, path, footer, header, table, &areas, head.data_end)?;
+                areas = areas_of(path, &state, header)?;
+            }
             let floor = areas.iter().map(|area| area.end).max().unwrap_or(0);
             if state.volume {
                 // The footer is far behind the last block.
@@ -208,7 +215,8 @@ impl Image {
         self.check_writable()?;
         let mut state = self.state();
         if state.footer.hidden == hidden {
-            return Ok(());
+            // Whoever wrote it may have been stopped before it was durable.
+            return self.flush();
         }
         let mut footer = state.footer.clone();
         footer.hidden = hidden;
@@ -328,25 +336,8 @@ pub fn repair_blob(file: Box<dyn Blob>, path: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Reads the batmap, if there is one that can be trusted.
-pub(crate) fn read_batmap(
-    file: &dyn Blob,
-    path: &Path,
-    footer: &Footer,
-    header: &Header,
-    length: u64,
-) -> Result<Option<Batmap>> {
-    if !footer.is_tap_from(0x0001_0001) || header.table_end() + batmap::HEADER > length {
-        return Ok(None);
-    }
-    let mut raw = [0; batmap::HEADER as usize];
-    sys::read_at(file, path, &mut raw, header.table_end())?;
-    let Some(found) = BatmapHeader::parse(&raw, header.table_entries, length) else {
-        return Ok(None);
-    };
-    let mut map = vec![0; found.length as usize];
-    sys::read_at(file, path, &mut map, found.offset)?;
-    Ok(found.matches(&map).then_some(Batmap { offset: found.offset, map }))
+fn areas_of(path: &Path, state: &State, header: &Header) -> Result<Vec<Area>> {
+    areas(&state.footer, header, state.batmap.as_ref()).map_err(Error::format(path))
 }
 
 /// The parts of the file that blocks must not touch, sorted.

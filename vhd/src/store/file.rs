@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -99,6 +100,13 @@ impl Blob for File {
         let _ = rustix::fs::fadvise(self, 0, None, Advice::Random);
     }
 
+    fn write_out(&self, range: Range<u64>) {
+        // That is what Linux does on this advice before it drops pages, and what is being written
+        // is not dropped.
+        let length = NonZeroU64::new(range.end.saturating_sub(range.start));
+        let _ = rustix::fs::fadvise(self, range.start, length, Advice::DontNeed);
+    }
+
     fn copy_from(&self, source: &dyn Blob, from: u64, to: u64, length: u64) -> io::Result<u64> {
         let Some(source) = source.as_file() else { return Ok(0) };
         let (mut from, mut to, mut done) = (from, to, 0);
@@ -108,12 +116,9 @@ impl Blob for File {
                 Ok(0) => break,
                 Ok(count) => done += count as u64,
                 Err(Errno::INTR) => {}
-                Err(
-                    Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::TXTBSY,
-                ) => {
-                    break;
-                }
-                Err(errno) => return Err(errno.into()),
+                Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => return Err(errno.into()),
+                // Whether it cannot, or the storage fails: reading and writing will tell.
+                Err(_) => break,
             }
         }
         Ok(done)

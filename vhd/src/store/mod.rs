@@ -70,6 +70,10 @@ pub trait Blob: Send + Sync {
     /// Tells the storage that reads will jump, so that reading ahead is in vain.
     fn expect_random(&self) {}
 
+    /// Asks the storage to begin writing out a range. Nothing is durable before [`Blob::sync`], and
+    /// errors are told there.
+    fn write_out(&self, _range: Range<u64>) {}
+
     /// Copies `length` bytes of `source` from `from` to `to` without passing them through this
     /// process; answers how many were, 0 where the storage cannot.
     fn copy_from(&self, _source: &dyn Blob, _from: u64, _to: u64, _length: u64) -> io::Result<u64> {
@@ -116,7 +120,7 @@ impl Area {
 pub struct At {
     /// Where.
     pub area: Area,
-    /// Its name there: ASCII letters, digits, hyphens and dots.
+    /// Its name there: ASCII letters, digits, hyphens, dots and percent signs.
     pub name: String,
 }
 

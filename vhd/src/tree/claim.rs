@@ -1,38 +1,31 @@
 //! Who has a disk open. What rewrites a disk's own image, or the images below it, asks first.
 //!
 //! A claim outlives the process that made it: a data path may run on when whoever started it is
-//! gone. It needs no sync, because a power cut ends the data path as well; what it leaves is for
-//! the caller to tell from the holder's name and to take back.
+//! gone. It is an empty file whose name says who, so that a disk can be opened when the store is
+//! full, and nothing of it can be torn. It needs no sync, because a power cut ends the data path
+//! as well; what it leaves is for the caller to tell from the holder's name and to take back.
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::doc::VERSION;
 use super::{Guard, Tree, parse_name};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::{Area, At};
-use crate::sys;
 
-/// The holder of a claim that cannot be read.
-const UNREADABLE: &str = "unknown (the claim cannot be read)";
-
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    /// [`VERSION`].
-    sm: u32,
-    holders: Vec<String>,
-}
+/// Longest name of a claim, bytes: what file systems allow.
+const MAX_NAME: usize = 255;
 
 impl Tree {
     /// Says that `holder` has a disk open: from now on nothing rewrites the images that it reads.
     /// The same holder again is the same claim.
     pub fn claim(&self, guard: &Guard, uuid: Uuid, holder: &str) -> Result<()> {
         self.check_guard(guard)?;
-        let mut holders = self.claims(uuid)?;
-        holders.retain(|known| known != UNREADABLE);
-        if !holders.iter().any(|known| known == holder) {
-            holders.push(holder.to_owned());
-            self.write_claims(uuid, holders)?;
+        let at = claim_at(uuid, holder);
+        if at.name.len() > MAX_NAME {
+            let what = format!("the holder's name {holder:?} is too long");
+            return Err(Error::Store { path: self.store.path_of(&at), what });
+        }
+        if !self.store.exists(&at)? {
+            self.store.create(&at, 0)?;
         }
         // A merge of this disk may be under way elsewhere, and the disk is about to change.
         self.abandon_merge(uuid)
@@ -41,58 +34,77 @@ impl Tree {
     /// Takes a claim back. None is fine.
     pub fn unclaim(&self, guard: &Guard, uuid: Uuid, holder: &str) -> Result<()> {
         self.check_guard(guard)?;
-        let mut holders = self.claims(uuid)?;
-        let before = holders.len();
-        holders.retain(|known| known != holder && known != UNREADABLE);
-        if holders.len() == before {
-            return Ok(());
-        }
-        if holders.is_empty() {
-            return self.store.remove(&Self::claims_at(uuid)).map(drop);
-        }
-        self.write_claims(uuid, holders)
+        self.store.remove(&claim_at(uuid, holder)).map(drop)
     }
 
     /// Who has a disk open.
     pub fn claims(&self, uuid: Uuid) -> Result<Vec<String>> {
-        let Some(bytes) = self.read_small(&Self::claims_at(uuid))? else { return Ok(Vec::new()) };
-        Ok(match serde_json::from_slice::<Claims>(&bytes) {
-            Ok(claims) => claims.holders,
-            // On the safe side: whoever opens or closes the disk next replaces it.
-            Err(_) => vec![UNREADABLE.to_owned()],
-        })
+        let claimed = self.claimed()?.into_iter().filter(|claim| claim.0 == uuid);
+        Ok(claimed.map(|claim| claim.1).collect())
     }
 
-    /// The disks that somebody has open, with one holder each.
+    /// The disks that somebody has open, and who: one for each claim.
     pub(super) fn claimed(&self) -> Result<Vec<(Uuid, String)>> {
-        let mut claimed = Vec::new();
+        let names = self.store.names(Area::Claims)?;
+        let claims = names.iter().filter_map(|name| parse_name(name));
+        Ok(claims.map(|(uuid, holder)| (uuid, decode(holder))).collect())
+    }
+
+    /// Takes back all claims on a disk that is gone.
+    pub(super) fn forget_claims(&self, uuid: Uuid) -> Result<()> {
         for name in self.store.names(Area::Claims)? {
-            if let Some((uuid, "json")) = parse_name(&name)
-                && let Some(holder) = self.claims(uuid)?.into_iter().next()
-            {
-                claimed.push((uuid, holder));
+            if parse_name(&name).is_some_and(|(claimed, _)| claimed == uuid) {
+                self.store.remove(&At::new(Area::Claims, name))?;
             }
         }
-        Ok(claimed)
+        Ok(())
     }
+}
 
-    fn write_claims(&self, uuid: Uuid, holders: Vec<String>) -> Result<()> {
-        let new = Self::tmp_at(format!("{uuid}.open"));
-        self.store.remove(&new)?;
-        let claims = Claims { sm: VERSION, holders };
-        let bytes = self.to_json(&new, &claims)?;
-        // Made in place the first time, which also makes the area; replaced whole after that.
-        let at = Self::claims_at(uuid);
-        if !self.store.exists(&at)? {
-            let file = self.store.create(&at, bytes.len() as u64)?;
-            return sys::write_at(&*file, &self.store.path_of(&at), &bytes, 0);
+fn claim_at(uuid: Uuid, holder: &str) -> At {
+    At::new(Area::Claims, format!("{uuid}.{}", encode(holder)))
+}
+
+/// A holder as part of a name: other than letters, digits and hyphens as `%` and two digits.
+fn encode(holder: &str) -> String {
+    let mut text = String::with_capacity(holder.len());
+    for byte in holder.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02x}"));
         }
-        let file = self.store.create(&new, bytes.len() as u64)?;
-        sys::write_at(&*file, &self.store.path_of(&new), &bytes, 0)?;
-        self.store.rename(&new, &at)
     }
+    text
+}
 
-    fn claims_at(uuid: Uuid) -> At {
-        At::new(Area::Claims, format!("{uuid}.json"))
+fn decode(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend_from_slice(before.as_bytes());
+        let digits = after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(digits.unwrap_or(b'%'));
+        rest = if digits.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decode, encode};
+
+    #[test]
+    fn a_holder_survives_being_part_of_a_file_name() {
+        for holder in ["a data path", "host-1, boot 93a1-0", "../../etc", "größe%41", "100%", ""]
+        {
+            let name = encode(holder);
+            assert!(
+                name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-%".contains(&b)),
+                "{name}"
+            );
+            assert_eq!(decode(&name), holder);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::merges::{Candidate, Ended};
-use super::{Format, Tree};
+use super::{Format, Guard, Tree};
 use crate::error::{Error, Result};
 use crate::image::Mode;
 use crate::merge::{self, Options};
@@ -251,7 +251,8 @@ impl Tree {
                     flow
                 };
                 let options = Options { batch: control.batch() };
-                let ended = self.merge_node(candidate, deadline, &options, &mut pace);
+                let lock = || self.lock_watching(deadline, control);
+                let ended = self.merge_node(candidate, &lock, &options, &mut pace);
                 if matches!(ended, Ok(Ended::Done { .. })) {
                     control.finished();
                 }
@@ -270,6 +271,22 @@ impl Tree {
             });
         }
         results.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tree {
+    /// The store's lock, unless it is time to stop before it is free.
+    fn lock_watching(&self, deadline: Instant, control: &Control<'_>) -> Result<Guard> {
+        loop {
+            match self.lock(deadline.min(Instant::now() + NAP)) {
+                Err(Error::Busy { .. }) if Instant::now() < deadline => {
+                    if control.look().is_break() {
+                        return Err(Error::Stopped { done: control.pace().bytes_done });
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 }
 

@@ -26,7 +26,6 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -34,7 +33,7 @@ use uuid::Uuid;
 use super::doc::VERSION;
 use super::journal::{Action, Record};
 use super::scan::{Entry, Scan};
-use super::{Format, Tree, image_name};
+use super::{Format, Guard, Tree, image_name};
 use crate::error::{Error, Result};
 use crate::footer::DiskType;
 use crate::header::Header;
@@ -98,17 +97,18 @@ pub(super) enum Ended {
 }
 
 impl Tree {
-    /// Merges a node into its parent, going on where an earlier call was stopped. `pace` is called
+    /// Merges a node into its parent, going on where an earlier call was stopped. `lock` takes the
+    /// store's lock, or ends in [`Error::Stopped`] when nobody waits for the merge any longer. `pace` is called
     /// with the bytes copied so far; its `Break` ends in [`Error::Stopped`], with the progress kept.
     pub(super) fn merge_node(
         &self,
         candidate: Candidate,
-        deadline: Instant,
+        lock: &dyn Fn() -> Result<Guard>,
         options: &Options,
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Ended> {
         let Candidate { node, into } = candidate;
-        let guard = self.lock(deadline)?;
+        let guard = lock()?;
         if !self.is_mergeable(candidate)? {
             return Ok(Ended::Moot);
         }
@@ -148,7 +148,7 @@ impl Tree {
         drop((child, parent));
         sm_step::step!("sr_maintain.all_copied");
 
-        let _guard = self.lock(deadline)?;
+        let _guard = lock()?;
         let kept = self.progress(node).is_some_and(|kept| {
             kept.into == into
                 && kept.node_image == progress.node_image
@@ -389,6 +389,12 @@ impl Tree {
             if children.iter().filter(|child| child.depth > 0).count() != entry.named_by {
                 let text = "a damaged image may need it".to_owned();
                 skipped.push((entry.uuid, text));
+                continue;
+            }
+            if entry.named_by == 0
+                && let Err(error) = self.doc(entry.uuid)
+            {
+                skipped.push((entry.uuid, error.reason()));
                 continue;
             }
             match unfit(entry, base, open.get(index).and_then(Option::as_deref)) {

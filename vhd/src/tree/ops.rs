@@ -216,6 +216,7 @@ impl Tree {
             self.store.sync(Area::Images)?;
         }
         let described = self.store.remove(&Self::doc_at(uuid))?;
+        self.forget_claims(uuid)?;
         sm_step::step!("vdi_delete.metadata_removed");
         if !moved && !described {
             return Ok(Change::new(Outcome::Already, 0));

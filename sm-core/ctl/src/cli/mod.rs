@@ -11,6 +11,7 @@ pub(crate) mod driver;
 pub(crate) mod job;
 pub(crate) mod sr;
 pub(crate) mod vdi;
+pub(crate) mod vhd;
 
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
@@ -183,9 +184,12 @@ pub(crate) enum Command {
     /// Virtual disk images
     #[command(arg_required_else_help = true)]
     Vdi(vdi::VdiArgs),
-    /// Imports, exports and copies, running and past
+    /// Imports, exports, copies and maintenance, running and past
     #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),
+    /// VHD files that belong to no SR
+    #[command(subcommand, arg_required_else_help = true)]
+    Vhd(vhd::VhdCommand),
     /// Print the completions of a shell
     ///
     /// Bash: smctl completions bash > /etc/bash_completion.d/smctl

@@ -1,7 +1,9 @@
 //! `smctl sr ...`
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
-use sm_model::SrUuid;
+use sm_model::{Bytes, SrUuid};
 
 /// What all that take device-config keys say about them.
 const KEYS: &str = "\
@@ -78,6 +80,21 @@ pub(crate) enum SrCommand {
     /// Finish or undo what a crash left half done, and list the VDIs
     #[command(after_help = "Example: smctl sr scan images")]
     Scan(SrSelector),
+    /// Shorten chains, and remove base copies that nothing needs
+    ///
+    /// Works beside all other commands. A VDI that is attached is left as it is. However it ends,
+    /// what was done stays done, and the next run goes on with the rest.
+    #[command(after_help = "This is a job: see `smctl job`.\n\n\
+                            Example: smctl sr maintain images --rate 100MiB --time 10m")]
+    Maintain {
+        #[command(flatten)]
+        sr: SrSelector,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        budget: BudgetArgs,
+    },
     /// Show how full and how healthy an SR is
     #[command(after_help = "Example: smctl sr stat images")]
     Stat(SrSelector),
@@ -123,9 +140,61 @@ pub(crate) struct Change {
     pub(crate) description: Option<String>,
 }
 
+/// What maintenance may use.
+#[derive(Args, Debug)]
+pub(crate) struct BudgetArgs {
+    /// Copy at most so much in a second, such as 100MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate, allow_hyphen_values = true)]
+    pub(crate) rate: Option<Bytes>,
+    /// End after this time, with what is done by then, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = super::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Use at most this part of one processor, such as 50%
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_hyphen_values = true)]
+    pub(crate) cpu: Option<u8>,
+    /// Merge so many images at the same time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) parallel: Option<u32>,
+}
+
+/// Reads `100MiB` or `100MiB/s`.
+fn parse_rate(text: &str) -> Result<Bytes, String> {
+    let rate: Bytes =
+        text.strip_suffix("/s").unwrap_or(text).parse().map_err(|error| format!("{error}"))?;
+    if rate == Bytes(0) {
+        return Err(format!("{text:?} is not a rate: it must be above zero"));
+    }
+    Ok(rate)
+}
+
+/// Reads `50%` or `50`.
+fn parse_percent(text: &str) -> Result<u8, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err(format!("{text:?} is not a part of a processor: say 1% to 100%")),
+    }
+}
+
 /// Which SR.
 #[derive(Args, Debug)]
 pub(crate) struct SrSelector {
     /// UUID, its first characters, or name of the SR
     pub(crate) sr: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_read_or_refused_with_the_reason() {
+        assert_eq!(parse_rate("100MiB"), Ok(Bytes::mib(100)));
+        assert_eq!(parse_rate("100MiB/s"), Ok(Bytes::mib(100)));
+        assert!(parse_rate("0").unwrap_err().contains("above zero"));
+        assert!(parse_rate("-1").unwrap_err().contains("must not be negative"));
+        assert_eq!((parse_percent("50%"), parse_percent("50")), (Ok(50), Ok(50)));
+        for text in ["0", "101%", "-5", "half"] {
+            assert!(parse_percent(text).unwrap_err().contains("1% to 100%"), "{text}");
+        }
+    }
 }

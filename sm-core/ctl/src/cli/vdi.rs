@@ -211,6 +211,11 @@ pub(crate) enum VdiCommand {
         #[arg(long, value_parser = format_parser())]
         format: Option<ImageFormat>,
     },
+    /// Give back the space of a VDI that holds zeros or nothing any more
+    ///
+    /// The content stays the same. Not while the VDI is attached for writing.
+    #[command(after_help = "Example: smctl vdi reclaim disk1 --timeout 10m")]
+    Reclaim(VdiSelector),
     /// Draw which images are based on which
     #[command(after_help = "Example: smctl vdi tree --sr images")]
     Tree {

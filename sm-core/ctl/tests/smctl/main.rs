@@ -4,7 +4,9 @@
 
 mod errors;
 mod life;
+mod maintain;
 mod names;
 mod pages;
 mod together;
+mod vhd;
 mod world;

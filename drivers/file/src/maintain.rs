@@ -1,0 +1,221 @@
+//! Maintenance: shorter chains, space that comes back, and who has a disk open meanwhile.
+
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use plugin_sdk::model::sr::{Merged, PlannedMerge, Skipped, SrMaintain, SrMaintained, Stopped};
+use plugin_sdk::model::vdi::VdiReclaimed;
+use plugin_sdk::model::{Bytes, Changed, VdiUuid};
+use plugin_sdk::{Cx, Error, Result, step};
+use vhd::tree::{self, Guard, Pace, Tree};
+
+use crate::error::from_vhd;
+use crate::folder::Folder;
+
+/// Names the boot of a host.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Each merge at the same time is a thread.
+const MOST_PARALLEL: u32 = 64;
+
+/// Between host and boot in the name of a holder, which people read too.
+const BOOT_ID: &str = ", boot ";
+
+pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
+    let tree = folder.tree()?;
+    if request.dry_run {
+        return Ok(answer(tree.plan().map_err(from_vhd)?, cx));
+    }
+    release_stale(&tree, cx)?;
+    let usual = tree::Budget::default();
+    let budget = tree::Budget {
+        bytes_per_second: request.budget.bytes_per_second.map(|bytes| bytes.0),
+        wall: request.budget.seconds.map(Duration::from_secs),
+        cpu_percent: request.budget.cpu_percent,
+        parallel: request
+            .budget
+            .parallel
+            .map_or(usual.parallel, |count| count.min(MOST_PARALLEL) as usize),
+        ..usual
+    };
+    let done = tree.maintain(cx.deadline(), &budget, &progress(cx, "merging")).map_err(from_vhd)?;
+    step!("sr_maintain.done");
+    Ok(answer(done, cx))
+}
+
+fn answer(done: tree::Maintained, cx: &Cx) -> SrMaintained {
+    let nothing = done.merged.is_empty()
+        && done.collected.is_empty()
+        && (done.bytes_copied, done.freed) == (0, 0);
+    let stopped = done.stopped.map(|why| match why {
+        // What ended it was the time of the call, not a wish of the caller's.
+        tree::Stopped::Cancelled if !cx.is_cancelled() => Stopped::OutOfTime,
+        tree::Stopped::Cancelled => Stopped::Cancelled,
+        tree::Stopped::OutOfTime => Stopped::OutOfTime,
+    });
+    let planned: Vec<PlannedMerge> = done
+        .planned
+        .iter()
+        .map(|merge| PlannedMerge {
+            node: merge.node.into(),
+            into: merge.into.into(),
+            bytes: Bytes(merge.bytes),
+        })
+        .collect();
+    SrMaintained {
+        changed: if nothing { Changed::Already } else { Changed::Modified },
+        collected: done.collected.into_iter().map(Into::into).collect(),
+        merged: done
+            .merged
+            .iter()
+            .map(|merge| Merged {
+                node: merge.node.into(),
+                into: merge.into.into(),
+                bytes_copied: Bytes(merge.bytes),
+            })
+            .collect(),
+        skipped: done
+            .skipped
+            .into_iter()
+            .map(|skipped| Skipped { node: skipped.uuid.into(), reason: skipped.reason })
+            .collect(),
+        remaining: planned.len() as u64,
+        bytes_copied: Bytes(done.bytes_copied),
+        freed: Bytes(done.freed),
+        finished: planned.is_empty() && stopped.is_none(),
+        planned,
+        stopped,
+    }
+}
+
+pub(crate) fn reclaim(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiReclaimed> {
+    let tree = folder.tree()?;
+    crate::vdis::usable(&tree, vdi)?;
+    release_stale(&tree, cx)?;
+    let progress = progress(cx, "looking for zeros");
+    let done = tree.reclaim(cx.deadline(), vdi.0, &progress).map_err(from_vhd)?;
+    step!("vdi_reclaim.done");
+    Ok(VdiReclaimed {
+        changed: if done.freed == 0 { Changed::Already } else { Changed::Modified },
+        freed: Bytes(done.freed),
+        scanned: Bytes(done.scanned),
+    })
+}
+
+/// Does work that makes a chain longer; if the chain has reached its limit, makes it shorter first.
+pub(crate) fn with_room<T>(
+    folder: &Folder,
+    cx: &Cx,
+    source: VdiUuid,
+    work: impl Fn(&Tree, &Guard) -> Result<T>,
+) -> Result<T> {
+    /// SMAPI's number for a chain that is too long.
+    const TOO_LONG: u16 = 109;
+    let attempt = || {
+        let (tree, guard) = folder.locked(cx)?;
+        work(&tree, &guard)
+    };
+    let full = match attempt() {
+        Err(error) if error.legacy_code() == TOO_LONG => error,
+        other => return other,
+    };
+    // It takes the lock by itself, for moments.
+    let tree = folder.tree()?;
+    release_stale(&tree, cx)?;
+    let hint = format!(
+        "smctl sr maintain {} merges what can be merged, and says why the rest cannot; vdi copy \
+         makes a disk without a chain",
+        folder.sr()
+    );
+    match tree.shorten(cx.deadline(), source.0, &progress(cx, "merging")) {
+        Ok(true) => attempt().map_err(|error| {
+            if error.legacy_code() == TOO_LONG { error.hint(hint) } else { error }
+        }),
+        Ok(false) => Err(full.hint(hint)),
+        Err(vhd::Error::Stopped { .. }) => {
+            if cx.is_cancelled() {
+                cx.check()?;
+            }
+            // What is merged by now stays so; what was asked for is still not possible.
+            Err(full.hint(format!("there was not time enough to make it shorter; {hint}")))
+        }
+        Err(error) => Err(full.hint(hint).source(&error)),
+    }
+}
+
+/// Who has a disk open, as claims name it: valid for one boot of one host.
+fn holder(cx: &Cx) -> Result<String> {
+    let boot = std::fs::read_to_string(BOOT)
+        .map_err(|error| Error::internal(format!("{BOOT} cannot be read")).source(&error))?;
+    Ok(format!("{}{BOOT_ID}{}", cx.host(), boot.trim()))
+}
+
+/// Claims a disk for this host: from now on nothing rewrites what its users have open.
+pub(crate) fn claim(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    tree.claim(guard, vdi.0, &holder(cx)?).map_err(from_vhd)?;
+    step!("vdi_attach.claimed");
+    Ok(())
+}
+
+/// Ends the claim of this host; none is fine, and so is a disk or an SR that is gone.
+pub(crate) fn release(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    let holder = holder(cx)?;
+    let tree = match folder.tree() {
+        Err(error) if error.kind == plugin_sdk::model::Kind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if tree.claims(vdi.0).map_err(from_vhd)?.is_empty() {
+        return Ok(());
+    }
+    let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
+    tree.unclaim(&guard, vdi.0, &holder).map_err(from_vhd)?;
+    step!("vdi_detach.released");
+    Ok(())
+}
+
+/// Ends the claims of this host that are of an earlier boot: whoever had the disk open is gone.
+pub(crate) fn release_stale(tree: &Tree, cx: &Cx) -> Result<()> {
+    let ours = holder(cx)?;
+    let mut guard = None;
+    for node in tree.list().map_err(from_vhd)?.nodes {
+        for claim in tree.claims(node.uuid).map_err(from_vhd)? {
+            let host = claim.rsplit_once(BOOT_ID).map(|(host, _)| host);
+            if claim == ours || host != Some(cx.host().0.as_str()) {
+                continue;
+            }
+            let guard = match &mut guard {
+                Some(guard) => guard,
+                none => none.insert(tree.lock(cx.deadline()).map_err(from_vhd)?),
+            };
+            tree.unclaim(guard, node.uuid, &claim).map_err(from_vhd)?;
+            step!("sr_maintain.claim_released");
+        }
+    }
+    Ok(())
+}
+
+/// Tells the host how far the work is; ends it when the call should end.
+fn progress(cx: &Cx, what: &'static str) -> impl Fn(Pace) -> ControlFlow<()> + Sync {
+    let cx = cx.clone();
+    let told = Mutex::new(None);
+    move |pace: Pace| {
+        let done = pace.bytes_done.saturating_mul(1000).checked_div(pace.bytes_total).unwrap_or(0);
+        let merges = (pace.merges_total > 1).then_some(pace.merges_done);
+        {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            // More work may show up on the way, but progress does not fall.
+            let before = told.map_or(0, |(permille, _)| permille);
+            let now = (done.min(1000).max(before), merges);
+            if *told != Some(now) {
+                *told = Some(now);
+                let stage = match merges {
+                    Some(n) => format!("{what} {} of {}", n + 1, pace.merges_total.max(n + 1)),
+                    None => what.to_owned(),
+                };
+                cx.progress(now.0 as u32, &stage);
+            }
+        }
+        if cx.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}

@@ -1,0 +1,35 @@
+//! What the fuzz targets share.
+//!
+//! | module | |
+//! |---|---|
+//! | [`build`], [`cases`] | the builder of files and the corpus that the tests use, too |
+//! | [`input`] | files as bytes of an input, and their checksums made right |
+//! | [`mutate`] | changes to such inputs that know the format |
+//! | [`memory`] | files and a directory in memory |
+//! | [`seeds`] | what a run starts from |
+
+use std::alloc::System;
+
+use cap::Cap;
+
+#[path = "../../tests/common/build.rs"]
+#[allow(dead_code, clippy::pedantic, reason = "shared with the tests")]
+pub mod build;
+#[path = "../../tests/common/cases/mod.rs"]
+#[allow(dead_code, clippy::pedantic, reason = "shared with the tests")]
+pub mod cases;
+pub mod input;
+pub mod memory;
+pub mod mutate;
+pub mod seeds;
+
+/// Refuses what goes beyond the limit; the fuzzer sees the abort.
+#[global_allocator]
+static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
+
+/// Ends the process when one execution holds more than `bytes` at a time.
+pub fn limit_memory(bytes: usize) {
+    // Raised before it is lowered: what the last execution has left may be more.
+    let _ = ALLOCATOR.set_limit(usize::MAX);
+    ALLOCATOR.set_limit(ALLOCATOR.allocated() + bytes).expect("less was allocated a moment ago");
+}
