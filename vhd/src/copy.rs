@@ -74,6 +74,9 @@ fn make_zero(target: &dyn Disk, offset: u64, length: u64) -> Result<()> {
 /// First byte, and first after it.
 type Range = (u64, u64);
 
+/// Takes a range of a disk and its data; none for zeros.
+type Sink<'a> = &'a mut dyn FnMut(Range, Option<&[u8]>) -> Result<()>;
+
 /// What was read of a disk.
 struct Chunk {
     /// [`CHUNK`] bytes.
@@ -105,11 +108,7 @@ impl Chunk {
 
 /// Hands a whole disk on, in order, data by data and zeros by zeros, reading on one thread while
 /// this one writes.
-fn read_ahead(
-    source: &dyn Disk,
-    progress: Progress<'_>,
-    write: &mut dyn FnMut(Range, Option<&[u8]>) -> Result<()>,
-) -> Result<()> {
+fn read_ahead(source: &dyn Disk, progress: Progress<'_>, write: Sink<'_>) -> Result<()> {
     thread::scope(|scope| {
         let (filled, chunks) = sync_channel::<Result<Chunk>>(AHEAD - 2);
         let (done, empty) = channel::<Chunk>();

@@ -323,7 +323,9 @@ impl<'a> Job<'a> {
         thread::scope(|scope| {
             let (ask, asked) = sync_channel::<Range>(0);
             scope.spawn(move || {
-                asked.iter().for_each(|range| self.parent.blob().write_out(range.0..range.1));
+                for (start, end) in asked {
+                    self.parent.blob().write_out(start..end);
+                }
             });
             let mut copier = Copier {
                 job: self,
@@ -345,21 +347,21 @@ impl<'a> Job<'a> {
 /// Where a part of the disk is in the files.
 #[derive(Clone, Copy)]
 struct Cell {
-    /// Added to a position in the disk: the child's file.
-    from: i128,
-    /// Added to a position in the disk: the parent's file.
-    to: i128,
+    /// Its start: in the disk, in the child's file, in the parent's.
+    start: u64,
+    from: u64,
+    to: u64,
     /// The parent's block is a new one.
     fresh: bool,
 }
 
 impl Cell {
     fn child(self, at: u64) -> u64 {
-        (i128::from(at) + self.from) as u64
+        self.from + (at - self.start)
     }
 
     fn parent(self, at: u64) -> u64 {
-        (i128::from(at) + self.to) as u64
+        self.to + (at - self.start)
     }
 }
 
@@ -389,10 +391,11 @@ impl Copier<'_> {
         let mut owner: Option<(u32, Vec<u8>)> = None;
         for (block, held) in blocks {
             let base = job.source.range(*block).0;
-            let from = i128::from(held.data) - i128::from(base);
             for (index, cell) in job.cells(*block) {
+                let from = held.data + (cell.0 - base);
                 let Some(shape) = job.shape else {
-                    self.cell(*block, held, cell, Cell { from, to: 0, fresh: false })?;
+                    let place = Cell { start: cell.0, from, to: cell.0, fresh: false };
+                    self.cell(*block, held, cell, place)?;
                     continue;
                 };
                 let mut runs = job.source.runs(*block, held, cell).peekable();
@@ -412,8 +415,8 @@ impl Copier<'_> {
                     }
                 }
                 let (place, fresh) = parent.place_of(index, self.reserved)?;
-                let to = i128::from(place + shape.bitmap) - i128::from(start);
-                self.cell(*block, held, cell, Cell { from, to, fresh })?;
+                let to = place + shape.bitmap + (cell.0 - start);
+                self.cell(*block, held, cell, Cell { start: cell.0, from, to, fresh })?;
             }
         }
         owner.map_or(Ok(()), |(done, map)| parent.mark(done, &map, self.reserved))

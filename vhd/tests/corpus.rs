@@ -90,6 +90,47 @@ fn fault(path: &Path) -> Fault {
 }
 
 #[test]
+fn a_footer_and_a_batmap_that_are_repaired_do_not_share_a_place() {
+    let dir = dir();
+    let mut spec = Spec { creator: *b"tap\0", version: 0x0001_0001, end: false, ..Spec::default() };
+    let mut batmap = common::Batmap { sum_off: 1, ..common::Batmap::of(&[]) };
+    // The map is the file's last sector, and looks like what is left of a footer.
+    batmap.map[68..84].copy_from_slice(&spec.uuid.to_be_bytes());
+    spec.batmap = Some(batmap);
+    let path = spec.write(&dir.path().join("x.vhd"));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3072);
+    let repair = vhd::repair::repair(&path).unwrap();
+    assert!(!repair.refused && repair.after.is_empty(), "{repair:?}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3584);
+    assert!(vhd::check::check_image(&path).is_empty());
+    Image::open(&path, Mode::Write).unwrap();
+}
+
+#[test]
+fn a_batmap_that_is_not_believed_is_never_believed_again() {
+    // It lies behind the end of the file, where the next block goes. Its bytes there are the old
+    // footer's, whose place the file grows over, and zeros: their checksum is right.
+    let dir = dir();
+    let spec = Spec { creator: *b"tap\0", version: 0x0001_0003, ..Spec::default() }.block(1 << 20);
+    let batmap = common::Batmap { map: vec![0; 9 * 512], ..common::Batmap::of(&[]) };
+    let mut file = Spec { batmap: Some(batmap), ..spec.clone() }.content();
+    file.set_length(2560);
+    file.put(2560 + 1024, &spec.footer());
+    let map = file.bytes(2560, 9 * 512);
+    file.put(2048 + 24, &common::sum(&map).to_be_bytes());
+    let path = file.write(&dir.path().join("x.vhd"));
+    for block in 0..64 {
+        let image = Image::open(&path, Mode::Write).unwrap();
+        image.write_at(block << 20, &[9; 512]).unwrap();
+        drop(image);
+        let image = Image::open(&path, Mode::Read).unwrap();
+        assert_eq!(image.map(0, image.size()).unwrap().len(), 2 * block as usize + 2);
+    }
+    let found = vhd::check::check_image(&path);
+    assert!(found.iter().all(|found| found.severity < vhd::check::Severity::Error), "{found:?}");
+}
+
+#[test]
 fn what_is_no_file_is_not_opened() {
     let dir = dir();
     assert_eq!(fault(dir.path()), Fault::NotAFile, "a directory");

@@ -176,8 +176,9 @@ fn a_parent_that_was_renamed_is_found_by_its_uuid() {
 
 #[test]
 fn what_is_no_file_is_never_a_parent() {
+    type Make = fn(&Path, &Path);
     let base = image(1).full(0, 1);
-    let kinds: [(&str, fn(&Path, &Path)); 5] = [
+    let kinds: [(&str, Make); 5] = [
         ("a symbolic link", |at, real| std::os::unix::fs::symlink(real, at).unwrap()),
         ("a link to a host's file", |at, _| std::os::unix::fs::symlink("/etc/passwd", at).unwrap()),
         ("a FIFO", |at, _| {

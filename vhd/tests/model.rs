@@ -35,6 +35,12 @@ enum Step {
         place: u64,
         sectors: u64,
     },
+    /// By somebody who does not say that he has the disk open, but has it to himself.
+    RogueWrite {
+        disk: usize,
+        place: u64,
+        sectors: u64,
+    },
     Flush {
         disk: usize,
     },
@@ -51,6 +57,12 @@ enum Step {
     },
     Delete {
         disk: usize,
+    },
+    /// A snapshot that is deleted again, between two writes: a level to be merged away.
+    Layer {
+        disk: usize,
+        place: u64,
+        sectors: u64,
     },
     Maintain,
     /// Merges, but not to the end.
@@ -87,11 +99,15 @@ fn plain() -> BoxedStrategy<Step> {
             .prop_map(|(blocks, raw)| Step::Create { blocks, raw }),
         8 => (disk(), any::<u64>(), 1..40_u64)
             .prop_map(|(disk, place, sectors)| Step::Write { disk, place, sectors }),
+        1 => (disk(), any::<u64>(), 1..40_u64)
+            .prop_map(|(disk, place, sectors)| Step::RogueWrite { disk, place, sectors }),
         1 => disk().prop_map(|disk| Step::Flush { disk }),
         5 => disk().prop_map(|disk| Step::Snapshot { disk }),
         2 => (disk(), disk()).prop_map(|(disk, to)| Step::Revert { disk, to }),
         1 => (disk(), 1..6_u64).prop_map(|(disk, blocks)| Step::Resize { disk, blocks }),
         4 => disk().prop_map(|disk| Step::Delete { disk }),
+        4 => (disk(), any::<u64>(), 1..40_u64)
+            .prop_map(|(disk, place, sectors)| Step::Layer { disk, place, sectors }),
         4 => Just(Step::Maintain),
         2 => (0..4_u64).prop_map(|batches| Step::MaintainABit { batches }),
         1 => disk().prop_map(|disk| Step::Reclaim { disk }),
@@ -118,6 +134,10 @@ impl ReferenceStateMachine for Sequences {
             6 => plain(),
             3 => (plain(), 0..60_u64, 0..9_u64, any::<u64>()).prop_map(|(step, call, luck, seed)| {
                 Step::Cut { step: Box::new(step), call, luck, seed }
+            }),
+            // A merge has many calls, and is where most is at stake.
+            2 => (0..120_u64, 0..9_u64, any::<u64>()).prop_map(|(call, luck, seed)| {
+                Step::Cut { step: Box::new(Step::Maintain), call, luck, seed }
             }),
             1 => (plain(), 0..40_u64).prop_map(|(step, call)| {
                 Step::Full { step: Box::new(step), call }
@@ -200,6 +220,15 @@ impl World {
                     }
                 }
             }
+            Step::Layer { disk, place, sectors } if self.disks.len() < 8 => {
+                let (place, sectors) = (*place, *sectors);
+                self.run(&Step::Write { disk: *disk, place, sectors });
+                self.run(&Step::Snapshot { disk: *disk });
+                let last = self.disks.len().saturating_sub(1);
+                self.run(&Step::Delete { disk: last });
+                let place = place.rotate_left(9);
+                return self.run(&Step::Write { disk: *disk, place, sectors });
+            }
             plain => {
                 let Some(mut action) = self.prepare(plain) else { return };
                 match action.run(&self.tree) {
@@ -242,7 +271,7 @@ impl World {
 
     /// A write that did not end may have changed any of its sectors.
     fn older_write(&mut self, action: &Action) {
-        if let Action::Write { uuid, first, count, number } = action
+        if let Action::Write { uuid, first, count, number, .. } = action
             && let Some(disk) = self.disks.iter_mut().find(|disk| disk.uuid == *uuid)
         {
             for sector in *first..first + count {
@@ -427,7 +456,7 @@ impl World {
 #[derive(Clone, Debug)]
 enum Action {
     Create { uuid: Uuid, format: Format, size: u64 },
-    Write { uuid: Uuid, first: u64, count: u64, number: u64 },
+    Write { uuid: Uuid, first: u64, count: u64, number: u64, rogue: bool },
     Flush { uuid: Uuid },
     Snapshot { op: Uuid, source: Uuid, new: Uuid },
     Revert { op: Uuid, vdi: Uuid, to: Uuid },
@@ -447,8 +476,14 @@ impl Action {
             Self::Create { uuid, format, size } => {
                 tree.create(&lock()?, *uuid, *format, *size, &json!({})).map(drop)
             }
-            Self::Write { uuid, first, count, number } => {
+            Self::Write { uuid, first, count, number, rogue: true } => {
                 write(tree, *uuid, *first, *count, *number)
+            }
+            Self::Write { uuid, first, count, number, rogue: false } => {
+                tree.claim(&lock()?, *uuid, "writer")?;
+                let written = write(tree, *uuid, *first, *count, *number);
+                tree.unclaim(&lock()?, *uuid, "writer")?;
+                written
             }
             Self::Flush { uuid } => tree.open_disk(*uuid, Mode::Write)?.flush(),
             Self::Snapshot { op, source, new } => {
@@ -548,14 +583,15 @@ impl World {
                 format: if *raw && !self.volumes { Format::Raw } else { Format::Vhd },
                 size: blocks * BLOCK,
             },
-            Step::Write { disk, place, sectors } => {
+            Step::Write { disk, place, sectors } | Step::RogueWrite { disk, place, sectors } => {
+                let rogue = matches!(step, Step::RogueWrite { .. });
                 let disk = &self.disks[self.pick(*disk)?];
                 // Mostly where blocks meet, since that is where the bugs are.
                 let (block, within) = (place % (disk.size / BLOCK), (place >> 8) % 64);
                 let first = (block * 4096 + within).saturating_sub(20);
                 let count = (*sectors).min(disk.size / SECTOR - first);
                 self.writes += 1;
-                Action::Write { uuid: disk.uuid, first, count, number: self.writes }
+                Action::Write { uuid: disk.uuid, first, count, number: self.writes, rogue }
             }
             Step::Flush { disk } => Action::Flush { uuid: self.disks[self.pick(*disk)?].uuid },
             Step::Snapshot { .. } if self.disks.len() >= 8 => return None,
@@ -582,7 +618,7 @@ impl World {
             Step::Close { disk } => {
                 Action::Claim { uuid: self.disks[self.pick(*disk)?].uuid, open: false }
             }
-            Step::Cut { .. } | Step::Full { .. } => return None,
+            Step::Layer { .. } | Step::Cut { .. } | Step::Full { .. } => return None,
         })
     }
 
@@ -590,7 +626,7 @@ impl World {
         let at = |uuid: Uuid, disks: &[Expected]| disks.iter().position(|d| d.uuid == uuid);
         match action {
             Action::Create { uuid, format, size } => self.add(uuid, format, size, None),
-            Action::Write { uuid, first, count, number } => {
+            Action::Write { uuid, first, count, number, .. } => {
                 let Some(index) = at(uuid, &self.disks) else { return };
                 let disk = &mut self.disks[index];
                 for sector in first..first + count {

@@ -286,7 +286,7 @@ fn table(file: &mut File, random: &mut Random) {
         0 => u64::from(u32::MAX),
         1 => other,
         2 => other.wrapping_add(block / 512),
-        3 => other.wrapping_add(block / 512 + (block / 4096).next_multiple_of(512) / 512),
+        3 => other.wrapping_add(block / 512 + (block / 4096).div_ceil(512)),
         4 => (length / 512).wrapping_sub(random.below(20) as u64),
         5 => (length / 512).wrapping_sub(block / 512 + 2),
         _ => number(random, length, was),

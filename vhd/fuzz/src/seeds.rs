@@ -108,7 +108,9 @@ pub fn write(dir: &Path) {
     for case in crate::cases::corpus() {
         let mut files: Vec<File> = case.files.iter().map(|(_, file)| File::of(file)).collect();
         // What is wrong with a checksum stays so.
-        files.iter_mut().for_each(|file| file.fixes = 0);
+        for file in &mut files {
+            file.fixes = 0;
+        }
         put(format!("case-{}", case.name), 1, &files);
     }
 }

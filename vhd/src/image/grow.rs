@@ -20,7 +20,7 @@ use super::io::place;
 use super::{Image, State};
 use crate::bat::{ABSENT, LAST_SECTOR};
 use crate::error::{Error, Fault, Result};
-use crate::footer::DiskType;
+use crate::footer::{DiskType, Footer};
 use crate::geometry::Geometry;
 use crate::header::{Header, roomy_entries};
 use crate::{MAX_SIZE, SECTOR, bat, batmap, sys};
@@ -86,8 +86,26 @@ impl Image {
         Ok(())
     }
 
+    /// Zeros the footer that a fixed image had when it was `from` bytes large, if a cut of
+    /// [`Image::grow`] has left it there: nobody has written to the new part yet.
+    pub fn finish_growing(&self, from: u64) -> Result<()> {
+        self.check_writable()?;
+        let state = self.state();
+        if state.footer.disk_type != DiskType::Fixed || from >= state.footer_at {
+            return Ok(());
+        }
+        let mut raw = [0; 512];
+        sys::read_at(&*self.file, &self.path, &mut raw, from)?;
+        let old = Footer::parse(&raw);
+        if old.is_ok_and(|old| old.uuid == state.footer.uuid && old.current_size == from) {
+            sys::write_at(&*self.file, &self.path, &[0; 512], from)?;
+        }
+        self.flush()
+    }
+
     /// The new footer makes the file longer; until it is there the old one, further down, is no
-    /// longer at the end. So the old one goes last, when the new one is durable.
+    /// longer at the end. So the old one goes last, when the new one is durable: see
+    /// [`Image::finish_growing`] for what a cut in between leaves.
     fn grow_fixed(&self, state: &mut State, size: u64) -> Result<()> {
         let mut footer = state.footer.clone();
         footer.current_size = size;

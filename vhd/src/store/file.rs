@@ -52,11 +52,10 @@ impl Blob for File {
             FileType::BlockDevice => (rustix::fs::seek(self, SeekFrom::End(0))?, true),
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        let allocated = match fixed_length {
-            true => length,
-            false => u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
-        };
-        Ok(Stat { length, allocated, id: (stat.st_dev, stat.st_ino), fixed_length })
+        let allocated =
+            if fixed_length { length } else { u64::try_from(stat.st_blocks).unwrap_or(0) * 512 };
+        let modified = (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+        Ok(Stat { length, allocated, id: (stat.st_dev, stat.st_ino), modified, fixed_length })
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

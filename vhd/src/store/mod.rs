@@ -27,6 +27,9 @@ pub struct Stat {
     pub allocated: u64,
     /// Tells it from every other: device and inode number of a file.
     pub id: (u64, u64),
+    /// Differs when it was written since: the time of the last change, seconds and nanoseconds. A
+    /// volume may not tell.
+    pub modified: (i64, i64),
     /// The length changes only by [`Blob::set_len`], and writing behind it fails: a logical
     /// volume or another block device.
     pub fixed_length: bool,

@@ -186,10 +186,13 @@ impl Tree {
         self.stage_doc(uuid, &self.next_doc(uuid, node.format, op, metadata)?)
             .inspect_err(|_| self.clear(&[uuid]))?;
         sm_step::step!("vdi_resize.metadata_staged");
-        let record = Record::new(op, Action::Resize { uuid, format: node.format, size });
+        let record = Record::new(
+            op,
+            Action::Resize { uuid, format: node.format, size, from: node.virtual_size },
+        );
         if let Err(error) = self.write_record(&record).and_then(|()| {
             sm_step::step!("vdi_resize.journalled");
-            self.grow(uuid, node.format, size)
+            self.grow(uuid, node.format, size, node.virtual_size)
         }) {
             // The size is the last thing that changes, so the disk is as it was.
             // Should even this fail, the record stays, and the next call completes or undoes it.
@@ -201,10 +204,12 @@ impl Tree {
         Ok(Change::new(Outcome::Modified, size))
     }
 
-    pub(super) fn grow(&self, uuid: Uuid, format: Format, size: u64) -> Result<()> {
+    pub(super) fn grow(&self, uuid: Uuid, format: Format, size: u64, from: u64) -> Result<()> {
         let at = Self::image_at(uuid, format);
         if format == Format::Vhd {
-            return self.open_image(&at, Mode::Write)?.grow(size);
+            let image = self.open_image(&at, Mode::Write)?;
+            image.grow(size)?;
+            return image.finish_growing(from);
         }
         let path = self.store.path_of(&at);
         let file = self.store.open(&at, true)?;

@@ -32,8 +32,10 @@ pub(super) enum Action {
     Resize {
         uuid: Uuid,
         format: Format,
-        /// Bytes.
+        /// Bytes it gets.
         size: u64,
+        /// Bytes it had.
+        from: u64,
     },
 }
 

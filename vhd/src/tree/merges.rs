@@ -17,7 +17,7 @@
 //! reads the parent but through the node, and every sector that step 3 writes is one that the node
 //! has: it shadows what is written until step 5, and a merge can be given up at any time before.
 //! What changes a disk takes the record of its merge away, under the lock, before it does so; step
-//! 4 misses it then.
+//! 4 misses it then. It also sees when the disk's file was written by somebody who did not.
 //!
 //! Whoever reads the node while step 5 runs reads on: its file is there until it is closed, and
 //! what the parent has by now is shadowed by it still. A chain that is opened meanwhile is looked
@@ -51,6 +51,9 @@ struct Progress {
     into: Uuid,
     node_image: Uuid,
     into_image: Uuid,
+    /// When a disk's own image was last written: a data path that never asked for a claim must not
+    /// lose what it wrote between two runs, either. A base copy is not written.
+    modified: Option<(i64, i64)>,
     /// The node's blocks below this one are in the parent, durably.
     next_block: u64,
 }
@@ -154,6 +157,8 @@ impl Tree {
                 && kept.node_image == progress.node_image
                 && kept.into_image == progress.into_image
         });
+        let child = self.open_image(&Self::image_at(node, Format::Vhd), Mode::Read)?;
+        let kept = kept && self.modified(node, &child)? == progress.modified;
         if !kept || !self.is_mergeable(candidate)? {
             return Ok(Ended::Moot);
         }
@@ -210,6 +215,7 @@ impl Tree {
             into,
             node_image: child.info().uuid,
             into_image: parent.info().uuid,
+            modified: self.modified(node, child)?,
             next_block: 0,
         };
         if let Some(kept) = self.progress(node) {
@@ -225,6 +231,13 @@ impl Tree {
         sys::write_at(&*file, &path, &self.sector(&at, &fresh)?, 0)?;
         sys::sync(&*file, &path)?;
         Ok(fresh)
+    }
+
+    fn modified(&self, node: Uuid, image: &Image) -> Result<Option<(i64, i64)>> {
+        if image.info().hidden {
+            return Ok(None);
+        }
+        Ok(Some(self.stat(&Self::image_at(node, Format::Vhd))?.modified))
     }
 
     fn progress(&self, node: Uuid) -> Option<Progress> {
@@ -291,15 +304,19 @@ impl Tree {
         for child in &relink.children {
             let at = Self::image_at(child.uuid, Format::Vhd);
             let path = self.store.path_of(&at);
-            let done = match self.probe(&at) {
-                Ok(info) => info.parent.is_none_or(|parent| parent.uuid == relink.into_image),
-                Err(error) if error.is_not_found() => true,
-                // A torn header.
-                Err(error) if error.is_corrupt() => false,
+            match self.probe(&at) {
+                Ok(info)
+                    if info.parent.as_ref().is_none_or(|link| link.uuid == relink.into_image) =>
+                {
+                    // Whoever wrote it may have been stopped before it was durable.
+                    sys::sync(&*self.store.open(&at, true)?, &path)?;
+                    continue;
+                }
+                // The last header, or a torn one.
+                Ok(_) => {}
+                Err(error) if error.is_corrupt() => {}
+                Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error),
-            };
-            if done {
-                continue;
             }
             let header = Header::parse(&child.header).map_err(Error::format(&path))?;
             let file = self.store.open(&at, true)?;

@@ -86,10 +86,10 @@ impl Tree {
                 sm_step::step!("recover.removed_from_tree");
                 Ok(true)
             }
-            Action::Resize { uuid, format, size } => {
+            Action::Resize { uuid, format, size, from } => {
                 // Growing again is harmless. If it cannot be done, the disk has its old size,
                 // because the size is the last thing that changes.
-                match self.grow(*uuid, *format, *size) {
+                match self.grow(*uuid, *format, *size, *from) {
                     Ok(()) => {
                         sm_step::step!("recover.grown");
                         self.complete_resize(record, *uuid)?;

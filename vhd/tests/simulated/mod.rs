@@ -61,6 +61,8 @@ struct Thing {
     now: Content,
     durable: Content,
     pending: Vec<Change>,
+    /// Counts what was changed.
+    changes: i64,
     /// An image on a store of volumes; what is said about disks is kept elsewhere there.
     volume: bool,
 }
@@ -246,6 +248,7 @@ impl Open {
             return Err(io::ErrorKind::NotFound.into());
         };
         for change in changes {
+            thing.changes += 1;
             thing.now.apply(&change);
             thing.pending.push(change);
         }
@@ -307,6 +310,7 @@ impl Blob for Open {
                 false => thing.now.sectors.len() as u64 * SECTOR,
             },
             id: (1, self.id),
+            modified: (thing.changes, 0),
             fixed_length: thing.volume,
         })
     }

@@ -57,7 +57,7 @@ fn whole(setting: &Setting, table: &mut Table) -> Result<()> {
     let (copy, over) = (place("copy"), place("over"));
     copied(&leaf, &over)?;
     let mut figures = [const { Vec::new() }; 4];
-    for _ in 0..setting.rounds(7) {
+    for _ in 0..setting.rounds(3) {
         drop(parent(&base, size)?);
         let times = [
             merged(&leaf, &base)?,

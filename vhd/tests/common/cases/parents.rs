@@ -23,8 +23,8 @@ fn has_no_hint(info: &vhd::Info) -> bool {
     parent(info).is_some_and(|parent| parent.hints.is_empty())
 }
 
-fn locator(code: &[u8; 4], bytes: Vec<u8>) -> Locator {
-    (*code, bytes, None, None)
+fn locator(code: [u8; 4], bytes: Vec<u8>) -> Locator {
+    (code, bytes, None, None)
 }
 
 /// A child of [`base`] with these locators.
@@ -46,50 +46,50 @@ fn locators() -> Vec<Case> {
     let name = file_name(id(1));
     let windows = |prefix: &str| utf16le(&format!("{prefix}{name}"));
     let url = |prefix: &str| format!("{prefix}{name}").into_bytes();
-    let one = |code: &[u8; 4], bytes| linked(vec![locator(code, bytes)]);
+    let one = |code: [u8; 4], bytes| linked(vec![locator(code, bytes)]);
     let mut padded = windows(".\\");
     padded.extend([0; 20]);
     // An unpaired surrogate, then a letter.
     let units = vec![0xd800, u16::from(b'a')];
     let broken: Vec<u8> = units.iter().copied().flat_map(u16::to_le_bytes).collect();
     let disagree = linked(vec![
-        locator(b"W2ku", utf16le("C:\\vm\\other.vhd")),
-        locator(b"MacX", b"file:///etc/passwd".to_vec()),
-        locator(b"MacX", url("file://./")),
-        locator(b"W2ru", utf16le("..\\..\\secret.vhd")),
-        locator(b"W2ru", utf16le(&file_name(id(9)))),
-        locator(b"Wi2r", b"x.vhd".to_vec()),
-        locator(b"Mac ", b"y.vhd".to_vec()),
-        locator(b"W2ku", windows("")),
+        locator(*b"W2ku", utf16le("C:\\vm\\other.vhd")),
+        locator(*b"MacX", b"file:///etc/passwd".to_vec()),
+        locator(*b"MacX", url("file://./")),
+        locator(*b"W2ru", utf16le("..\\..\\secret.vhd")),
+        locator(*b"W2ru", utf16le(&file_name(id(9)))),
+        locator(*b"Wi2r", b"x.vhd".to_vec()),
+        locator(*b"Mac ", b"y.vhd".to_vec()),
+        locator(*b"W2ku", windows("")),
     ]);
     let absolute = linked(vec![
-        locator(b"W2ku", utf16le(&format!("C:\\vm\\{name}"))),
-        locator(b"W2ru", windows("..\\elsewhere\\")),
+        locator(*b"W2ku", utf16le(&format!("C:\\vm\\{name}"))),
+        locator(*b"W2ru", windows("..\\elsewhere\\")),
     ]);
     vec![
         reads(
             "X60",
             "room of a locator in bytes",
-            &Spec { space: 512, ..one(b"W2ru", windows(".\\")) },
+            &Spec { space: 512, ..one(*b"W2ru", windows(".\\")) },
         )
         .says(is_base),
-        reads("X61", "in sectors", &Spec { space: 1, ..one(b"W2ru", windows(".\\")) })
+        reads("X61", "in sectors", &Spec { space: 1, ..one(*b"W2ru", windows(".\\")) })
             .says(is_base),
-        reads("X62", "no room at all", &Spec { space: 0, ..one(b"W2ru", windows(".\\")) })
+        reads("X62", "no room at all", &Spec { space: 0, ..one(*b"W2ru", windows(".\\")) })
             .says(is_base),
-        reads("X63", "W2ku with a relative path", &one(b"W2ku", windows(".\\"))).says(is_base),
-        reads("X64", "W2ku with a path of vhd-util's", &one(b"W2ku", windows("./"))).says(is_base),
-        reads("X65", "W2ku with a plain name", &one(b"W2ku", windows(""))).says(is_base),
-        reads("X66", "W2ru, zeros behind it", &one(b"W2ru", padded)).says(is_base),
-        reads("X67", "only MacX", &one(b"MacX", url("file://./"))).says(is_base),
-        reads("X68", "MacX without a URL", &one(b"MacX", url("./"))).says(is_base),
+        reads("X63", "W2ku with a relative path", &one(*b"W2ku", windows(".\\"))).says(is_base),
+        reads("X64", "W2ku with a path of vhd-util's", &one(*b"W2ku", windows("./"))).says(is_base),
+        reads("X65", "W2ku with a plain name", &one(*b"W2ku", windows(""))).says(is_base),
+        reads("X66", "W2ru, zeros behind it", &one(*b"W2ru", padded)).says(is_base),
+        reads("X67", "only MacX", &one(*b"MacX", url("file://./"))).says(is_base),
+        reads("X68", "MacX without a URL", &one(*b"MacX", url("./"))).says(is_base),
         reads(
             "X69",
             "only deprecated codes: found by UUID",
             &linked(vec![
-                locator(b"Wi2r", url("")),
-                locator(b"Wi2k", url("C:\\")),
-                locator(b"Mac ", vec![1; 64]),
+                locator(*b"Wi2r", url("")),
+                locator(*b"Wi2k", url("C:\\")),
+                locator(*b"Mac ", vec![1; 64]),
             ]),
         )
         .says(has_no_hint),
@@ -97,7 +97,7 @@ fn locators() -> Vec<Case> {
         reads(
             "X71",
             "unpaired surrogates: found by UUID",
-            &Spec { parent_units: Some(units), ..one(b"W2ru", broken) },
+            &Spec { parent_units: Some(units), ..one(*b"W2ru", broken) },
         )
         .says(|info| {
             sibling(info) == Some("\u{fffd}a")
@@ -108,14 +108,14 @@ fn locators() -> Vec<Case> {
             "a name beyond ASCII: found by UUID",
             &Spec {
                 parent_name: "B\u{e4}se \u{1f4be}.vhd".to_owned(),
-                ..one(b"MacX", "file://./B\u{e4}se \u{1f4be}.vhd".as_bytes().to_vec())
+                ..one(*b"MacX", "file://./B\u{e4}se \u{1f4be}.vhd".as_bytes().to_vec())
             },
         )
         .says(|info| {
             sibling(info) == Some("B\u{e4}se \u{1f4be}.vhd")
                 && parent(info).is_some_and(|parent| parent.name == "B\u{e4}se \u{1f4be}.vhd")
         }),
-        reads("X73", "bytes that are no UTF-8: found by UUID", &one(b"MacX", vec![0xff; 40])),
+        reads("X73", "bytes that are no UTF-8: found by UUID", &one(*b"MacX", vec![0xff; 40])),
         reads("X74", "eight locators that disagree: found by UUID", &disagree).says(|info| {
             let hints = parent(info).map(|parent| parent.hints.clone()).unwrap_or_default();
             // Each once: two of W2ru, two of MacX, and of W2ku the one that is new.
@@ -128,7 +128,7 @@ fn locators() -> Vec<Case> {
             .says(|info| parent(info).is_some_and(|parent| parent.elsewhere().is_some()))
             .store("its parent locator leaves the directory"),
         reads("X76", "two locators share their bytes", &{
-            let mut spec = one(b"W2ru", windows(".\\"));
+            let mut spec = one(*b"W2ru", windows(".\\"));
             spec.locators.push((*b"W2ku", Vec::new(), Some(84), Some(2048)));
             spec
         })
