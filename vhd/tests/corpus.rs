@@ -108,15 +108,17 @@ fn a_footer_and_a_batmap_that_are_repaired_do_not_share_a_place() {
 
 #[test]
 fn a_batmap_that_is_not_believed_is_never_believed_again() {
-    // It lies behind the end of the file, where the next block goes. Its bytes there are the old
-    // footer's, whose place the file grows over, and zeros: their checksum is right.
+    // It reaches behind the end of the file, where the next block goes, and its checksum is right
+    // as soon as that block is written.
     let dir = dir();
     let spec = Spec { creator: *b"tap\0", version: 0x0001_0003, ..Spec::default() }.block(1 << 20);
     let batmap = common::Batmap { map: vec![0; 9 * 512], ..common::Batmap::of(&[]) };
     let mut file = Spec { batmap: Some(batmap), ..spec.clone() }.content();
     file.set_length(2560);
     file.put(2560 + 1024, &spec.footer());
-    let map = file.bytes(2560, 9 * 512);
+    let mut map = vec![0; 9 * 512];
+    map[1024] = 0x80;
+    map[1536..2048].fill(9);
     file.put(2048 + 24, &common::sum(&map).to_be_bytes());
     let path = file.write(&dir.path().join("x.vhd"));
     for block in 0..64 {

@@ -396,30 +396,23 @@ fn space_adds_up() {
     setup(place.path());
     let tree = Tree::open(place.path()).unwrap();
     chain(&tree, 0x70, 3);
-    let space = tree.space().unwrap();
+    let physical =
+        || -> u64 { tree.list().unwrap().nodes.iter().map(|node| node.physical_size).sum() };
     let files = std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap());
     let files = files.filter(|entry| entry.file_type().unwrap().is_file());
     let taken: u64 = files.map(|entry| entry.metadata().unwrap().blocks() * 512).sum();
-    assert_eq!(space.iter().map(|space| space.physical).sum::<u64>(), taken);
-    let of = |disk: u128| *space.iter().find(|space| space.uuid == id(disk)).unwrap();
+    assert_eq!(physical(), taken);
+    let exclusive = |disk: u128| tree.list().unwrap().exclusive()[&id(disk)];
     // All of the chain is this disk's, and nothing of what `A` shares is only its own.
-    let files: u64 = tree
-        .chain(id(0x70))
-        .unwrap()
-        .iter()
-        .map(|path| path.metadata().unwrap().blocks() * 512)
-        .sum();
-    assert_eq!(of(0x70).exclusive, files);
-    assert_eq!(of(A).exclusive, of(A).physical);
-    assert!(space.iter().filter(|space| space.kind == Kind::Base).all(|base| base.exclusive == 0));
+    let chain = tree.chain(id(0x70)).unwrap();
+    let chain: u64 = chain.iter().map(|path| path.metadata().unwrap().blocks() * 512).sum();
+    assert_eq!(exclusive(0x70), chain);
+    assert_eq!(exclusive(A), tree.get(id(A)).unwrap().physical_size);
     // What is promised is what comes back.
     for disk in [0x70, A] {
-        let before: u64 = tree.space().unwrap().iter().map(|space| space.physical).sum();
-        let promised =
-            tree.space().unwrap().iter().find(|space| space.uuid == id(disk)).unwrap().exclusive;
+        let (before, promised) = (physical(), exclusive(disk));
         tree.delete(&lock(&tree), id(disk)).unwrap();
-        let after: u64 = tree.space().unwrap().iter().map(|space| space.physical).sum();
-        assert_eq!(before - after, promised);
+        assert_eq!(before - physical(), promised);
     }
 }
 

@@ -109,7 +109,13 @@ impl Blob for Memory {
 
     fn stat(&self) -> io::Result<Stat> {
         let length = self.content.lock().unwrap().length;
-        Ok(Stat { length, allocated: length, id: (7, self.id), fixed_length: self.volume })
+        Ok(Stat {
+            length,
+            allocated: length,
+            id: (7, self.id),
+            modified: (0, 0),
+            fixed_length: self.volume,
+        })
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

@@ -139,6 +139,9 @@ impl ReferenceStateMachine for Sequences {
             2 => (0..120_u64, 0..9_u64, any::<u64>()).prop_map(|(call, luck, seed)| {
                 Step::Cut { step: Box::new(Step::Maintain), call, luck, seed }
             }),
+            1 => (0..80_u64).prop_map(|call| {
+                Step::Full { step: Box::new(Step::Maintain), call }
+            }),
             1 => (plain(), 0..40_u64).prop_map(|(step, call)| {
                 Step::Full { step: Box::new(step), call }
             }),

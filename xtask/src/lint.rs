@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::docs;
 use crate::failure::Result;
-use crate::project::cargo;
+use crate::project::{cargo, root, target};
 
 pub(crate) fn run() -> Result<ExitCode> {
     let mut failed = Vec::new();
@@ -32,6 +32,13 @@ pub(crate) fn run() -> Result<ExitCode> {
             "warnings",
         ];
         Ok(cargo().args(words).show()?.success())
+    })?;
+    step("vhd/fuzz", &mut || {
+        // A workspace of its own, which the two above do not see.
+        let there = |words: &[&str]| cargo().args(words).directory(&root().join("vhd/fuzz"));
+        let clippy = ["clippy", "--quiet", "--lib", "--bins", "--", "-D", "warnings"];
+        Ok(there(&["fmt", "--check"]).show()?.success()
+            && there(&clippy).env("CARGO_TARGET_DIR", target().join("fuzz")).show()?.success())
     })?;
     step("docs/operations.md", &mut || docs::is_current())?;
     step("rustdoc", &mut || {

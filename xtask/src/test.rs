@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         tally.line(line);
     })?;
     tally.end_of_suite();
-    if !chosen {
+    if arguments.is_empty() {
         match fuzz::all(None, fuzz::SECONDS) {
             Ok(outcomes) => {
                 outcomes.iter().for_each(|outcome| tally.fuzzed(outcome.target, outcome.good));

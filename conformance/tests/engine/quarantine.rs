@@ -103,9 +103,9 @@ async fn it_is_listed_with_the_reason_and_the_others_work() {
     }
 }
 
-/// One of the two footers is enough to read; nothing is written before a repair.
+/// One of the two footers is enough to read; both are there before anything is written.
 #[tokio::test]
-async fn a_disk_without_its_footer_copy_is_degraded_and_read_only() {
+async fn a_disk_without_its_footer_copy_is_degraded_until_it_is_attached_for_writing() {
     for placement in PLACEMENTS {
         let site = Site::new(placement).await;
         let disk = site.disk("d").await;
@@ -113,15 +113,15 @@ async fn a_disk_without_its_footer_copy_is_degraded_and_read_only() {
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0; 512], 0).unwrap();
         let vdi = site.sr.vdis(&Op::new()).await.unwrap().remove(0);
-        let reason = "the footer copy at offset 0 is missing: read-only until repaired".to_owned();
-        assert_eq!(vdi.health, Health::Degraded { reason });
-        let error = site.sr.vdi_attach(&Op::new(), disk, "vm", AttachMode::ReadWrite).await;
-        assert_eq!(
-            error.unwrap_err().message,
-            format!("VDI {disk} can only be read: the footer copy at offset 0 is missing")
-        );
+        let reason = "the footer copy at offset 0 is missing; an attach for writing restores it";
+        assert_eq!(vdi.health, Health::Degraded { reason: reason.to_owned() });
         site.sr.vdi_attach(&Op::new(), disk, "vm", AttachMode::ReadOnly).await.unwrap();
         let findings = site.sr.vdi_check(&Op::new(), disk).await.unwrap().findings;
         assert!(findings.iter().any(|finding| finding.text.contains("footer")), "{findings:?}");
+        site.sr.vdi_detach(&Op::new(), disk, "vm").await.unwrap();
+        site.sr.vdi_attach(&Op::new(), disk, "vm", AttachMode::ReadWrite).await.unwrap();
+        let findings = site.sr.vdi_check(&Op::new(), disk).await.unwrap().findings;
+        assert_eq!(findings, []);
+        assert_eq!(site.sr.vdis(&Op::new()).await.unwrap().remove(0).health, Health::Ok);
     }
 }

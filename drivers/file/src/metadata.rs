@@ -56,7 +56,7 @@ pub(crate) fn describe(node: &Node) -> VdiInfo {
         (tree::Health::Ok, Some(reason)) => Health::Quarantined { reason },
         (tree::Health::Ok, None) => match node.needs_repair {
             Some(missing) => Health::Degraded {
-                reason: format!("{missing} is missing: read-only until repaired"),
+                reason: format!("{missing} is missing; an attach for writing restores it"),
             },
             None => Health::Ok,
         },

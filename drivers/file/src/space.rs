@@ -1,16 +1,15 @@
 //! What an SR and its disks take.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 
 use plugin_sdk::model::Bytes;
 use plugin_sdk::model::sr::SrUsage;
-use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::VdiInfo;
 use plugin_sdk::{Result, Utf8Path};
-use vhd::tree::{Kind, MAX_DEPTH, Node};
+use vhd::tree::{Kind, Listing, MAX_DEPTH, Node};
 
 use crate::error::from_io;
 
@@ -85,26 +84,9 @@ pub(crate) fn warnings(nodes: &[Node]) -> Vec<String> {
 
 /// What comes back when each disk is destroyed: its own image, and the base copies that only it
 /// needs.
-pub(crate) fn add_exclusive(vdis: &mut [VdiInfo], nodes: &[Node]) {
-    let mut children: HashMap<Uuid, usize> = HashMap::new();
-    for parent in nodes.iter().filter_map(|node| node.parent) {
-        *children.entry(parent).or_default() += 1;
-    }
-    let known: HashMap<Uuid, &Node> = nodes.iter().map(|node| (node.uuid, node)).collect();
+pub(crate) fn add_exclusive(vdis: &mut [VdiInfo], listing: &Listing) {
+    let exclusive = listing.exclusive();
     for vdi in vdis {
-        let Some(leaf) = known.get(&vdi.uuid.0) else { continue };
-        let mut bytes = leaf.physical_size;
-        let mut at = *leaf;
-        // A chain that turns in a circle is damaged, and must not keep us here.
-        for _ in 0..nodes.len() {
-            let parent = at.parent.filter(|parent| children.get(parent) == Some(&1));
-            let Some(base) = parent.and_then(|parent| known.get(&parent)) else { break };
-            if base.kind != Kind::Base {
-                break;
-            }
-            bytes = bytes.saturating_add(base.physical_size);
-            at = *base;
-        }
-        vdi.exclusive = Some(Bytes(bytes));
+        vdi.exclusive = exclusive.get(&vdi.uuid.0).map(|bytes| Bytes(*bytes));
     }
 }

@@ -23,10 +23,10 @@ use crate::metadata::{Metadata, describe};
 use crate::space::add_exclusive;
 
 pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
-    let nodes = folder.tree()?.list().map_err(from_vhd)?.nodes;
-    let mut vdis: Vec<VdiInfo> =
-        nodes.iter().filter(|node| node.kind == tree::Kind::Leaf).map(describe).collect();
-    add_exclusive(&mut vdis, &nodes);
+    let listing = folder.tree()?.list().map_err(from_vhd)?;
+    let leaves = listing.nodes.iter().filter(|node| node.kind == tree::Kind::Leaf);
+    let mut vdis: Vec<VdiInfo> = leaves.map(describe).collect();
+    add_exclusive(&mut vdis, &listing);
     Ok(SrScanned { vdis, next: None })
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn stat(folder: &Folder, request: &VdiStat) -> Result<VdiInfo> {
     let mut info = describe(&node);
     if request.space {
         // What shares with it can be any image of the folder.
-        add_exclusive(std::slice::from_mut(&mut info), &tree.list().map_err(from_vhd)?.nodes);
+        add_exclusive(std::slice::from_mut(&mut info), &tree.list().map_err(from_vhd)?);
         if node.is_ok() {
             info.reclaimable = Some(Bytes(tree.reclaimable(request.vdi.0).map_err(from_vhd)?));
         }
@@ -330,13 +330,9 @@ pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<Vd
     let node = usable(&tree, request.vdi)?;
     if request.mode == AttachMode::ReadWrite {
         refuse_read_only(request.vdi, &Metadata::of(&node)?)?;
-        if let Some(missing) = node.needs_repair {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("VDI {} can only be read: {missing} is missing", request.vdi),
-            )
-            .legacy(65)
-            .hint("copy it, or export it and import the result"));
+        if let (Some(_), Some(guard)) = (node.needs_repair, &guard) {
+            // A power cut left one of its two footers out. Whoever writes to the file needs both.
+            tree.repair(guard, request.vdi.0).map_err(from_vhd)?;
         }
     }
     let mut images = Vec::new();

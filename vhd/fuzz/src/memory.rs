@@ -52,6 +52,7 @@ impl Blob for Memory {
             length: content.length,
             allocated: content.length,
             id: (0, self.number),
+            modified: (0, 0),
             fixed_length: false,
         })
     }

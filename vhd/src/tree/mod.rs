@@ -71,7 +71,7 @@ pub use apply::{Revert, Snapshot};
 pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
 pub use recover::{Failed, Recovery};
-pub use space::{Reclaimed, Space};
+pub use space::Reclaimed;
 
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Info, Mode};
@@ -126,6 +126,14 @@ impl Tree {
     pub fn extend(&self, guard: &Guard, uuid: Uuid, length: u64) -> Result<()> {
         self.ready_to_change(guard, &[uuid])?;
         self.open_image(&Self::image_at(uuid, Format::Vhd), Mode::Write)?.extend_volume(length)
+    }
+
+    /// Restores the footer that a power cut may have left out of a disk's own image; everything
+    /// else is verified first. Answers whether there was anything to do.
+    pub fn repair(&self, guard: &Guard, uuid: Uuid) -> Result<bool> {
+        self.ready(guard, &[uuid])?;
+        let at = Self::image_at(uuid, Format::Vhd);
+        image::repair_blob(self.store.open(&at, true)?, &self.store.path_of(&at))
     }
 
     fn check_guard(&self, guard: &Guard) -> Result<()> {

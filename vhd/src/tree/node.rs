@@ -1,5 +1,7 @@
 //! What a store answers.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -61,7 +63,8 @@ pub struct Node {
     pub kind: Kind,
     /// Size of the disk, bytes; 0 when it could not be read.
     pub virtual_size: u64,
-    /// Space that this file takes, bytes.
+    /// Space that this file takes, bytes. The sum over all nodes is what the file system says of
+    /// their files.
     pub physical_size: u64,
     /// The node whose file is the parent of this one's.
     pub parent: Option<Uuid>,
@@ -98,6 +101,33 @@ pub struct Listing {
     pub nodes: Vec<Node>,
     /// An operation is under way, or was cut: [`super::Tree::recover`] tells.
     pub unfinished: bool,
+}
+
+impl Listing {
+    /// For each disk, the bytes that come back when it is deleted: its own file's, and those of
+    /// the base copies that only it needs.
+    pub fn exclusive(&self) -> HashMap<Uuid, u64> {
+        let mut children: HashMap<Uuid, usize> = HashMap::new();
+        for parent in self.nodes.iter().filter_map(|node| node.parent) {
+            *children.entry(parent).or_default() += 1;
+        }
+        let known: HashMap<Uuid, &Node> = self.nodes.iter().map(|node| (node.uuid, node)).collect();
+        let of = |leaf: &Node| {
+            let (mut bytes, mut next) = (leaf.physical_size, leaf.parent);
+            // A chain that turns in a circle is damaged, and must not keep us here.
+            for _ in 0..self.nodes.len() {
+                let Some(base) = next.and_then(|parent| known.get(&parent)) else { break };
+                if base.kind != Kind::Base || children.get(&base.uuid) != Some(&1) {
+                    break;
+                }
+                bytes = bytes.saturating_add(base.physical_size);
+                next = base.parent;
+            }
+            bytes
+        };
+        let leaves = self.nodes.iter().filter(|node| node.kind == Kind::Leaf);
+        leaves.map(|leaf| (leaf.uuid, of(leaf))).collect()
+    }
 }
 
 /// What a change came to.

@@ -342,6 +342,10 @@ impl Tree {
         let mut nodes = Vec::with_capacity(scan.entries.len());
         for (index, entry) in scan.entries.iter().enumerate() {
             let mut node = scan.node(index);
+            if let What::Damaged(..) = entry.what {
+                let at = Self::image_at(entry.uuid, entry.format);
+                node.physical_size = self.stat(&at).map_or(0, |stat| stat.allocated);
+            }
             let has_doc = described.remove(&entry.uuid);
             if bases.contains(&entry.uuid) {
                 node.kind = Kind::Base;

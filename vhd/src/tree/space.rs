@@ -1,4 +1,4 @@
-//! Where the space of a store is, and giving back what holds nothing.
+//! Space that holds nothing: how much there is, and giving it back.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -6,26 +6,12 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::maintain::Watch;
-use super::{Format, Kind, Pace, Tree};
+use super::{Format, Pace, Tree};
 use crate::Raw;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::image::Mode;
 use crate::merge;
-
-/// Space of one image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// The image.
-    pub uuid: Uuid,
-    /// Disk or base copy.
-    pub kind: Kind,
-    /// Bytes that its file takes. The sum over all images is what the file system says of them.
-    pub physical: u64,
-    /// Bytes that come back when the disk is deleted: its own file's and those of the base copies
-    /// that only it needs. For a base copy, 0 unless nobody needs it.
-    pub exclusive: u64,
-}
 
 /// What [`Tree::reclaim`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,39 +26,6 @@ pub struct Reclaimed {
 const TURN: u64 = 32 << 20;
 
 impl Tree {
-    /// Where the space is, image by image.
-    pub fn space(&self) -> Result<Vec<Space>> {
-        let scan = self.settled(|| self.scan())?;
-        let physical = |what: &super::scan::What| match what {
-            super::scan::What::Vhd(info) => info.physical_size,
-            super::scan::What::Raw { physical, .. } => *physical,
-            super::scan::What::Damaged(..) => 0,
-        };
-        let mut found = Vec::with_capacity(scan.entries.len());
-        for entry in &scan.entries {
-            let own = match &entry.what {
-                super::scan::What::Damaged(..) => {
-                    self.stat(&Self::image_at(entry.uuid, entry.format)).map_or(0, |s| s.allocated)
-                }
-                what => physical(what),
-            };
-            let base = entry.named_by > 0 || entry.hidden();
-            let mut exclusive = if base && entry.named_by > 0 { 0 } else { own };
-            let mut next = entry.parent().filter(|_| !base);
-            // Sound chains end; others are not followed further than they are sound.
-            while let Some(parent) = next.and_then(|index| scan.entries.get(index)) {
-                if parent.named_by != 1 || !parent.hidden() || parent.depth == 0 {
-                    break;
-                }
-                exclusive += physical(&parent.what);
-                next = parent.parent();
-            }
-            let kind = if base { Kind::Base } else { Kind::Leaf };
-            found.push(Space { uuid: entry.uuid, kind, physical: own, exclusive });
-        }
-        Ok(found)
-    }
-
     /// Bytes that merging the images of a disk's chain, and giving back what its own image no
     /// longer refers to, would free: from the tables, without reading data. Zeros that take space
     /// are found by [`Tree::reclaim`] only.
@@ -103,7 +56,7 @@ impl Tree {
     /// Gives back the space of zeros, and of what the image does not refer to, in a disk that
     /// nobody has open. Reading it gives the same as before; a cut leaves less done.
     ///
-    /// The lock is held for [`TURN`] bytes at a time, and it is looked again whether somebody has
+    /// The lock is held for 32 MiB at a time, and it is looked again whether somebody has
     /// opened the disk.
     pub fn reclaim(&self, deadline: Instant, uuid: Uuid, progress: Watch<'_>) -> Result<Reclaimed> {
         let mut done = Reclaimed::default();

@@ -18,6 +18,9 @@ use vhd::{Error, Result};
 
 const SECTOR: u64 = 512;
 
+/// What a volume holds where nothing was written.
+const STALE: u8 = 0xa5;
+
 /// Volumes come in multiples of this.
 const EXTENT: u64 = 4 << 20;
 
@@ -267,7 +270,8 @@ impl Blob for Open {
                 let target = &mut buf[(at - offset) as usize..][..count];
                 match thing.now.get(sector) {
                     Some(bytes) => target.copy_from_slice(&bytes[within..within + count]),
-                    None => target.fill(0),
+                    // A volume holds what its last owner left there.
+                    None => target.fill(if thing.volume { STALE } else { 0 }),
                 }
                 at += count as u64;
             }
@@ -332,6 +336,9 @@ impl Blob for Open {
     }
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<bool> {
+        if self.thing(|thing| thing.volume)? {
+            return Ok(false);
+        }
         let sectors = offset.div_ceil(SECTOR)..(offset + length) / SECTOR;
         let held = self.thing(|thing| {
             let held = thing.now.sectors.keys().copied();
@@ -343,6 +350,9 @@ impl Blob for Open {
 
     fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         self.thing(|thing| {
+            if thing.volume {
+                return (from < thing.now.length).then_some(from..thing.now.length);
+            }
             let first =
                 thing.now.sectors.keys().copied().filter(|at| (at + 1) * SECTOR > from).min()?;
             let mut end = first;
