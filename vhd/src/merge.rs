@@ -93,6 +93,8 @@ pub fn merge(
 ) -> Result<Step> {
     let job = Job::new(child, parent)?;
     job.check_room(from_block)?;
+    // What the child does not hold after a power cut, it would no longer hide.
+    sys::sync(child.blob(), child.path())?;
     let mut step = Step { next_block: from_block, bytes: 0 };
     loop {
         let batch = job.plan(step.next_block, options.batch)?;

@@ -133,6 +133,47 @@ fn a_batmap_that_is_not_believed_is_never_believed_again() {
 }
 
 #[test]
+fn a_parents_name_is_not_written_over_what_lies_behind_its_locator() {
+    let dir = dir();
+    let packed = |first: u64, second: u64| {
+        let names = [(*b"W2ru", first), (*b"MacX", second)];
+        let locators = names.map(|(code, at)| (code, utf16le("b.vhd"), None, Some(at)));
+        let spec =
+            Spec { kind: 4, uuid: 2, parent: 3, locators: locators.into(), ..Spec::default() };
+        spec.full(0, 7).content()
+    };
+    // Two names in one sector; a name at the end of one, before a block; one with room.
+    let (block, file) = (3072, packed(2048, 2560));
+    for (first, second, good) in
+        [(2048, 2048 + 10, false), (2048, block - 10, false), (2048, 2560, true)]
+    {
+        let mut file = packed(first, second);
+        // All of the room that the header can say, in sectors.
+        for slot in [576, 600] {
+            file.put(512 + slot + 4, &511_u32.to_be_bytes());
+        }
+        let mut header = file.bytes(512, 1024);
+        fix(&mut header, 0, 1024, 36);
+        file.put(512, &header);
+        let path = file.write(&dir.path().join("x.vhd"));
+        let before = std::fs::read(&path).unwrap();
+        let image = Image::open(&path, Mode::Write).unwrap();
+        let done = image.set_parent(uuid::Uuid::from_u128(9), &common::cases::file_name(9));
+        drop(image);
+        if good {
+            done.unwrap();
+        } else {
+            assert!(matches!(done, Err(Error::WrongType { .. })), "{done:?}");
+            assert!(std::fs::read(&path).unwrap() == before);
+        }
+        let mut buf = [0; 4096];
+        open(&path).unwrap().read_at(0, &mut buf).unwrap();
+        assert_eq!(buf, [7; 4096]);
+    }
+    assert_eq!(file.length, block + 512 + 2 * MIB + 512);
+}
+
+#[test]
 fn what_is_no_file_is_not_opened() {
     let dir = dir();
     assert_eq!(fault(dir.path()), Fault::NotAFile, "a directory");

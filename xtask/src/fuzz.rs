@@ -3,6 +3,7 @@
 //! Why without a sanitizer: the crate under test forbids unsafe code, so there is nothing for one
 //! to find; and without one the fuzzer's flags are those of the stable compiler.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -162,7 +163,8 @@ impl Report {
     fn explain(&self, target: &str) -> String {
         let mut text = Vec::from(self.tail.clone()).join("\n");
         if let Some(input) = &self.input {
-            text += &format!(
+            let _ = write!(
+                text,
                 "\ninput: {input}\nreplay: cargo fuzz run --fuzz-dir vhd/fuzz --sanitizer none \
                  --target-dir target/fuzz {target} {input}"
             );

@@ -41,7 +41,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     if arguments.is_empty() {
         match fuzz::all(None, fuzz::SECONDS) {
             Ok(outcomes) => {
-                outcomes.iter().for_each(|outcome| tally.fuzzed(outcome.target, outcome.good));
+                for outcome in outcomes {
+                    tally.fuzzed(outcome.target, outcome.good);
+                }
             }
             Err(failure) => {
                 println!("fuzz ... FAILED: {failure}");

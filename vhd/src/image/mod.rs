@@ -245,6 +245,14 @@ impl Image {
                 slot.length = bytes.len() as u32;
             }
         }
+        // The room that a locator states may be another's.
+        let end = state.footer_at;
+        let fits = areas(&state.footer, &header, state.batmap.as_ref())
+            .and_then(|areas| bat::verify(&state.table, header.stride(), end, &areas));
+        let in_file = header.locators.iter().filter(|slot| slot.is_known() && slot.length > 0);
+        if fits.is_err() || in_file.into_iter().any(|slot| slot.range(end).is_err()) {
+            return Err(self.wrong_type("the parent's name is too long for its locator"));
+        }
         header.parent_uuid = parent;
         header.parent_timestamp = footer::now();
         header.parent_name = locator::parent_name(name);

@@ -193,6 +193,13 @@ impl Simulated {
         Self(Arc::new(Mutex::new(self.world().clone())))
     }
 
+    /// The same store for another process.
+    pub(crate) fn restart(&self) -> Self {
+        let mut world = self.world().clone();
+        (world.dark, world.cut_at) = (false, None);
+        Self(Arc::new(Mutex::new(world)))
+    }
+
     /// What is there when the power comes back. `luck` of 8 unsynced changes arrived.
     pub(crate) fn reboot(&self, rng: &mut Rng, luck: u64) -> Self {
         let mut world = self.world().clone();
