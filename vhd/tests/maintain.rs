@@ -156,6 +156,9 @@ fn the_time_and_the_rate_of_a_budget_are_kept() {
     assert!(started.elapsed() >= Duration::from_millis(2500));
 }
 
+/// What an owner does to his disk, and its name.
+type Act = (&'static str, fn(&Tree));
+
 /// What a disk's owner does wins over a merge of it, at whatever moment.
 #[test]
 fn a_disk_that_changes_or_is_opened_is_not_merged_behind_its_owner() {
@@ -166,7 +169,7 @@ fn a_disk_that_changes_or_is_opened_is_not_merged_behind_its_owner() {
     chain(&tree, 0x70, 1);
     fill(&tree, 0x70, 0, 8 * MIB as usize, 0x31);
     drop(tree);
-    let acts: [(&str, fn(&Tree)); 6] = [
+    let acts: [Act; 6] = [
         ("open", |tree| tree.claim(&lock(tree), id(0x70), "a data path").unwrap()),
         ("open and write", |tree| {
             tree.claim(&lock(tree), id(0x70), "a data path").unwrap();
@@ -361,10 +364,10 @@ fn disks_in_use_beside_maintenance_keep_their_bytes() {
                 2 => {
                     let snapshot = 0x1000 + round;
                     snap(&tree, &lock(&tree), 0x2000 + round, disk, snapshot).unwrap();
-                    if random.next() % 4 != 0 {
-                        tree.delete(&lock(&tree), id(snapshot)).unwrap();
-                    } else {
+                    if random.next().is_multiple_of(4) {
                         models.insert(snapshot, models[&disk].clone());
+                    } else {
+                        tree.delete(&lock(&tree), id(snapshot)).unwrap();
                     }
                 }
                 _ => {

@@ -62,7 +62,9 @@ fn measure(program: PathBuf, place: &str, options: &[&str]) -> Result<ExitCode> 
 fn build(packages: &[&str], what: &[&str]) -> Result<PathBuf> {
     let mut words =
         vec!["build", "--release", "--quiet", "--message-format=json-render-diagnostics"];
-    packages.iter().for_each(|package| words.extend(["--package", *package]));
+    for package in packages {
+        words.extend(["--package", *package]);
+    }
     words.extend(what);
     let printed = cargo().args(words).run()?;
     let program = printed.stdout.lines().find_map(|line| {

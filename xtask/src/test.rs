@@ -239,6 +239,16 @@ mod tests {
     }
 
     #[test]
+    fn a_fuzz_target_counts_as_a_test() {
+        let mut tally = Tally { passed: 1, ..Tally::default() };
+        tally.fuzzed("parse", true);
+        assert!(tally.good());
+        tally.fuzzed("open_chain", false);
+        assert_eq!(tally.totals(), "2 passed, 1 failed, 0 skipped");
+        assert!(!tally.good() && tally.report(true).contains("failed: fuzz: open_chain"));
+    }
+
+    #[test]
     fn nothing_run_is_not_good() {
         let tally = tally("error: could not compile `vhd`\n");
         assert!(!tally.good());

@@ -33,7 +33,8 @@ impl Image {
     /// What belongs to something, in order of position.
     fn used(&self) -> Vec<Range<u64>> {
         let state = self.state();
-        let mut used = vec![state.footer_at..state.footer_at + SECTOR];
+        let mut used = Vec::new();
+        used.push(state.footer_at..state.footer_at + SECTOR);
         let Some(header) = state.header.as_ref().filter(|_| state.footer.data_offset != u64::MAX)
         else {
             used.insert(0, 0..state.footer_at);

@@ -72,7 +72,8 @@ fn encode(holder: &str) -> String {
         if byte.is_ascii_alphanumeric() || byte == b'-' {
             text.push(char::from(byte));
         } else {
-            text.push_str(&format!("%{byte:02x}"));
+            let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or('0');
+            text.extend(['%', digit(byte >> 4), digit(byte & 0xf)]);
         }
     }
     text

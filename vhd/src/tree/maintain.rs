@@ -146,7 +146,7 @@ impl Tree {
         let scan = self.settled(|| self.scan())?;
         let (candidates, skipped) = self.candidates(&scan)?;
         let planned = candidates.into_iter().map(|candidate| self.planned(candidate)).collect();
-        Ok(Maintained { planned, skipped: named(skipped), ..Maintained::default() })
+        Ok(Maintained { skipped, planned, ..Maintained::default() })
     }
 
     fn planned(&self, candidate: Candidate) -> Planned {
@@ -194,7 +194,7 @@ impl Tree {
                 candidates.retain(|candidate| chain.contains(&candidate.node));
             } else {
                 report.skipped.retain(|known| tried.contains(&known.uuid));
-                report.skipped.extend(named(skipped));
+                report.skipped.extend(skipped);
             }
             if first {
                 let planned = candidates.iter().map(|candidate| self.planned(*candidate));
@@ -230,7 +230,6 @@ impl Tree {
     }
 
     /// Runs merges of different trees, several at a time.
-    #[expect(clippy::type_complexity, reason = "read once, right where it is made")]
     fn round(
         &self,
         candidates: &[Candidate],
@@ -252,7 +251,7 @@ impl Tree {
                 };
                 let options = Options { batch: control.batch() };
                 let lock = || self.lock_watching(deadline, control);
-                let ended = self.merge_node(candidate, &lock, &options, &mut pace);
+                let ended = self.merge_node(candidate, &lock, options, &mut pace);
                 if matches!(ended, Ok(Ended::Done { .. })) {
                     control.finished();
                 }
@@ -344,7 +343,7 @@ impl<'a> Control<'a> {
             until += took * (100 - percent) / percent;
         }
         if let Some(rate) = self.budget.bytes_per_second {
-            let due = Duration::from_secs_f64(done as f64 / rate.max(1) as f64);
+            let due = Duration::from_micros(done.saturating_mul(1_000_000) / rate.max(1));
             until = until.max(self.started + due);
         }
         loop {
@@ -370,10 +369,6 @@ impl<'a> Control<'a> {
         }
         if state.1.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
-}
-
-fn named(skipped: Vec<(Uuid, String)>) -> Vec<Skipped> {
-    skipped.into_iter().map(|(uuid, reason)| Skipped { uuid, reason }).collect()
 }
 
 fn root(scan: &super::scan::Scan, node: Uuid) -> Uuid {

@@ -33,7 +33,7 @@ use uuid::Uuid;
 use super::doc::VERSION;
 use super::journal::{Action, Record};
 use super::scan::{Entry, Scan};
-use super::{Format, Guard, Tree, image_name};
+use super::{Format, Guard, Skipped, Tree, image_name};
 use crate::error::{Error, Result};
 use crate::footer::DiskType;
 use crate::header::Header;
@@ -107,7 +107,7 @@ impl Tree {
         &self,
         candidate: Candidate,
         lock: &dyn Fn() -> Result<Guard>,
-        options: &Options,
+        options: Options,
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Ended> {
         let Candidate { node, into } = candidate;
@@ -127,22 +127,18 @@ impl Tree {
         let (mut gone, from) = (false, progress.next_block);
         let mut step = |step: Step| {
             progress.next_block = step.next_block;
-            match self.write_progress(node, &progress) {
-                Ok(()) => {
-                    sm_step::step!("sr_maintain.copied");
-                    pace(step.bytes)
-                }
+            if self.write_progress(node, &progress).is_err() {
                 // Taken away, or not to be written: the next call starts from what it finds.
-                Err(_) => {
-                    gone = true;
-                    ControlFlow::Break(())
-                }
+                gone = true;
+                return ControlFlow::Break(());
             }
+            sm_step::step!("sr_maintain.copied");
+            pace(step.bytes)
         };
-        let mut merged = merge(&child, &parent, from, options, &mut step);
+        let mut merged = merge(&child, &parent, from, &options, &mut step);
         while let Err(Error::VolumeFull { needed, .. }) = &merged {
             parent.extend_volume(*needed)?;
-            merged = merge(&child, &parent, from, options, &mut step);
+            merged = merge(&child, &parent, from, &options, &mut step);
         }
         let copied = match merged {
             Err(Error::Stopped { .. }) if gone => return Ok(Ended::Moot),
@@ -359,7 +355,7 @@ impl Tree {
 
     /// The merges that can be done, those near a root first and those of long chains before
     /// others; and why others cannot.
-    pub(super) fn candidates(&self, scan: &Scan) -> Result<(Vec<Candidate>, Vec<(Uuid, String)>)> {
+    pub(super) fn candidates(&self, scan: &Scan) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
         let mut skipped = Vec::new();
         let mut open: Vec<Option<String>> = vec![None; scan.entries.len()];
         for (uuid, holder) in self.claimed()? {
@@ -379,7 +375,7 @@ impl Tree {
         }
         if let Some(unknown) = scan.unknown(None) {
             let text = "cannot be read and may need any base copy, so none is merged or deleted";
-            skipped.push((unknown.uuid, text.to_owned()));
+            skipped.push(Skipped { uuid: unknown.uuid, reason: text.to_owned() });
             return Ok((Vec::new(), skipped));
         }
         let tallest = scan.tallest();
@@ -392,7 +388,7 @@ impl Tree {
         let mut found = Vec::new();
         for (index, entry) in scan.entries.iter().enumerate() {
             if let Some(reason) = scan.own_reason(index) {
-                skipped.push((entry.uuid, reason));
+                skipped.push(Skipped { uuid: entry.uuid, reason });
                 continue;
             }
             let Some(parent) = entry.parent() else { continue };
@@ -405,17 +401,17 @@ impl Tree {
             let children = children.get(&index).map_or(&[][..], Vec::as_slice);
             if children.iter().filter(|child| child.depth > 0).count() != entry.named_by {
                 let text = "a damaged image may need it".to_owned();
-                skipped.push((entry.uuid, text));
+                skipped.push(Skipped { uuid: entry.uuid, reason: text });
                 continue;
             }
             if entry.named_by == 0
                 && let Err(error) = self.doc(entry.uuid)
             {
-                skipped.push((entry.uuid, error.reason()));
+                skipped.push(Skipped { uuid: entry.uuid, reason: error.reason() });
                 continue;
             }
             match unfit(entry, base, open.get(index).and_then(Option::as_deref)) {
-                Some(reason) => skipped.push((entry.uuid, reason)),
+                Some(reason) => skipped.push(Skipped { uuid: entry.uuid, reason }),
                 None if busy.contains(&entry.uuid) || busy.contains(&base.uuid) => {}
                 None => {
                     let depth = tallest.get(index).copied().unwrap_or(0);

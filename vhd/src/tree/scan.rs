@@ -378,7 +378,7 @@ impl Tree {
     fn lost(&self, uuid: Uuid) -> Result<Option<Node>> {
         for _ in 0..2 {
             for format in Format::ALL {
-                let tmp = Self::tmp_at(&image_name(uuid, format));
+                let tmp = Self::tmp_at(image_name(uuid, format));
                 if self.store.exists(&Self::image_at(uuid, format))? || self.store.exists(&tmp)? {
                     return Ok(None);
                 }

@@ -316,9 +316,10 @@ impl Blob for Open {
     fn stat(&self) -> io::Result<Stat> {
         self.thing(|thing| Stat {
             length: thing.now.length,
-            allocated: match thing.volume {
-                true => thing.now.length,
-                false => thing.now.sectors.len() as u64 * SECTOR,
+            allocated: if thing.volume {
+                thing.now.length
+            } else {
+                thing.now.sectors.len() as u64 * SECTOR
             },
             id: (1, self.id),
             modified: (thing.changes, 0),
@@ -411,7 +412,7 @@ impl Store for Simulated {
         world.call().map_err(failed)?;
         let id = world.next_id;
         world.next_id += 1;
-        let image = at.name.ends_with(".vhd") || at.name.ends_with(".new");
+        let image = [".vhd", ".new"].iter().any(|end| at.name.ends_with(end));
         let mut thing = Thing { volume: world.volumes && image, ..Thing::default() };
         if thing.volume {
             thing.now.length = room.max(1).next_multiple_of(EXTENT);

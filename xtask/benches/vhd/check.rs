@@ -41,7 +41,7 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
             name: format!(
                 "check a VHD of {} GiB, {} in the file, {state}, disk",
                 size >> 30,
-                blocks * BLOCK >> 30
+                (blocks * BLOCK) >> 30
             ),
             unit: "ms",
             ours,

@@ -9,7 +9,7 @@ use vhd::store::Blob;
 use vhd::{Chain, Layer, Mode, Raw};
 
 use crate::images::{MIB, fill};
-use crate::table::{Bar, Row, Table};
+use crate::table::{Bar, Row, Table, amount};
 use crate::{Result, Setting, qemu_img, seconds, utf8};
 
 pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
@@ -42,15 +42,14 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
         let peer_here = seconds(|| convert(("vpc", &image), ("raw", &back)))?;
         std::fs::remove_file(&image)?;
         std::fs::remove_file(&back)?;
-        let rate = |time: f64| data as f64 / 1e9 / time;
+        let rate = |time: f64| amount(data) / 1e9 / time;
         ours[0].push(rate(there));
         ours[1].push(rate(here));
         theirs[0].push(rate(peer_there));
         theirs[1].push(rate(peer_here));
     }
     std::fs::remove_file(&raw)?;
-    let what =
-        format!("{} GB of {} GiB in pieces of 1 MiB, memory", data as f64 / 1e9, size / MIB / 1024);
+    let what = format!("{} of {} MiB in pieces of 1 MiB, memory", data / MIB, size / MIB);
     for ((ours, theirs), (name, bar)) in
         ours.into_iter().zip(theirs).zip([("raw to VHD", 1.0), ("VHD to raw", 1.2)])
     {

@@ -10,7 +10,7 @@ use vhd::store::Blob;
 use vhd::{Image, Mode};
 
 use crate::images::{MIB, child, fill, parent};
-use crate::table::{Bar, Row, Table};
+use crate::table::{Bar, Row, Table, amount};
 use crate::{Result, Setting, qemu_img, seconds, utf8};
 
 pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
@@ -66,7 +66,7 @@ fn whole(setting: &Setting, table: &mut Table) -> Result<()> {
             copied(&leaf, &over)?,
         ];
         for (figures, time) in figures.iter_mut().zip(times) {
-            figures.push(size as f64 / MIB as f64 / time);
+            figures.push(amount(size) / amount(MIB) / time);
         }
         std::fs::remove_file(&base)?;
         std::fs::remove_file(&copy)?;
@@ -150,12 +150,12 @@ fn pieces(setting: &Setting, table: &mut Table) -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..setting.rounds(9) {
         drop(parent(&base, size)?);
-        ours.push(data as f64 / 1e9 / merged(&leaf, &base)?);
+        ours.push(amount(data) / 1e9 / merged(&leaf, &base)?);
         std::fs::remove_file(&base)?;
         empty()?;
         // `-d` leaves the overlay as it is, as we do.
         let time = seconds(|| qemu_img(&["commit", "-q", "-d", "-f", "qcow2", over_text]))?;
-        theirs.push(data as f64 / 1e9 / time);
+        theirs.push(amount(data) / 1e9 / time);
         std::fs::remove_file(&under)?;
     }
     let name = format!("merge {} MB in pieces of 64 KiB, memory", data / 1_000_000);

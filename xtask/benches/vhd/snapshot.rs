@@ -116,7 +116,8 @@ fn syncs(dir: &Path) -> Result<f64> {
         counts.push(std::fs::read_to_string(&trace)?.matches("sync(").count());
     }
     std::fs::remove_file(&trace)?;
-    Ok((counts[1] - counts[0]) as f64)
+    let more = counts[1].saturating_sub(counts[0]);
+    Ok(f64::from(u32::try_from(more)?))
 }
 
 /// What is traced: a new disk, and perhaps its snapshot.

@@ -138,12 +138,17 @@ impl Table {
     }
 }
 
+/// Bytes, as a number to calculate with.
+pub(crate) fn amount(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) * 1024.0
+}
+
 pub(crate) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     match (sorted.get(middle.wrapping_sub(1)), sorted.get(middle)) {
-        (Some(low), Some(high)) if sorted.len() % 2 == 0 => f64::midpoint(*low, *high),
+        (Some(low), Some(high)) if sorted.len().is_multiple_of(2) => f64::midpoint(*low, *high),
         (_, Some(figure)) => *figure,
         _ => f64::NAN,
     }

@@ -5,171 +5,24 @@
 //! prints the seed and the shortest sequence that fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod action;
+#[path = "../simulated/mod.rs"]
 mod simulated;
+mod steps;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::time::Instant;
 
-use proptest::prelude::*;
+use action::{Action, is_refusal, sector_of};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use proptest_state_machine::ReferenceStateMachine;
-use serde_json::json;
 use simulated::{Rng, Simulated};
+use steps::{Sequences, Step};
 use uuid::Uuid;
 use vhd::check::{Severity, check_blob};
 use vhd::store::{Area, At, Store};
-use vhd::tree::{Budget, Format, Kind, Revert, Snapshot};
+use vhd::tree::{Format, Kind};
 use vhd::{BLOCK, Disk, Error, ExtentKind, Extents, Mode, SECTOR, Tree};
-
-/// One step. Disks are named by index, modulo how many there are, so that a sequence stays
-/// meaningful when earlier steps are taken out.
-#[derive(Clone, Debug)]
-enum Step {
-    Create {
-        blocks: u64,
-        raw: bool,
-    },
-    Write {
-        disk: usize,
-        place: u64,
-        sectors: u64,
-    },
-    /// By somebody who does not say that he has the disk open, but has it to himself.
-    RogueWrite {
-        disk: usize,
-        place: u64,
-        sectors: u64,
-    },
-    /// Zeros, which hide what a parent has.
-    Zero {
-        disk: usize,
-        place: u64,
-        sectors: u64,
-    },
-    Flush {
-        disk: usize,
-    },
-    Snapshot {
-        disk: usize,
-    },
-    Revert {
-        disk: usize,
-        to: usize,
-    },
-    Resize {
-        disk: usize,
-        blocks: u64,
-    },
-    Delete {
-        disk: usize,
-    },
-    /// A snapshot that is deleted again, between two writes: a level to be merged away.
-    Layer {
-        disk: usize,
-        place: u64,
-        sectors: u64,
-    },
-    Maintain,
-    /// Merges, but not to the end.
-    MaintainABit {
-        batches: u64,
-    },
-    Reclaim {
-        disk: usize,
-    },
-    Open {
-        disk: usize,
-    },
-    Close {
-        disk: usize,
-    },
-    /// The power goes at the given call of the step, then the step is repeated.
-    Cut {
-        step: Box<Step>,
-        call: u64,
-        luck: u64,
-        seed: u64,
-    },
-    /// The process is killed at the given call of the step; what it wrote is there, but not durable.
-    Kill {
-        step: Box<Step>,
-        call: u64,
-    },
-    /// The disk is full from the given call of the step on.
-    Full {
-        step: Box<Step>,
-        call: u64,
-    },
-}
-
-fn plain() -> BoxedStrategy<Step> {
-    let disk = any::<usize>;
-    prop_oneof![
-        2 => (1..4_u64, prop::bool::weighted(0.15))
-            .prop_map(|(blocks, raw)| Step::Create { blocks, raw }),
-        8 => (disk(), any::<u64>(), 1..40_u64)
-            .prop_map(|(disk, place, sectors)| Step::Write { disk, place, sectors }),
-        1 => (disk(), any::<u64>(), 1..40_u64)
-            .prop_map(|(disk, place, sectors)| Step::RogueWrite { disk, place, sectors }),
-        2 => (disk(), any::<u64>(), 1..40_u64)
-            .prop_map(|(disk, place, sectors)| Step::Zero { disk, place, sectors }),
-        1 => disk().prop_map(|disk| Step::Flush { disk }),
-        5 => disk().prop_map(|disk| Step::Snapshot { disk }),
-        2 => (disk(), disk()).prop_map(|(disk, to)| Step::Revert { disk, to }),
-        1 => (disk(), 1..6_u64).prop_map(|(disk, blocks)| Step::Resize { disk, blocks }),
-        4 => disk().prop_map(|disk| Step::Delete { disk }),
-        4 => (disk(), any::<u64>(), 1..40_u64)
-            .prop_map(|(disk, place, sectors)| Step::Layer { disk, place, sectors }),
-        4 => Just(Step::Maintain),
-        2 => (0..4_u64).prop_map(|batches| Step::MaintainABit { batches }),
-        1 => disk().prop_map(|disk| Step::Reclaim { disk }),
-        1 => disk().prop_map(|disk| Step::Open { disk }),
-        1 => disk().prop_map(|disk| Step::Close { disk }),
-    ]
-    .boxed()
-}
-
-/// Generates sequences; what is expected is kept by the test itself, because after a cut only the
-/// store tells which of two states it is in.
-struct Sequences;
-
-impl ReferenceStateMachine for Sequences {
-    type State = ();
-    type Transition = Step;
-
-    fn init_state() -> BoxedStrategy<()> {
-        Just(()).boxed()
-    }
-
-    fn transitions((): &()) -> BoxedStrategy<Step> {
-        prop_oneof![
-            6 => plain(),
-            3 => (plain(), 0..60_u64, 0..9_u64, any::<u64>()).prop_map(|(step, call, luck, seed)| {
-                Step::Cut { step: Box::new(step), call, luck, seed }
-            }),
-            // A merge has many calls, and is where most is at stake.
-            2 => (0..120_u64, 0..9_u64, any::<u64>()).prop_map(|(call, luck, seed)| {
-                Step::Cut { step: Box::new(Step::Maintain), call, luck, seed }
-            }),
-            1 => (plain(), 0..60_u64).prop_map(|(step, call)| {
-                Step::Kill { step: Box::new(step), call }
-            }),
-            1 => (0..120_u64).prop_map(|call| {
-                Step::Kill { step: Box::new(Step::Maintain), call }
-            }),
-            1 => (0..80_u64).prop_map(|call| {
-                Step::Full { step: Box::new(Step::Maintain), call }
-            }),
-            1 => (plain(), 0..40_u64).prop_map(|(step, call)| {
-                Step::Full { step: Box::new(step), call }
-            }),
-        ]
-        .boxed()
-    }
-
-    fn apply((): (), _: &Step) {}
-}
 
 /// What a disk holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,16 +44,6 @@ struct World {
     writes: u64,
     ids: u128,
     volumes: bool,
-}
-
-fn sector_of(write: u64, sector: u64) -> [u8; 512] {
-    if write == 0 {
-        return [0; 512];
-    }
-    let mut bytes = [write as u8 | 1; 512];
-    bytes[..8].copy_from_slice(&write.to_be_bytes());
-    bytes[8..16].copy_from_slice(&sector.to_be_bytes());
-    bytes
 }
 
 impl World {
@@ -231,7 +74,7 @@ impl World {
                 let result = action.run(&self.tree);
                 self.store.full_after(None);
                 match result {
-                    Ok(()) => self.done(action),
+                    Ok(()) => self.done(&action),
                     Err(error) => {
                         assert!(
                             error.is_no_space() || is_refusal(&error),
@@ -242,7 +85,7 @@ impl World {
                         // The retry works, once there is space.
                         match action.run(&self.tree) {
                             Ok(()) if reverted => {}
-                            Ok(()) => self.done(action),
+                            Ok(()) => self.done(&action),
                             Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
                         }
                     }
@@ -260,7 +103,7 @@ impl World {
             plain => {
                 let Some(mut action) = self.prepare(plain) else { return };
                 match action.run(&self.tree) {
-                    Ok(()) => self.done(action),
+                    Ok(()) => self.done(&action),
                     Err(error) => assert!(is_refusal(&error), "{plain:?}: {error:?}"),
                 }
             }
@@ -275,15 +118,15 @@ impl World {
         let result = action.run(&self.tree);
         let dark = self.store.is_dark();
         self.store.cut_at(None);
-        if !dark {
-            // The cut comes right after it, without a word to the store.
-            match result {
-                Ok(()) => self.done(action.clone()),
-                Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
-            }
-        } else {
+        if dark {
             assert!(result.is_err(), "{step:?} succeeded in the dark");
             self.older_write(&action);
+        } else {
+            // The cut comes right after it, without a word to the store.
+            match result {
+                Ok(()) => self.done(&action),
+                Err(error) => assert!(is_refusal(&error), "{step:?}: {error:?}"),
+            }
         }
         self.store = match power {
             Some((luck, seed)) => self.store.reboot(&mut Rng::new(seed), luck),
@@ -295,7 +138,7 @@ impl World {
             // The retry works.
             match action.run(&self.tree) {
                 Ok(()) if reverted => {}
-                Ok(()) => self.done(action),
+                Ok(()) => self.done(&action),
                 Err(error) => assert!(is_refusal(&error), "{step:?} again: {error:?}"),
             }
         }
@@ -340,26 +183,19 @@ impl World {
         drop(guard);
         let listing = self.tree.list().unwrap();
         assert!(!listing.unfinished);
+        let there = |uuid: Uuid| listing.nodes.iter().any(|node| node.uuid == uuid);
         let mut reverted = false;
         match action {
-            Action::Create { uuid, format, size } => {
-                if listing.nodes.iter().any(|node| node.uuid == *uuid) {
-                    self.add(*uuid, *format, *size, None);
-                }
+            Action::Create { uuid, format, size } if there(*uuid) => {
+                self.add(*uuid, *format, *size, None);
             }
-            Action::Snapshot { source, new, .. } => {
-                if listing.nodes.iter().any(|node| node.uuid == *new)
-                    && !self.disks.iter().any(|disk| disk.uuid == *new)
-                {
-                    let source = self.disks.iter().find(|disk| disk.uuid == *source).unwrap();
-                    let copy = source.clone();
-                    self.add(*new, copy.format, copy.size, Some(copy));
-                }
+            Action::Snapshot { source, new, .. } if there(*new) => {
+                let source = self.disks.iter().find(|disk| disk.uuid == *source).unwrap();
+                let copy = source.clone();
+                self.add(*new, copy.format, copy.size, Some(copy));
             }
-            Action::Delete { uuid } => {
-                if !listing.nodes.iter().any(|node| node.uuid == *uuid) {
-                    self.disks.retain(|disk| disk.uuid != *uuid);
-                }
+            Action::Delete { uuid } if !there(*uuid) => {
+                self.disks.retain(|disk| disk.uuid != *uuid);
             }
             Action::Resize { uuid, size, .. } => {
                 let node = listing.nodes.iter().find(|node| node.uuid == *uuid).unwrap();
@@ -484,132 +320,10 @@ impl World {
     }
 }
 
-/// A step with everything decided: running it twice is the same as once.
-#[derive(Clone, Debug)]
-enum Action {
-    Create { uuid: Uuid, format: Format, size: u64 },
-    Write { uuid: Uuid, first: u64, count: u64, number: u64, rogue: bool },
-    Flush { uuid: Uuid },
-    Snapshot { op: Uuid, source: Uuid, new: Uuid },
-    Revert { op: Uuid, vdi: Uuid, to: Uuid },
-    Resize { op: Uuid, uuid: Uuid, size: u64 },
-    Delete { uuid: Uuid },
-    Maintain { batches: u64 },
-    Reclaim { uuid: Uuid },
-    Claim { uuid: Uuid, open: bool },
-}
-
-impl Action {
-    fn run(&mut self, tree: &Tree) -> vhd::Result<()> {
-        let now = Instant::now();
-        let lock = || tree.lock(now);
-        let mut go = |_: u64| ControlFlow::Continue(());
-        match self {
-            Self::Create { uuid, format, size } => {
-                tree.create(&lock()?, *uuid, *format, *size, &json!({})).map(drop)
-            }
-            Self::Write { uuid, first, count, number, rogue: true } => {
-                write(tree, *uuid, *first, *count, *number)
-            }
-            Self::Write { uuid, first, count, number, rogue: false } => {
-                tree.claim(&lock()?, *uuid, "writer")?;
-                let written = write(tree, *uuid, *first, *count, *number);
-                tree.unclaim(&lock()?, *uuid, "writer")?;
-                written
-            }
-            Self::Flush { uuid } => tree.open_disk(*uuid, Mode::Write)?.flush(),
-            Self::Snapshot { op, source, new } => {
-                let request = Snapshot {
-                    op: *op,
-                    source: *source,
-                    new: *new,
-                    new_metadata: &json!({}),
-                    allow_copy: true,
-                };
-                tree.snapshot(&lock()?, &request, &mut go).map(drop)
-            }
-            Self::Revert { op, vdi, to } => {
-                let request = Revert {
-                    op: *op,
-                    vdi: *vdi,
-                    snapshot: *to,
-                    metadata: &json!({}),
-                    allow_copy: true,
-                };
-                tree.revert(&lock()?, &request, &mut go).map(drop)
-            }
-            Self::Resize { op, uuid, size } => {
-                let guard = lock()?;
-                loop {
-                    match tree.resize(&guard, *op, *uuid, *size, &json!({})) {
-                        Err(Error::VolumeFull { needed, .. }) => {
-                            tree.extend(&guard, *uuid, needed)?;
-                        }
-                        other => return other.map(drop),
-                    }
-                }
-            }
-            Self::Delete { uuid } => tree.delete(&lock()?, *uuid).map(drop),
-            Self::Maintain { batches } => {
-                let left = std::sync::atomic::AtomicU64::new(*batches);
-                let budget = Budget { parallel: 1, batch: 16 << 10, ..Budget::default() };
-                let report = tree.maintain(now, &budget, &|_| {
-                    let before = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-                    if before == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                })?;
-                // A cut or a full disk shows as merges that were left alone.
-                match report.skipped.iter().find(|skipped| !skipped.reason.contains("is open")) {
-                    Some(skipped) if skipped.reason.contains("the power is off") => {
-                        let error = std::io::Error::other("the power is off");
-                        Err(Error::Io { path: tree.path(), action: "merge", source: error })
-                    }
-                    Some(skipped) if skipped.reason.contains("no storage space") => {
-                        let error = std::io::ErrorKind::StorageFull.into();
-                        Err(Error::Io { path: tree.path(), action: "merge", source: error })
-                    }
-                    Some(skipped) => panic!("{skipped:?}"),
-                    None => Ok(()),
-                }
-            }
-            Self::Reclaim { uuid } => {
-                tree.reclaim(now, *uuid, &|_| ControlFlow::Continue(())).map(drop)
-            }
-            Self::Claim { uuid, open: true } => tree.claim(&lock()?, *uuid, "somebody"),
-            Self::Claim { uuid, open: false } => tree.unclaim(&lock()?, *uuid, "somebody"),
-        }
-    }
-}
-
-fn write(tree: &Tree, uuid: Uuid, first: u64, count: u64, number: u64) -> vhd::Result<()> {
-    let bytes: Vec<u8> = (first..first + count).flat_map(|at| sector_of(number, at)).collect();
-    loop {
-        let disk = tree.open_disk(uuid, Mode::Write)?;
-        disk.set_power_safe(true);
-        match disk.write_at(first * SECTOR, &bytes) {
-            Err(Error::VolumeFull { needed, .. }) => {
-                drop(disk);
-                tree.extend(&tree.lock(Instant::now())?, uuid, needed)?;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Answers that are right and change nothing.
-fn is_refusal(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::ChainTooLong { .. }
-            | Error::FormatsDiffer { .. }
-            | Error::Shrink { .. }
-            | Error::InUse { .. }
-    )
-}
-
 impl World {
     fn prepare(&mut self, step: &Step) -> Option<Action> {
         Some(match step {
-            Step::Create { .. } if self.disks.len() >= 8 => return None,
+            Step::Create { .. } | Step::Snapshot { .. } if self.disks.len() >= 8 => return None,
             Step::Create { blocks, raw } => Action::Create {
                 uuid: self.id(),
                 format: if *raw && !self.volumes { Format::Raw } else { Format::Vhd },
@@ -629,7 +343,6 @@ impl World {
                 Action::Write { uuid: disk.uuid, first, count, number, rogue }
             }
             Step::Flush { disk } => Action::Flush { uuid: self.disks[self.pick(*disk)?].uuid },
-            Step::Snapshot { .. } if self.disks.len() >= 8 => return None,
             Step::Snapshot { disk } => {
                 let source = self.disks[self.pick(*disk)?].uuid;
                 Action::Snapshot { op: self.id(), source, new: self.id() }
@@ -659,33 +372,33 @@ impl World {
         })
     }
 
-    fn done(&mut self, action: Action) {
+    fn done(&mut self, action: &Action) {
         let at = |uuid: Uuid, disks: &[Expected]| disks.iter().position(|d| d.uuid == uuid);
         match action {
-            Action::Create { uuid, format, size } => self.add(uuid, format, size, None),
+            Action::Create { uuid, format, size } => self.add(*uuid, *format, *size, None),
             Action::Write { uuid, first, count, number, .. } => {
-                let Some(index) = at(uuid, &self.disks) else { return };
+                let Some(index) = at(*uuid, &self.disks) else { return };
                 let disk = &mut self.disks[index];
-                for sector in first..first + count {
-                    let old = disk.sectors.insert(sector, number).unwrap_or(0);
+                for sector in *first..first + count {
+                    let old = disk.sectors.insert(sector, *number).unwrap_or(0);
                     disk.older.entry(sector).or_default().push(old);
                 }
             }
             Action::Flush { uuid } => {
-                let Some(index) = at(uuid, &self.disks) else { return };
+                let Some(index) = at(*uuid, &self.disks) else { return };
                 self.disks[index].older.clear();
             }
             Action::Snapshot { source, new, .. } => {
-                let Some(index) = at(source, &self.disks) else { return };
+                let Some(index) = at(*source, &self.disks) else { return };
                 let copy = self.disks[index].clone();
-                self.add(new, copy.format, copy.size, Some(copy));
+                self.add(*new, copy.format, copy.size, Some(copy));
             }
-            Action::Revert { vdi, to, .. } if vdi != to => self.become_copy(vdi, to),
+            Action::Revert { vdi, to, .. } if vdi != to => self.become_copy(*vdi, *to),
             Action::Resize { uuid, size, .. } => {
-                let Some(index) = at(uuid, &self.disks) else { return };
-                self.disks[index].size = size;
+                let Some(index) = at(*uuid, &self.disks) else { return };
+                self.disks[index].size = *size;
             }
-            Action::Delete { uuid } => self.disks.retain(|disk| disk.uuid != uuid),
+            Action::Delete { uuid } => self.disks.retain(|disk| disk.uuid != *uuid),
             _ => {}
         }
     }
