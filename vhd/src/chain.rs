@@ -229,42 +229,56 @@ impl Disk for Chain {
 
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
         self.check(offset, length)?;
-        let mut pieces = vec![Extent { offset, length, kind: ExtentKind::Zero }];
+        let mut known = Vec::new();
+        let mut missing = vec![(offset, length)];
         for level in &self.levels {
             let size = level.size();
-            let mut next = Vec::with_capacity(pieces.len());
-            for piece in pieces {
-                if piece.kind == ExtentKind::Data {
-                    push(&mut next, piece);
+            let mut below = Vec::new();
+            for (at, length) in missing {
+                // Beyond the end of a smaller parent reads zero.
+                let inside = size.saturating_sub(at).min(length);
+                if inside == 0 {
                     continue;
                 }
-                let inside = size.saturating_sub(piece.offset).min(piece.length);
-                if inside > 0 {
-                    match level {
-                        Level::Raw(raw) => {
-                            for extent in raw.extents(piece.offset, inside)? {
-                                push(&mut next, extent);
+                match level {
+                    Level::Raw(raw) => known.extend(raw.extents(at, inside)?),
+                    Level::Vhd(image) => {
+                        let mut end = at;
+                        image.each_present(at, inside, &mut |offset, length, data| {
+                            let kind = if data { ExtentKind::Data } else { ExtentKind::Zero };
+                            known.push(Extent { offset, length, kind });
+                            if offset > end {
+                                below.push((end, offset - end));
                             }
-                        }
-                        Level::Vhd(image) => {
-                            for run in image.map(piece.offset, inside)? {
-                                let kind = match run.at {
-                                    Some(_) => ExtentKind::Data,
-                                    None => ExtentKind::Zero,
-                                };
-                                let (offset, length) = (run.offset, run.length);
-                                push(&mut next, Extent { offset, length, kind });
-                            }
+                            end = offset + length;
+                        })?;
+                        if end < at + inside {
+                            below.push((end, at + inside - end));
                         }
                     }
                 }
-                let (offset, length) = (piece.offset + inside, piece.length - inside);
-                push(&mut next, Extent { offset, length, kind: ExtentKind::Zero });
             }
-            pieces = next;
+            missing = below;
         }
-        Ok(pieces)
+        known.retain(|extent| extent.kind == ExtentKind::Data);
+        known.sort_unstable_by_key(|extent| extent.offset);
+        Ok(with_zeros(known, offset, length))
     }
+}
+
+/// Completes what holds data, in order, with the zeros between.
+fn with_zeros(data: Vec<Extent>, offset: u64, length: u64) -> Vec<Extent> {
+    let mut extents = Vec::with_capacity(data.len() * 2 + 1);
+    let mut at = offset;
+    for extent in data {
+        let gap = extent.offset - at;
+        push(&mut extents, Extent { offset: at, length: gap, kind: ExtentKind::Zero });
+        at = extent.offset + extent.length;
+        push(&mut extents, extent);
+    }
+    let rest = offset + length - at;
+    push(&mut extents, Extent { offset: at, length: rest, kind: ExtentKind::Zero });
+    extents
 }
 
 fn verify_link(child: &Level, parent: &Level) -> Result<()> {
@@ -321,11 +335,12 @@ impl Disk for Image {
     }
 
     fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
-        let mut extents = Vec::new();
-        for run in self.map(offset, length)? {
-            let kind = if run.at.is_some() { ExtentKind::Data } else { ExtentKind::Zero };
-            push(&mut extents, Extent { offset: run.offset, length: run.length, kind });
-        }
-        Ok(extents)
+        let mut data = Vec::new();
+        self.each_present(offset, length, &mut |offset, length, held| {
+            if held {
+                data.push(Extent { offset, length, kind: ExtentKind::Data });
+            }
+        })?;
+        Ok(with_zeros(data, offset, length))
     }
 }

@@ -21,7 +21,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 const CHUNK: u64 = 1 << 20;
 
 /// Chunks that are read before the first of them is written.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// Ranges of a disk in one chunk, at most.
 const RANGES: usize = 256;

@@ -462,7 +462,7 @@ impl Copier<'_> {
                     at += hole;
                 }
                 let stop = data.1.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
-                self.data = (data.0 / SECTOR * SECTOR, stop);
+                self.data = (data.0 / SECTOR * SECTOR, stop.max(from + SECTOR));
                 continue;
             }
             let stop = end.min(at + (self.data.1 - from)).min(at + self.early);

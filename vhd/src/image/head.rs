@@ -225,8 +225,11 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
 /// What an image that cannot be used may still say about its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Suspect {
-    /// It has none: not a differencing image, or no image at all.
+    /// It has none: it is not a differencing image.
     NoParent,
+    /// There is nothing of an image in it, so none of it can be made good here; somebody may have
+    /// another copy of it.
+    Rubbish,
     /// The one with this UUID.
     Parent(Uuid),
     /// That cannot be told.
@@ -250,7 +253,7 @@ pub(crate) fn suspect(file: &dyn Blob, path: &Path) -> Suspect {
             // A footer that names a place for the header, and no header there.
             (false, Ok(_)) => Suspect::Anyone,
             (false, Err(Error::Io { .. })) if length >= SECTOR => Suspect::Anyone,
-            (false, Err(_)) => Suspect::NoParent,
+            (false, Err(_)) => Suspect::Rubbish,
         })
     };
     read().unwrap_or(Suspect::Anyone)

@@ -17,6 +17,9 @@ pub struct Run {
     pub at: Option<u64>,
 }
 
+/// Runs shorter than this are not looked at for holes, bytes.
+const LOOK: u64 = 64 << 10;
+
 /// A block that a write has to allocate.
 struct Fresh {
     block: u32,
@@ -32,6 +35,41 @@ impl Image {
         let mut runs = Vec::new();
         self.map_into(&mut state, offset, length, &mut runs)?;
         Ok(runs)
+    }
+
+    /// As [`Image::map`], of what is present only, with the file's holes left out: `each` gets
+    /// what may be anything but zeros (`true`), and what is present and zero (`false`).
+    pub(crate) fn each_present(
+        &self,
+        offset: u64,
+        length: u64,
+        each: &mut dyn FnMut(u64, u64, bool),
+    ) -> Result<()> {
+        // Where the file is known to have no holes.
+        let mut data = 0..0;
+        for run in self.map(offset, length)? {
+            let Some(place) = run.at else { continue };
+            let mut done = 0;
+            while done < run.length {
+                let (at, left) = (place + done, run.length - done);
+                // A look costs as much as reading the smallest.
+                if left < LOOK || data.contains(&at) {
+                    let stop = if left < LOOK { left } else { left.min(data.end - at) };
+                    each(run.offset + done, stop, true);
+                    done += stop;
+                    continue;
+                }
+                let found = self.file.next_data(at).map_err(Error::io(&self.path, "seek"))?;
+                data = found.map_or(u64::MAX..u64::MAX, |found| {
+                    let end = found.end.checked_next_multiple_of(SECTOR).unwrap_or(u64::MAX);
+                    found.start / SECTOR * SECTOR..end.max(at + SECTOR)
+                });
+                let hole = data.start.saturating_sub(at).min(left);
+                each(run.offset + done, hole, false);
+                done += hole;
+            }
+        }
+        Ok(())
     }
 
     fn map_into(

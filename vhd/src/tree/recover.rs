@@ -215,7 +215,7 @@ impl Tree {
         gone: Option<Uuid>,
     ) -> Result<Vec<Uuid>> {
         let mut collected = Vec::new();
-        if scan.unknown(gone).is_some() {
+        if !scan.is_complete_without(gone) {
             return Ok(collected);
         }
         let mut next = scan.index.get(&base).copied();

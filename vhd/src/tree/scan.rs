@@ -258,7 +258,7 @@ impl Tree {
             Err(error) if error.is_not_found() => None,
             Err(error) if error.os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 let text = format!("{} is a symbolic link, which is never followed", at.name);
-                Some(What::Damaged(text, Suspect::NoParent))
+                Some(What::Damaged(text, Suspect::Rubbish))
             }
             Err(error) if format == Format::Raw => {
                 Some(What::Damaged(error.reason(), Suspect::NoParent))
@@ -450,6 +450,13 @@ impl Scan {
             }
         }
         tallest
+    }
+
+    /// Whether every image but `gone` says whom it needs.
+    pub(super) fn is_complete_without(&self, gone: Option<Uuid>) -> bool {
+        self.entries.iter().filter(|entry| Some(entry.uuid) != gone).all(|entry| {
+            !matches!(entry.what, What::Damaged(_, Suspect::Anyone | Suspect::Rubbish))
+        })
     }
 
     pub(super) fn get(&self, uuid: Uuid) -> Option<&Entry> {
