@@ -241,7 +241,8 @@ fn batmap_steps(
         .chain(blocks(anatomy, header))
         .collect();
     let free = |start: u64, length: u64| {
-        start + length <= anatomy.data_end
+        // A file that is cut off inside a sector ends with that sector when it is repaired.
+        start + length <= anatomy.data_end.next_multiple_of(SECTOR)
             && others.iter().all(|area| area.end <= start || start + length <= area.start)
     };
     let fits = |(at, length): &(u64, u64)| {

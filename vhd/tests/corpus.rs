@@ -107,6 +107,38 @@ fn a_footer_and_a_batmap_that_are_repaired_do_not_share_a_place() {
 }
 
 #[test]
+fn one_repair_is_enough_of_a_file_that_is_cut_off_inside_a_sector() {
+    let dir = dir();
+    // Its last sector, but for one byte, is room for the batmap.
+    let (creator, end, blocks_at) = (*b"tap\0", false, Some(3072));
+    let spec = Spec { creator, version: 0x0001_0003, end, blocks_at, cut: 1, ..Spec::default() };
+    let path = spec.write(&dir.path().join("x.vhd"));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3071);
+    let repair = vhd::repair::repair(&path).unwrap();
+    assert!(!repair.refused && repair.after.is_empty(), "{repair:?}");
+    assert!(vhd::repair::repair(&path).unwrap().steps.is_empty());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 3584);
+}
+
+#[test]
+fn a_repair_does_not_make_a_batmap_count_that_did_not() {
+    // The batmap reaches one byte behind the end of the file, and over a block.
+    let dir = dir();
+    let spec = Spec { creator: *b"tap\0", version: 0x0001_0003, size: 8 << 10, ..Spec::default() };
+    let spec = Spec { end: false, ..spec.block(1 << 10) };
+    let map = Some(common::Batmap { map: vec![0; 4 * 512], ..common::Batmap::of(&[]) });
+    let mut file = Spec { batmap: map, table: vec![(0, 6)], ..spec }.content();
+    file.set_length(4607);
+    let path = file.write(&dir.path().join("x.vhd"));
+    let is_on_it =
+        |path| matches!(fault(path), Fault::BlockOnMetadata { block: 0, area: "the batmap", .. });
+    assert!(is_on_it(&path));
+    assert!(vhd::repair::repair(&path).unwrap().refused);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4607);
+    assert!(is_on_it(&path));
+}
+
+#[test]
 fn a_batmap_that_is_not_believed_is_never_believed_again() {
     // It reaches behind the end of the file, where the next block goes, and its checksum is right
     // as soon as that block is written.

@@ -15,7 +15,7 @@ use common::cases::{file_name, id};
 use uuid::Uuid;
 use vhd::error::Fault;
 use vhd::tree::{Health, Kind, Node};
-use vhd::{Chain, Disk, Error, Image, Layer, Mode, Tree};
+use vhd::{Chain, Disk, Error, ExtentKind, Image, Layer, Mode, Tree};
 
 const MIB: u64 = 1 << 20;
 
@@ -87,7 +87,10 @@ fn a_chain_is_read_however_long_it_is_and_snapshots_stop_at_thirty() {
         let chain = Chain::open(&layers(&paths), Mode::Read).unwrap();
         assert_eq!((chain.depth() as u128, byte(&chain, 0)), (depth, 7));
         assert_eq!((byte(&chain, 2 * MIB), byte(&chain, 4 * MIB)), (8, 0));
-        assert_eq!(chain.extents(0, chain.size()).unwrap().len(), 2);
+        let extents = chain.extents(0, chain.size()).unwrap();
+        assert_eq!(extents.iter().map(|extent| extent.length).sum::<u64>(), chain.size());
+        let last = extents.last().unwrap();
+        assert!(last.kind == ExtentKind::Zero && last.offset <= 4 * MIB, "{extents:?}");
         drop(chain);
 
         let tree = Tree::init(dir.path()).unwrap();

@@ -80,8 +80,7 @@ impl Blob for Memory {
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
-        let length = self.lock().length;
-        Ok((from < length).then_some(from..length))
+        Ok(self.lock().next_data(from))
     }
 }
 

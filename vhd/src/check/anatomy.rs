@@ -188,7 +188,9 @@ impl Anatomy {
         if this.header_fault.is_some() {
             return Ok(this);
         }
-        this.batmap = read_batmap(blob, path, &footer, &header, this.data_end)?;
+        // What the end of the file cuts in two is complete once it is repaired.
+        let end = this.data_end.next_multiple_of(SECTOR);
+        this.batmap = read_batmap(blob, path, &footer, &header, end)?;
         // Bounded by `Header::verify`: within the file and at most `header::MAX_TABLE`.
         let blocks = footer.current_size.div_ceil(u64::from(header.block_size));
         let mut raw = vec![0; (blocks * 4) as usize];
@@ -336,12 +338,12 @@ fn read_batmap(
         return Ok(none);
     }
     let mut raw = [0; batmap::HEADER as usize];
-    sys::read_at(blob, path, &mut raw, at)?;
+    sys::read_upto(blob, path, &mut raw, at)?;
     let Some(found) = BatmapHeader::parse(&raw, header.table_entries, length) else {
         return Ok(none);
     };
     let mut map = vec![0; found.length as usize];
-    sys::read_at(blob, path, &mut map, found.offset)?;
+    sys::read_upto(blob, path, &mut map, found.offset)?;
     if found.matches(&map) {
         Ok(BatmapState::Good(Batmap { offset: found.offset, map }))
     } else {

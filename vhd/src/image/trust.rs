@@ -16,7 +16,8 @@ use crate::store::Blob;
 use crate::{SECTOR, bits, sys};
 
 /// Reads the batmap, if there is one whose place and checksum are right; `end` is the first byte
-/// that neither it nor blocks may reach.
+/// that neither it nor blocks may reach. A sector that the end of the file cuts in two is complete
+/// once the footer is restored behind it, so it is taken for complete now: what it lacks is zero.
 pub(super) fn read(
     file: &dyn Blob,
     path: &Path,
@@ -24,16 +25,17 @@ pub(super) fn read(
     header: &Header,
     end: u64,
 ) -> Result<Option<Batmap>> {
+    let end = end.next_multiple_of(SECTOR);
     if !is_promised(footer, header, end) {
         return Ok(None);
     }
     let mut raw = [0; batmap::HEADER as usize];
-    sys::read_at(file, path, &mut raw, header.table_end())?;
+    sys::read_upto(file, path, &mut raw, header.table_end())?;
     let Some(found) = BatmapHeader::parse(&raw, header.table_entries, end) else {
         return Ok(None);
     };
     let mut map = vec![0; found.length as usize];
-    sys::read_at(file, path, &mut map, found.offset)?;
+    sys::read_upto(file, path, &mut map, found.offset)?;
     Ok(found.matches(&map).then_some(Batmap { offset: found.offset, map }))
 }
 

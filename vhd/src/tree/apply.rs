@@ -6,7 +6,7 @@
 //! 1  tmp/N.new, tmp/S.new    empty leaves on the base-to-be, synced
 //! 2  tmp/N.json, tmp/S.json  metadata, synced
 //! 3  journal/<op>.json       synced
-//! 4  link S.vhd -> B.vhd     directory synced: the only name of the data must not get lost
+//! 4  link S.vhd -> B.vhd     before 5 also on the storage: the data must not lose its only name
 //! 5  rename S.new over S.vhd the commit point: before it everything is undone, after it completed
 //! 6  metadata in place, rename N.new -> N.vhd, directories synced
 //! 7  B is marked hidden      last, since before 5 it is the same file as S
@@ -402,7 +402,8 @@ impl Tree {
             }
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.linked", Revert => "vdi_revert.linked");
-            self.store.sync(Area::Images)?;
+            // Without a sync in between: the store keeps the order, so there is never a time when
+            // the data has no name.
             self.store.rename(&Self::new_at(base.source), &source)?;
         } else {
             let target = Self::image_at(switch.target, switch.format);

@@ -110,8 +110,12 @@ impl Tree {
         let at = Self::journal_at(record.op);
         self.store.remove(&at)?;
         self.write_small(&at, record)?;
-        // Its name as well: what follows may not touch any other name before it is durable.
-        self.store.sync(Area::Journal)
+        match record.action {
+            // It goes on with a change of names, and those arrive in their order.
+            Action::Switch(_) => Ok(()),
+            // What is written into images may arrive before any name does.
+            _ => self.store.sync(Area::Journal),
+        }
     }
 
     pub(super) fn remove_record(&self, op: Uuid) -> Result<()> {

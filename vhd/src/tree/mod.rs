@@ -36,9 +36,9 @@
 //! |---|---|---|
 //! | create | 4 | image, metadata, both directories |
 //! | update, introduce | 2 | metadata, its directory |
-//! | snapshot of a leaf with data | 9 | two leaves, metadata, record with its directory, directory with the base's link, both directories with the switch, the base's footers |
+//! | snapshot of a leaf with data | 7 | two leaves, metadata, record, both directories with the switch, the base's footers |
 //! | snapshot of an empty leaf, or of a raw disk | 4 | as create |
-//! | revert | 6 | leaf, metadata, record with its directory, both directories; 9 when the snapshot holds data |
+//! | revert | 5 | leaf, metadata, record, both directories; 7 when the snapshot holds data |
 //! | resize | 6 | metadata, record with its directory, each footer, directory of the metadata |
 //! | delete | 1 | directory |
 //! | merge | 6 and more | record of progress, twice for each batch (data, record), journal record with its directory, then 1 for a disk and 3 for each child of a base copy |

@@ -2,6 +2,7 @@
 //! the fuzz targets take it in as well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -89,6 +90,17 @@ impl Content {
             }
         }
         pieces
+    }
+
+    /// The first range at or after a position that is not known to be zero.
+    pub fn next_data(&self, from: u64) -> Option<Range<u64>> {
+        let sector = SECTOR as u64;
+        let (first, _) = self.sectors.range(from / sector..).next()?;
+        let after = self.sectors.range(first..).zip(*first..).find(|((at, _), want)| *at != want);
+        let last = self.sectors.keys().next_back()?;
+        let end = after.map_or(last + 1, |(_, want)| want) * sector;
+        let range = (first * sector).max(from)..end.min(self.length);
+        (range.start < range.end).then_some(range)
     }
 
     /// Numbers of the sectors in which another content differs.
