@@ -1,7 +1,7 @@
 //! Random sequences of everything a store does, with power cuts and a full disk in between,
 //! against a model in memory. Every byte of every disk is compared.
 //!
-//! `MODEL_SEQUENCES` says how many sequences (400 without), `MODEL_SEED` where to begin. A failure
+//! `MODEL_SEQUENCES` says how many sequences (2,000 without), `MODEL_SEED` where to begin. A failure
 //! prints the seed and the shortest sequence that fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -408,7 +408,7 @@ fn sequences(name: &str, volumes: bool, share: u64) {
     let read = |name: &str, default: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let (count, seed) = (read("MODEL_SEQUENCES", 400) * share / 4, read("MODEL_SEED", 1));
+    let (count, seed) = (read("MODEL_SEQUENCES", 2000) * share / 4, read("MODEL_SEED", 1));
     println!("{name}: {count} sequences, MODEL_SEED={seed}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
