@@ -294,6 +294,32 @@ fn growing_moves_the_locators_of_other_tools_out_of_the_way() {
     );
 }
 
+/// Other tools make disks that end inside a block, and leave in it what they like.
+#[test]
+fn what_lies_behind_the_end_does_not_become_part_of_a_larger_disk() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.vhd");
+    let new = NewImage { uuid: Uuid::from_u128(1), size: 4 << 20, parent: None };
+    create(&path, &new).unwrap();
+    let image = Image::open(&path, Mode::Write).unwrap();
+    image.write_at(0, &vec![0x55; 4 << 20]).unwrap();
+    let (mut footer, end) = (image.footer(), (3 << 20) + 512);
+    drop(image);
+    footer.current_size = end;
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    for at in [0, length - 512] {
+        file.write_all_at(&footer.to_bytes(), at).unwrap();
+    }
+    let image = Image::open(&path, Mode::Write).unwrap();
+    image.grow(4 << 20).unwrap();
+    let mut bytes = vec![0; 4 << 20];
+    image.read_at(0, &mut bytes).unwrap();
+    let (before, behind) = bytes.split_at(end as usize);
+    assert!(before.iter().all(|byte| *byte == 0x55) && vhd::copy::is_zero(behind));
+}
+
 /// Growing beyond the table, its writes cut at any byte count: a file is always the old disk or
 /// the new one, and growing again completes it.
 #[test]

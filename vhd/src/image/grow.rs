@@ -1,6 +1,7 @@
 //! Growing an image in place.
 //!
-//! As long as the block table has room, growing changes the footers and nothing else. Otherwise
+//! As long as the block table has room, growing changes the footers and nothing else, except that a
+//! last block that was not whole is cleared behind the old end first. Otherwise
 //! the table must become longer where it is (XenServer's tools insist that everything before the
 //! first block is metadata), so what lies behind it has to go first:
 //!
@@ -49,6 +50,7 @@ impl Image {
             return self.flush();
         }
         if let Some(header) = state.header.clone() {
+            self.clear_last_block(&state, &header)?;
             let needed = size.div_ceil(u64::from(header.block_size));
             if needed > u64::from(header.table_entries) {
                 self.extend_table(&mut state, header, size)?;
@@ -68,6 +70,28 @@ impl Image {
         self.flush()?;
         state.footer = footer;
         Ok(())
+    }
+
+    /// Zeros what other tools have left behind the disk's end in a last block that is not whole: it
+    /// would become part of the disk.
+    fn clear_last_block(&self, state: &State, header: &Header) -> Result<()> {
+        let block_size = u64::from(header.block_size);
+        let (block, tail) =
+            (state.footer.current_size / block_size, state.footer.current_size % block_size);
+        let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
+        if tail == 0 || sector == ABSENT {
+            return Ok(());
+        }
+        let at = u64::from(sector) * SECTOR + header.bitmap_bytes() + tail;
+        let zeros = vec![0; (block_size - tail).min(1 << 20) as usize];
+        let mut done = tail;
+        while done < block_size {
+            let count = (block_size - done).min(zeros.len() as u64);
+            let part = zeros.get(..count as usize).unwrap_or(&zeros);
+            sys::write_at(&*self.file, &self.path, part, at + done - tail)?;
+            done += count;
+        }
+        self.flush()
     }
 
     /// Makes the volume that the image lies in at least `length` bytes long, durably. A cut leaves
