@@ -1,0 +1,1 @@
+//! Which parts of a disk changed since a point in time.

@@ -1,0 +1,1 @@
+//! One disk made of a chain of images.

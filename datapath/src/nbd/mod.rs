@@ -1,0 +1,1 @@
+//! The NBD protocol: server and client.

@@ -1,0 +1,1 @@
+//! Brings another disk to the same content while the first is written.
