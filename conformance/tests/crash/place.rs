@@ -156,18 +156,33 @@ impl Place {
         self.end(&mut command, armed.is_some())
     }
 
-    /// Scans every SR, as a toolstack does now and then.
-    pub(crate) fn scan(&self) {
+    /// Runs the command under test and answers how often it comes by each step.
+    pub(crate) fn run_logged(&self, arguments: &[String]) -> BTreeMap<String, usize> {
+        let log = self.file("steps");
+        let _ = fs::remove_file(&log);
+        let mut command = self.smctl();
+        command.args(["--operation-id", OPERATION]).args(arguments).env(sm_step::LOG, &log);
+        assert_eq!(self.end(&mut command, false), End::Ok);
+        visits(&log)
+    }
+
+    /// Scans every SR, as a toolstack does now and then; answers the steps it came by.
+    pub(crate) fn scan(&self) -> BTreeMap<String, usize> {
+        let log = self.file("steps");
+        let _ = fs::remove_file(&log);
         for sr in self.srs() {
             if sr == SR {
-                self.must(&["sr", "scan", &sr]);
+                let mut command = self.smctl();
+                command.args(["sr", "scan", &sr]).env(sm_step::LOG, &log);
+                assert_eq!(self.end(&mut command, false), End::Ok);
                 continue;
             }
             // An SR whose destruction was cut is gone from the backend, or on its way: a retry
             // of the destruction is what helps.
-            let status = self.smctl().args(["sr", "scan", &sr]).status().unwrap();
+            let status = self.smctl().args(["sr", "scan", &sr]).output().unwrap().status;
             assert!(matches!(status.code(), Some(0 | NOT_FOUND)), "{status}");
         }
+        visits(&log)
     }
 
     /// What a scan has to recover, in words; empty when all is well.
@@ -318,6 +333,15 @@ pub(crate) fn steps(file: &Path) -> Vec<String> {
     let elf = object::File::parse(&*data).unwrap();
     let section = elf.section_by_name(sm_step::SECTION).expect("it has no steps");
     sm_step::names(section.data().unwrap())
+}
+
+/// How often a log names each step; no log is no step.
+fn visits(log: &Path) -> BTreeMap<String, usize> {
+    let mut visits = BTreeMap::new();
+    for name in fs::read_to_string(log).unwrap_or_default().lines() {
+        *visits.entry(name.to_owned()).or_default() += 1;
+    }
+    visits
 }
 
 /// Bytes that say where they belong.

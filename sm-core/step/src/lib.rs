@@ -9,12 +9,18 @@
 //! SM_STEP_KILL=vdi_snapshot.switched:3    die at the third visit
 //! ```
 //!
+//! `SM_STEP_LOG` names a file to which each visit is appended, a line with the step's name, so that
+//! a test needs to kill an operation only where it comes by.
+//!
 //! Every name is also written into the ELF section [`SECTION`] of the file it is compiled into, so
 //! a test enumerates the steps of a driver by reading its `.so`, and no step can be forgotten.
 //!
 //! Why not the `fail` crate: its registry is one static per shared library, so a host could not
 //! arm the points of a driver, nor list them without running it.
 
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -23,6 +29,9 @@ pub const SECTION: &str = ".sm_steps";
 
 /// The variable that arms a step: its name, optionally `:` and which visit kills.
 pub const VARIABLE: &str = "SM_STEP_KILL";
+
+/// The variable that names a file for the visits.
+pub const LOG: &str = "SM_STEP_LOG";
 
 /// Marks a crash point. The name is `operation.what_has_just_happened`.
 #[macro_export]
@@ -50,24 +59,35 @@ const ARMED: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 
+/// What the environment asks for.
+struct Asked {
+    kill: Option<Armed>,
+    log: Option<OsString>,
+}
+
 struct Armed {
     name: String,
     visit: u64,
     seen: AtomicU64,
 }
 
-fn armed() -> Option<&'static Armed> {
-    static ARMED_STEP: OnceLock<Option<Armed>> = OnceLock::new();
-    ARMED_STEP
+fn asked() -> Option<&'static Asked> {
+    static ASKED: OnceLock<Option<Asked>> = OnceLock::new();
+    ASKED
         .get_or_init(|| {
-            let value = std::env::var(VARIABLE).ok()?;
-            let (name, visit) = match value.rsplit_once(':') {
-                Some((name, visit)) => (name, visit.parse().ok()?),
-                None => (value.as_str(), 1),
-            };
-            Some(Armed { name: name.to_owned(), visit, seen: AtomicU64::new(0) })
+            let asked = Asked { kill: armed(), log: std::env::var_os(LOG) };
+            (asked.kill.is_some() || asked.log.is_some()).then_some(asked)
         })
         .as_ref()
+}
+
+fn armed() -> Option<Armed> {
+    let value = std::env::var(VARIABLE).ok()?;
+    let (name, visit) = match value.rsplit_once(':') {
+        Some((name, visit)) => (name, visit.parse().ok()?),
+        None => (value.as_str(), 1),
+    };
+    Some(Armed { name: name.to_owned(), visit, seen: AtomicU64::new(0) })
 }
 
 /// Called by [`step!`]; `name` ends with a NUL byte.
@@ -80,13 +100,22 @@ pub fn visit(name: &'static [u8]) {
 
 #[cold]
 fn visit_slow(name: &'static [u8]) {
-    let Some(armed) = armed() else {
+    let Some(asked) = asked() else {
         STATE.store(OFF, Ordering::Relaxed);
         return;
     };
     STATE.store(ARMED, Ordering::Relaxed);
-    let matches = name.strip_suffix(b"\0") == Some(armed.name.as_bytes());
-    if matches && armed.seen.fetch_add(1, Ordering::Relaxed) + 1 == armed.visit {
+    let name = name.strip_suffix(b"\0").unwrap_or(name);
+    if let Some(log) = &asked.log
+        && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(log)
+    {
+        // In one write, so that the lines of several processes do not mix.
+        let _ = file.write_all(&[name, b"\n"].concat());
+    }
+    if let Some(armed) = &asked.kill
+        && name == armed.name.as_bytes()
+        && armed.seen.fetch_add(1, Ordering::Relaxed) + 1 == armed.visit
+    {
         die();
     }
 }
