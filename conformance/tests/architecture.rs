@@ -147,8 +147,15 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn unsafe_code_is_where_it_may_be() {
     // What needs it, and why it stands in the file itself.
-    let allowed =
-        ["sm-abi", "sm-loader", "sm-driver-host", "plugin-sdk", "sm-step", "sm-driver-hostile", "datapath"];
+    let allowed = [
+        "sm-abi",
+        "sm-loader",
+        "sm-driver-host",
+        "plugin-sdk",
+        "sm-step",
+        "sm-driver-hostile",
+        "datapath",
+    ];
     for (name, package) in workspace() {
         let folder = package.manifest.parent().unwrap().join("src");
         let root =

@@ -100,22 +100,41 @@ pub trait Export: Send + Sync {
         Err(crate::error::Error::new(crate::error::Errno::Invalid, "no bitmap has that name"))
     }
 
-    /// A read that is nothing but transfers from files, for a caller that runs many at a time
-    /// (a ring). Nothing is transferred yet. None: use [`Export::read`].
-    fn map_read(&self, _offset: u64, _length: u64) -> Option<Transfer> {
+    /// What this disk is, for people who list what a server has.
+    fn description(&self) -> Option<String> {
         None
     }
 
+    /// A read that is nothing but transfers from files, for a caller that runs many at a time
+    /// (a ring). Nothing is transferred yet. Never waits: see [`Mapped::Closed`].
+    fn map_read(&self, _offset: u64, _length: u64) -> Mapped {
+        Mapped::NotSimple
+    }
+
     /// A write that is nothing but transfers to files and changes no metadata. Nothing is
-    /// transferred yet. None: use [`Export::write`].
-    fn map_write(&self, _offset: u64, _length: u64) -> Option<Transfer> {
-        None
+    /// transferred yet. Never waits: see [`Mapped::Closed`].
+    fn map_write(&self, _offset: u64, _length: u64) -> Mapped {
+        Mapped::NotSimple
     }
 }
 
 /// What [`Export::map_read`] and [`Export::map_write`] answer.
+pub enum Mapped {
+    /// Only transfers. The caller does all of them, or, after an error, drops this and calls
+    /// [`Export::read`] or [`Export::write`], which then tells what is wrong.
+    Transfer(Transfer),
+    /// More than transfers, or a disk that is no slower without them: call [`Export::read`] or
+    /// [`Export::write`].
+    NotSimple,
+    /// The disk is being changed underneath. The caller ends the transfers it has, all of them,
+    /// and then calls [`Export::read`] or [`Export::write`], which wait. To wait with transfers
+    /// in flight would be to wait for oneself.
+    Closed,
+}
+
+/// Transfers that stand for one request.
 pub struct Transfer {
-    /// In the order of the buffer; together as long as it.
+    /// In the order of the buffer; together as long as it. A file that ends early reads as zeros.
     pub pieces: Vec<Piece>,
     /// Keeps the disk from changing underneath; dropped when all pieces are done or have failed.
     pub held: Box<dyn Send>,

@@ -108,15 +108,15 @@ impl Driver for Scratch {
     }
 
     async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {
-        Ok(VdiDatapathDone {})
+        Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_deactivate(&self, _: &Cx, _: VdiDeactivate) -> Result<VdiDatapathDone> {
-        Ok(VdiDatapathDone {})
+        Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_detach(&self, _: &Cx, _: VdiDetach) -> Result<VdiDatapathDone> {
-        Ok(VdiDatapathDone {})
+        Ok(VdiDatapathDone::default())
     }
 }
 

@@ -289,6 +289,15 @@ impl Cx {
         self.call.session.host.request(self.call.id, service, request).await
     }
 
+    /// As [`Self::request`], from a thread for [blocking work](Self::blocking).
+    pub fn request_blocking<A: DeserializeOwned>(
+        &self,
+        service: &str,
+        request: &impl Serialize,
+    ) -> Result<A> {
+        self.call.session.runtime.block_on(self.request(service, request))
+    }
+
     /// Waits for the cancel or the deadline, whichever comes first.
     pub(crate) async fn ended(&self) -> Error {
         tokio::select! {

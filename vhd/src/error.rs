@@ -46,6 +46,33 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A sync of the image has failed while it was in use: what was written before it may be lost,
+    /// and the system does not say what. Nothing is written before the image is opened again.
+    #[error("{}: an earlier sync failed, the image must be opened again", .path.display())]
+    Unsynced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Notes of new metadata, left by a process that died, that are not of this image.
+    #[error("{}: the notes in {} are of another image, {owner}", .path.display(), .notes.display())]
+    OtherNotes {
+        /// The image.
+        path: PathBuf,
+        /// The file of notes.
+        notes: PathBuf,
+        /// Footer UUID of the image that they are of.
+        owner: Uuid,
+    },
+    /// Notes of new metadata that do not go together with what the image holds.
+    #[error("{}: the notes in {} do not fit: {what}", .path.display(), .notes.display())]
+    BadNotes {
+        /// The image.
+        path: PathBuf,
+        /// The file of notes.
+        notes: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
     /// An access that does not lie within the disk.
     #[error("{}: access at {offset} of {length} bytes is outside the disk of {size} bytes", .path.display())]
     OutOfRange {

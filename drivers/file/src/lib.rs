@@ -17,6 +17,7 @@ mod maintain;
 mod metadata;
 mod space;
 mod vdis;
+mod writer;
 
 use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
@@ -65,6 +66,7 @@ impl Driver for FileDriver {
             Feature::new(feature::VHD),
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
+            Feature::new(feature::DATAPATH),
             Feature::limit(
                 feature::MAX_VDI_SIZE,
                 vhd::MAX_SIZE,
@@ -186,19 +188,20 @@ impl Driver for FileDriver {
     }
 
     // The images are files that are always there: attach and detach only claim the disk, so that no
-    // maintenance rewrites what somebody has open.
+    // maintenance rewrites what somebody has open; activate and deactivate claim the writing.
 
-    async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {
-        Ok(VdiDatapathDone {})
+    async fn vdi_activate(&self, cx: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
+        self.blocking(cx, move |folder, cx| writer::activate(folder, cx, &request)).await
     }
 
-    async fn vdi_deactivate(&self, _: &Cx, _: VdiDeactivate) -> Result<VdiDatapathDone> {
-        Ok(VdiDatapathDone {})
+    async fn vdi_deactivate(&self, cx: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
+        self.blocking(cx, move |folder, cx| writer::deactivate(folder, cx, request.vdi)).await?;
+        Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
         self.blocking(cx, move |folder, cx| maintain::release(folder, cx, request.vdi)).await?;
-        Ok(VdiDatapathDone {})
+        Ok(VdiDatapathDone::default())
     }
 }
 

@@ -7,20 +7,15 @@ use std::time::Duration;
 use plugin_sdk::model::sr::{Merged, PlannedMerge, Skipped, SrMaintain, SrMaintained, Stopped};
 use plugin_sdk::model::vdi::VdiReclaimed;
 use plugin_sdk::model::{Bytes, Changed, VdiUuid};
-use plugin_sdk::{Cx, Error, Result, step};
+use plugin_sdk::{Cx, Result, step};
 use vhd::tree::{self, Guard, Pace, Tree};
 
 use crate::error::from_vhd;
 use crate::folder::Folder;
-
-/// Names the boot of a host.
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+use crate::writer::Holder;
 
 /// Each merge at the same time is a thread.
 const MOST_PARALLEL: u32 = 64;
-
-/// Between host and boot in the name of a holder, which people read too.
-const BOOT_ID: &str = ", boot ";
 
 pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
     let tree = folder.tree()?;
@@ -144,44 +139,39 @@ pub(crate) fn with_room<T>(
     }
 }
 
-/// Who has a disk open, as claims name it: valid for one boot of one host.
-fn holder(cx: &Cx) -> Result<String> {
-    let boot = std::fs::read_to_string(BOOT)
-        .map_err(|error| Error::internal(format!("{BOOT} cannot be read")).source(&error))?;
-    Ok(format!("{}{BOOT_ID}{}", cx.host(), boot.trim()))
-}
-
 /// Claims a disk for this host: from now on nothing rewrites what its users have open.
 pub(crate) fn claim(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    tree.claim(guard, vdi.0, &holder(cx)?).map_err(from_vhd)?;
+    tree.claim(guard, vdi.0, &Holder::here(cx)?.name()).map_err(from_vhd)?;
     step!("vdi_attach.claimed");
     Ok(())
 }
 
-/// Ends the claim of this host; none is fine, and so is a disk or an SR that is gone.
+/// Ends the claims of this host; none is fine, and so is a disk or an SR that is gone.
 pub(crate) fn release(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let holder = holder(cx)?;
     let tree = match folder.tree() {
         Err(error) if error.kind == plugin_sdk::model::Kind::NotFound => return Ok(()),
         other => other?,
     };
-    if tree.claims(vdi.0).map_err(from_vhd)?.is_empty() {
+    let claims = tree.claims(vdi.0).map_err(from_vhd)?;
+    if claims.is_empty() {
         return Ok(());
     }
+    let here = Holder::here(cx)?;
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
-    tree.unclaim(&guard, vdi.0, &holder).map_err(from_vhd)?;
+    for claim in claims.iter().filter(|claim| Holder::of(claim).is_some_and(|by| by.is_at(&here))) {
+        tree.unclaim(&guard, vdi.0, claim).map_err(from_vhd)?;
+    }
     step!("vdi_detach.released");
     Ok(())
 }
 
 /// Ends the claims of this host that are of an earlier boot: whoever had the disk open is gone.
 pub(crate) fn release_stale(tree: &Tree, cx: &Cx) -> Result<()> {
-    let ours = holder(cx)?;
+    let here = Holder::here(cx)?;
     let mut guard = None;
     for node in tree.list().map_err(from_vhd)?.nodes {
         for claim in tree.claims(node.uuid).map_err(from_vhd)? {
-            let host = claim.rsplit_once(BOOT_ID).map(|(host, _)| host);
-            if claim == ours || host != Some(cx.host().0.as_str()) {
+            if !Holder::of(&claim).is_some_and(|by| by.is_gone(&here)) {
                 continue;
             }
             let guard = match &mut guard {

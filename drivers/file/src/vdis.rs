@@ -14,13 +14,14 @@ use plugin_sdk::model::vdi::{
 };
 use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8PathBuf};
-use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree};
+use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
 
 use crate::error::{from_vhd, is_read_only, size_limits};
 use crate::folder::Folder;
 use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
 use crate::space::add_exclusive;
+use crate::writer::Told;
 
 pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
     let listing = folder.tree()?.list().map_err(from_vhd)?;
@@ -128,9 +129,11 @@ pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<Vd
         let (from, to) = (node.virtual_size, request.virtual_size.0);
         return Err(from_vhd(vhd::Error::Shrink { from, to }));
     }
-    let op = cx.operation_id().0;
+    let (op, size) = (cx.operation_id().0, request.virtual_size.0);
+    let told = Told::of(&tree, &guard, cx, request.vdi)?;
+    let writer = told.as_ref().map(|told| told as &dyn Writer);
     let change = tree
-        .resize(&guard, op, request.vdi.0, request.virtual_size.0, &metadata.document()?)
+        .resize_written(&guard, op, request.vdi.0, size, &metadata.document()?, writer)
         .map_err(from_vhd)?;
     done(&tree, request.vdi, change.outcome)
 }
@@ -193,8 +196,11 @@ fn derive(
         allow_copy: true,
     };
     let total = tree.get(source).map_err(from_vhd)?.virtual_size;
-    let change =
-        tree.snapshot(guard, &request, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
+    let told = Told::of(tree, guard, cx, source.into())?;
+    let writer = told.as_ref().map(|told| told as &dyn Writer);
+    let change = tree
+        .snapshot_written(guard, &request, writer, &mut progress(cx, total, "copying"))
+        .map_err(from_vhd)?;
     done(tree, new.into(), change.outcome)
 }
 
@@ -203,6 +209,12 @@ pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<Vd
     with_room(folder, cx, request.snapshot, |tree, guard| {
         let metadata = Metadata::of(&disk(tree, request.vdi)?)?;
         refuse_read_only(request.vdi, &metadata)?;
+        if Told::of(tree, guard, cx, request.vdi)?.is_some() {
+            return Err(from_vhd(vhd::Error::InUse {
+                uuid: request.vdi.0,
+                holder: "it is being written".to_owned(),
+            }));
+        }
         let snapshot = Metadata::of(&usable(tree, request.snapshot)?)?;
         if snapshot.snapshot_of != Some(request.vdi) {
             return Err(Error::new(
@@ -335,8 +347,17 @@ pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<Vd
             tree.repair(guard, request.vdi.0).map_err(from_vhd)?;
         }
     }
+    let access = access(&tree, request.vdi)?;
+    if let Some(guard) = &guard {
+        claim(&tree, guard, cx, request.vdi)?;
+    }
+    Ok(VdiAttached { access: vec![access] })
+}
+
+/// How a disk is reached: its image, and those it is based on.
+pub(crate) fn access(tree: &Tree, vdi: VdiUuid) -> Result<Access> {
     let mut images = Vec::new();
-    for path in tree.chain(request.vdi.0).map_err(from_vhd)? {
+    for path in tree.chain(vdi.0).map_err(from_vhd)? {
         let format = if is_raw(&path) { ImageFormat::Raw } else { ImageFormat::Vhd };
         let path = Utf8PathBuf::from_path_buf(path)
             .map_err(|path| Error::unsupported(format!("{} is not valid UTF-8", path.display())))?;
@@ -344,13 +365,9 @@ pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<Vd
     }
     let mut images = images.into_iter();
     let Some(leaf) = images.next() else {
-        return Err(Error::internal(format!("VDI {} has no image", request.vdi)));
+        return Err(Error::internal(format!("VDI {vdi} has no image")));
     };
-    let access = Access::File { path: leaf.path, format: leaf.format, backing: images.collect() };
-    if let Some(guard) = &guard {
-        claim(&tree, guard, cx, request.vdi)?;
-    }
-    Ok(VdiAttached { access: vec![access] })
+    Ok(Access::File { path: leaf.path, format: leaf.format, backing: images.collect() })
 }
 
 /// The tree names its files by their format; the content is never asked.

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::DeviceConfig;
-use crate::id::{HostId, SrUuid};
+use crate::access::Access;
+use crate::id::{HostId, SrUuid, VdiUuid};
 
 /// Opens a driver for one SR, or for a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -86,4 +87,44 @@ pub struct CommandRecord {
     pub status: Option<i32>,
     /// How long it took, in milliseconds.
     pub milliseconds: u64,
+}
+
+/// Service `datapath.pause`: stops whoever writes these VDIs on this host, all of them at one point
+/// in time, and makes durable what was written. They stay stopped until [`DatapathRefresh`], or
+/// until the call that asked has ended. Error `in_use` when one of them is written otherwise than
+/// through a data path, and cannot be stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathPause {
+    /// The VDIs. One that nobody writes is no error.
+    pub vdis: Vec<VdiUuid>,
+    /// A file that whoever changes the images holds locked (`flock`) until they are a whole again.
+    /// If the host dies meanwhile, the data path goes on by itself when it gets that lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+}
+
+/// Service `datapath.refresh`: the images of a VDI have changed; whoever serves it goes over to
+/// them, and goes on. What it had open before is not open any more when this is answered. A VDI that nobody
+/// serves is no error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathRefresh {
+    /// The VDI.
+    pub vdi: VdiUuid,
+    /// How it is reached now, as [`crate::vdi::VdiAttached`].
+    pub access: Vec<Access>,
+}
+
+/// Service `datapath.served`: whether the images of a VDI are open on this host in no other way than
+/// by a data path, which can be told with [`DatapathRefresh`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathServed {
+    /// The VDI.
+    pub vdi: VdiUuid,
+}
+
+/// Answer to `datapath.served`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathIsServed {
+    /// Whether it is so.
+    pub served: bool,
 }

@@ -437,4 +437,12 @@ pub struct VdiDetach {
 
 /// A step of the data path is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct VdiDatapathDone {}
+pub struct VdiDatapathDone {
+    /// Of an activation: how the VDI is reached now, where that may have changed since the attach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<Access>,
+    /// Of an activation for writing: the epoch of the writer's lock on the backend, where there is
+    /// one. A later writer has a larger one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::io::place;
+use super::write::place;
 use crate::bat::{ABSENT, LAST_SECTOR};
 use crate::error::{Error, Result};
 use crate::footer::{self, DiskType, Footer};

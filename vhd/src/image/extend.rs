@@ -8,8 +8,9 @@
 //!
 //! Nobody else may add blocks to the same image between 1 and 3; readers may read.
 
-use super::io::place;
-use super::{Bits, Image, State};
+use super::cache::Bits;
+use super::write::place;
+use super::{Image, State};
 use crate::bat::{ABSENT, LAST_SECTOR};
 use crate::error::{Error, Result};
 use crate::header::Header;
@@ -124,7 +125,7 @@ impl Image {
 
     /// Makes room for blocks, ascending, that the image does not have.
     pub(crate) fn reserve(&self, blocks: &[u32]) -> Result<Reserved> {
-        self.check_writable()?;
+        self.check_plain()?;
         let mut state = self.state();
         let Some(header) = state.header.clone() else {
             return Err(self.wrong_type("a fixed image has no blocks to add"));
@@ -153,7 +154,7 @@ impl Image {
         if !state.volume && end > before.0 {
             let footer = state.footer.to_bytes();
             let written = sys::write_at(self.blob(), &self.path, &footer, end);
-            if let Err(error) = written.and_then(|()| self.flush()) {
+            if let Err(error) = written.and_then(|()| self.sync()) {
                 self.take_back(&mut state, &reserved);
                 return Err(error);
             }
@@ -182,7 +183,8 @@ impl Image {
         }
         self.write_bitmap(&new, u64::from(sector) * SECTOR, reversed)?;
         // Read again by whoever needs it, so that only one place decides what is full.
-        state.bitmaps.remove(&block);
+        state.bitmaps.forget(block);
+        state.changes += 1;
         Ok(())
     }
 
@@ -212,13 +214,14 @@ impl Image {
             let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
             sys::write_at(self.blob(), &self.path, &bytes, at + u64::from(first) * 4)?;
             for (block, start) in run {
-                state.bitmaps.remove(block);
+                state.bitmaps.forget(*block);
                 if let Some(entry) = state.table.get_mut(*block as usize) {
                     *entry = (start / SECTOR) as u32;
                 }
             }
             rest = tail;
         }
+        state.changes += 1;
         Ok(())
     }
 
@@ -237,7 +240,7 @@ impl Image {
             // The shorter file has its footer before it is made shorter.
             let footer = state.footer.to_bytes();
             let cut = sys::write_at(self.blob(), &self.path, &footer, footer_at)
-                .and_then(|()| self.flush())
+                .and_then(|()| self.sync())
                 .and_then(|()| sys::set_len(self.blob(), &self.path, footer_at + SECTOR));
             if cut.is_err() {
                 // What was written stays where it is, and nothing is put over it.

@@ -17,7 +17,7 @@
 //! Each step looks at what it finds, so running all of it again after a cut anywhere completes it.
 
 use super::create::tables_end;
-use super::io::place;
+use super::write::place;
 use super::{Image, State};
 use crate::bat::{ABSENT, LAST_SECTOR};
 use crate::error::{Error, Fault, Result};
@@ -32,7 +32,7 @@ impl Image {
     ///
     /// Until the last step the image has its old size and all of its data.
     pub fn grow(&self, size: u64) -> Result<()> {
-        self.check_writable()?;
+        self.check_plain()?;
         let mut state = self.state();
         let from = state.footer.current_size;
         if size < from {
@@ -47,7 +47,7 @@ impl Image {
         if size == from {
             // A cut between the two footers: the end decides, the copy follows.
             self.write_footers(&state, &state.footer)?;
-            return self.flush();
+            return self.sync();
         }
         if let Some(header) = state.header.clone() {
             self.clear_last_block(&state, &header)?;
@@ -65,9 +65,9 @@ impl Image {
         footer.current_size = size;
         footer.geometry = Geometry::for_size(size);
         sys::write_at(&*self.file, &self.path, &footer.to_bytes(), state.footer_at)?;
-        self.flush()?;
+        self.sync()?;
         sys::write_at(&*self.file, &self.path, &footer.to_bytes(), 0)?;
-        self.flush()?;
+        self.sync()?;
         state.footer = footer;
         Ok(())
     }
@@ -91,13 +91,13 @@ impl Image {
             sys::write_at(&*self.file, &self.path, part, at + done - tail)?;
             done += count;
         }
-        self.flush()
+        self.sync()
     }
 
     /// Makes the volume that the image lies in at least `length` bytes long, durably. A cut leaves
     /// it without a footer at the end, which [`super::repair`] writes. Nothing to do for a file.
     pub fn extend_volume(&self, length: u64) -> Result<()> {
-        self.check_writable()?;
+        self.check_plain()?;
         let mut state = self.state();
         if !state.volume || sys::stat(&*self.file, &self.path)?.length >= length {
             return Ok(());
@@ -105,7 +105,7 @@ impl Image {
         sys::set_len(&*self.file, &self.path, length)?;
         let at = super::volume_footer(sys::stat(&*self.file, &self.path)?.length);
         sys::write_at(&*self.file, &self.path, &state.footer.to_bytes(), at)?;
-        self.flush()?;
+        self.sync()?;
         state.footer_at = at;
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Image {
     /// Zeros the footer that a fixed image had when it was `from` bytes large, if a cut of
     /// [`Image::grow`] has left it there: nobody has written to the new part yet.
     pub fn finish_growing(&self, from: u64) -> Result<()> {
-        self.check_writable()?;
+        self.check_plain()?;
         let state = self.state();
         if state.footer.disk_type != DiskType::Fixed || from >= state.footer_at {
             return Ok(());
@@ -124,7 +124,7 @@ impl Image {
         if old.is_ok_and(|old| old.uuid == state.footer.uuid && old.current_size == from) {
             sys::write_at(&*self.file, &self.path, &[0; 512], from)?;
         }
-        self.flush()
+        self.sync()
     }
 
     /// The new footer makes the file longer; until it is there the old one, further down, is no
@@ -135,9 +135,9 @@ impl Image {
         footer.current_size = size;
         footer.geometry = Geometry::for_size(size);
         sys::write_at(&*self.file, &self.path, &footer.to_bytes(), size)?;
-        self.flush()?;
+        self.sync()?;
         sys::write_at(&*self.file, &self.path, &[0; 512], state.footer_at)?;
-        self.flush()?;
+        self.sync()?;
         state.move_end(size);
         state.footer = footer;
         Ok(())
@@ -186,7 +186,7 @@ impl Image {
             moved = true;
         }
         if moved {
-            self.flush()?;
+            self.sync()?;
             self.write_header(state, &header)?;
         }
 
@@ -201,7 +201,7 @@ impl Image {
             state.batmap = Some(batmap::Batmap { offset, map });
         }
         sys::write_at(&*self.file, &self.path, &raw, old_end)?;
-        self.flush()?;
+        self.sync()?;
         self.write_header(state, &header)?;
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Image {
                 done += count as u64;
             }
         }
-        self.flush()?;
+        self.sync()?;
         for (block, _, to) in &moves {
             let sector = (to / SECTOR) as u32;
             let at = header.table_offset + *block as u64 * 4;
@@ -251,12 +251,13 @@ impl Image {
                 *entry = sector;
             }
         }
-        self.flush()
+        state.changes += 1;
+        self.sync()
     }
 
     fn write_header(&self, state: &mut State, header: &Header) -> Result<()> {
         sys::write_at(&*self.file, &self.path, &header.to_bytes(), state.footer.data_offset)?;
-        self.flush()?;
+        self.sync()?;
         state.header = Some(header.clone());
         Ok(())
     }

@@ -21,27 +21,36 @@
 //! the image can only be read. Both valid and of different identity or type is refused, because
 //! either could be a guest's own data: except that a fixed image's data may well start with a VHD.
 
+mod cache;
 mod create;
 mod extend;
 mod grow;
 mod head;
 mod io;
+mod live;
+mod notes;
+mod publish;
 mod space;
 mod trust;
+mod write;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed, create_in};
 pub(crate) use extend::{Held, Reserved, Shape};
+use cache::Bitmaps;
 use head::{Head, read_head};
 pub use head::{Info, Parent, probe, probe_blob};
 pub(crate) use head::{Suspect, suspect};
-pub use io::Run;
+pub use io::{Place, Run};
+pub use live::Live;
+use notes::Notes;
+use publish::Flushes;
 pub(crate) use space::zero_pieces;
 
 use crate::bat::{self, Area};
@@ -62,21 +71,18 @@ pub enum Mode {
     Write,
 }
 
-/// Sector bits of one block.
-enum Bits {
-    /// Every sector is present.
-    Full,
-    /// As stored, but always most significant bit first.
-    Map(Box<[u8]>),
-}
-
 /// What changes while an image is open.
 struct State {
     footer: Footer,
     header: Option<Header>,
     table: Vec<u32>,
     batmap: Option<Batmap>,
-    bitmaps: HashMap<u32, Bits>,
+    bitmaps: Bitmaps,
+    /// Blocks that the table in the file does not name yet.
+    fresh: BTreeSet<u32>,
+    /// Counts changes of the bits, so that a bitmap read without the lock is not taken when it may
+    /// be an old one.
+    changes: u64,
     /// Where the next block may begin: behind every block, metadata and the old footer's place.
     end: u64,
     /// Where the footer at the end is. On a volume that is its end, whatever lies before it; in a
@@ -86,18 +92,38 @@ struct State {
     volume: bool,
 }
 
-/// An open VHD file. Shared between threads; writes that allocate are serialised.
+/// An open VHD file. Shared between threads.
+///
+/// The locks are taken in this order: `turn` or `publishing`, `notes`, `state`. With `state` held
+/// nothing is waited for, except a bitmap that could not be read without it.
 pub struct Image {
     file: Box<dyn Blob>,
     path: PathBuf,
     info: Info,
     writable: bool,
-    power_safe: AtomicBool,
+    stage: AtomicU8,
+    /// A sync of a live image has failed.
+    unsynced: AtomicBool,
+    /// Held by whoever adds blocks; of an image that is not live, by whoever changes metadata.
+    turn: Mutex<()>,
+    /// Held by whoever writes metadata to the file.
+    publishing: Mutex<()>,
+    flushes: Flushes,
+    notes: Mutex<Option<Notes>>,
     state: Mutex<State>,
 }
 
-/// Bitmaps kept in memory before all are dropped and read again: 512 bytes each for 2 MiB blocks.
-const BITMAPS: usize = 65536;
+/// How a write publishes its metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Stage {
+    /// At its end.
+    Plain = 0,
+    /// With the next flush: see [`live`].
+    Live = 1,
+    /// There are no writes any more.
+    Sealed = 2,
+}
 
 impl Image {
     /// Opens an image, reads its block table and verifies all of it.
@@ -116,7 +142,9 @@ impl Image {
         let mut state = State {
             table: Vec::new(),
             batmap: None,
-            bitmaps: HashMap::new(),
+            bitmaps: Bitmaps::new(),
+            fresh: BTreeSet::new(),
+            changes: 0,
             end: head.data_end.next_multiple_of(SECTOR),
             footer_at: head.data_end,
             volume: head.volume,
@@ -158,7 +186,12 @@ impl Image {
             path: path.to_owned(),
             info: head.info,
             writable: mode == Mode::Write,
-            power_safe: AtomicBool::new(false),
+            stage: AtomicU8::new(Stage::Plain as u8),
+            unsynced: AtomicBool::new(false),
+            turn: Mutex::new(()),
+            publishing: Mutex::new(()),
+            flushes: Flushes::default(),
+            notes: Mutex::new(None),
             state: Mutex::new(state),
         })
     }
@@ -198,30 +231,18 @@ impl Image {
         self.info.disk_type != DiskType::Fixed && self.allocated_blocks() == 0
     }
 
-    /// With `on`, a write that allocates syncs its data before the metadata that makes it visible,
-    /// so that a power cut, too, leaves each sector old or new. Off by default: whoever fills a
-    /// new image and syncs it once at the end needs no order.
-    pub fn set_power_safe(&self, on: bool) {
-        self.power_safe.store(on, Ordering::Relaxed);
-    }
-
-    /// Makes everything written so far durable.
-    pub fn flush(&self) -> Result<()> {
-        if self.writable { sys::sync(&*self.file, &self.path) } else { Ok(()) }
-    }
-
     /// Marks or unmarks the image as an inner node of a tree, durably.
     pub fn set_hidden(&self, hidden: bool) -> Result<()> {
-        self.check_writable()?;
+        self.check_plain()?;
         let mut state = self.state();
         if state.footer.hidden == hidden {
             // Whoever wrote it may have been stopped before it was durable.
-            return self.flush();
+            return self.sync();
         }
         let mut footer = state.footer.clone();
         footer.hidden = hidden;
         self.write_footers(&state, &footer)?;
-        self.flush()?;
+        self.sync()?;
         state.footer = footer;
         Ok(())
     }
@@ -266,7 +287,7 @@ impl Image {
     /// resolves by UUID. After a power cut the header, two sectors, may be torn: whoever cannot
     /// have that keeps the header until this returns, and writes it again.
     pub fn set_parent(&self, parent: Uuid, name: &str) -> Result<()> {
-        self.check_writable()?;
+        self.check_plain()?;
         let header = self.header_for_parent(parent, name)?;
         write_parent_names(&*self.file, &self.path, &header, name)?;
         write_header(&*self.file, &self.path, &header)?;
@@ -285,17 +306,51 @@ impl Image {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change, so a poisoned lock is still good.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+
+    fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Plain,
+            1 => Stage::Live,
+            _ => Stage::Sealed,
+        }
+    }
+
+    /// Makes what is in the file durable. When that fails on a live image nobody knows what of it
+    /// is, so nothing more is promised.
+    fn sync(&self) -> Result<()> {
+        let result = sys::sync(&*self.file, &self.path);
+        if result.is_err() && self.stage() != Stage::Plain {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        result
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {
-        if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.path.clone() }) }
+        if !self.writable || self.stage() == Stage::Sealed {
+            return Err(Error::ReadOnly { path: self.path.clone() });
+        }
+        if self.unsynced.load(Ordering::Acquire) {
+            return Err(Error::Unsynced { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// Refuses what is only for an image that is not being served.
+    fn check_plain(&self) -> Result<()> {
+        self.check_writable()?;
+        if self.stage() == Stage::Plain { Ok(()) } else { Err(self.wrong_type("is in use")) }
     }
 
     fn wrong_type(&self, what: &'static str) -> Error {
         Error::WrongType { path: self.path.clone(), what }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in here panics half-way through a change, so a poisoned lock is still good.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes the name of the parent into the locators that `header` has for it, durably.

@@ -33,13 +33,27 @@ use crate::image::{Mode, NewImage, ParentLink};
 use crate::store::{Area, At, Stat};
 use crate::{Disk, Raw, sys};
 
+/// Whoever has a disk open for writing while it is changed underneath. It is told when to stop and
+/// when to go on; what it wrote before it stopped must be in the files then, durably.
+///
+/// The store's lock is held all the time. One that is not told to go on, because the caller has
+/// ended, must take that lock itself and look at what is there.
+pub trait Writer {
+    /// Stop. Once stopped, it says so again.
+    fn stop(&self) -> Result<()>;
+
+    /// Go on, with the images as they are now; they are durable. What it had open before is not
+    /// used any more when this returns. It cannot say no: the change is made.
+    fn go_on(&self);
+}
+
 /// A snapshot or clone to be made: what the new disk is called decides which of the two it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot<'a> {
     /// Id of the operation: the same id again is the same snapshot.
     pub op: Uuid,
-    /// The disk whose content the new one gets. A process that has it open for writing must stop
-    /// before and open it again after: its file becomes the base copy.
+    /// The disk whose content the new one gets. Its file becomes the base copy, so a process that
+    /// has it open for writing must be told: [`Tree::snapshot_written`].
     pub source: Uuid,
     /// Name of the new disk.
     pub new: Uuid,
@@ -73,6 +87,17 @@ impl Tree {
         request: &Snapshot<'_>,
         progress: Progress<'_>,
     ) -> Result<Change> {
+        self.snapshot_written(guard, request, None, progress)
+    }
+
+    /// As [`Tree::snapshot`], of a disk that somebody has open for writing.
+    pub fn snapshot_written(
+        &self,
+        guard: &super::Guard,
+        request: &Snapshot<'_>,
+        writer: Option<&dyn Writer>,
+        progress: Progress<'_>,
+    ) -> Result<Change> {
         let Snapshot { op, source, new, .. } = *request;
         self.ready_to_change(guard, &[source, new])?;
         if let Some(change) = self.made_before(request)? {
@@ -83,13 +108,23 @@ impl Tree {
             .after(op, request.new_metadata);
         let mut change = Change::new(Outcome::Created, node.virtual_size);
         if node.format == Format::Raw {
+            writer.map_or(Ok(()), Writer::stop)?;
             let tmp = Self::tmp_at(image_name(new, Format::Raw));
             let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
             change.method = made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Raw, &doc)?;
+            if let Some(writer) = writer {
+                writer.go_on();
+            }
             return Ok(change);
         }
-        let image = self.open_image(&Self::image_at(source, Format::Vhd), Mode::Write)?;
+        let at = Self::image_at(source, Format::Vhd);
+        let mut image = self.open_image(&at, Mode::Read)?;
+        if let Some(writer) = writer.filter(|_| image.is_empty()) {
+            // What was written may not be in the file before the writer has stopped.
+            writer.stop()?;
+            image = self.open_image(&at, Mode::Read)?;
+        }
         if image.is_empty() {
             // Nothing in it: the new disk becomes its sibling, and no level is added.
             let parent = image.info().parent.as_ref().zip(node.parent);
@@ -102,8 +137,12 @@ impl Tree {
             let made = self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
             made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Vhd, &doc)?;
+            if let Some(writer) = writer {
+                writer.go_on();
+            }
             return Ok(change);
         }
+        drop(image);
         let switch = Switch {
             operation: Operation::Snapshot,
             base: Some(Self::base_of(&node)?),
@@ -112,7 +151,7 @@ impl Tree {
             target_id: FileId::Image(Uuid::new_v4()),
             old_parent: None,
         };
-        self.switch(op, &switch, &node, &doc)?;
+        self.switch(op, &switch, &node, &doc, writer)?;
         Ok(change)
     }
 
@@ -159,7 +198,7 @@ impl Tree {
                 switch.base = Some(Self::base_of(&node)?);
             }
         }
-        self.switch(op, &switch, &node, &doc)?;
+        self.switch(op, &switch, &node, &doc, None)?;
         Ok(change)
     }
 
@@ -172,6 +211,19 @@ impl Tree {
         uuid: Uuid,
         size: u64,
         metadata: &Value,
+    ) -> Result<Change> {
+        self.resize_written(guard, op, uuid, size, metadata, None)
+    }
+
+    /// As [`Tree::resize`], of a disk that somebody has open for writing.
+    pub fn resize_written(
+        &self,
+        guard: &super::Guard,
+        op: Uuid,
+        uuid: Uuid,
+        size: u64,
+        metadata: &Value,
+        writer: Option<&dyn Writer>,
     ) -> Result<Change> {
         self.ready_to_change(guard, &[uuid])?;
         let node = self.sound_leaf(uuid)?;
@@ -192,6 +244,7 @@ impl Tree {
         );
         if let Err(error) = self.write_record(&record).and_then(|()| {
             sm_step::step!("vdi_resize.journalled");
+            writer.map_or(Ok(()), Writer::stop)?;
             self.grow(uuid, node.format, size, node.virtual_size)
         }) {
             // The size is the last thing that changes, so the disk is as it was.
@@ -200,6 +253,9 @@ impl Tree {
             return Err(error);
         }
         sm_step::step!("vdi_resize.grown");
+        if let Some(writer) = writer {
+            writer.go_on();
+        }
         self.complete_resize(&record, uuid)?;
         Ok(Change::new(Outcome::Modified, size))
     }
@@ -333,7 +389,14 @@ impl Tree {
     }
 
     /// Prepares and runs a switch. `content` is the node whose content the target gets.
-    fn switch(&self, op: Uuid, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
+    fn switch(
+        &self,
+        op: Uuid,
+        switch: &Switch,
+        content: &Node,
+        target_doc: &Doc,
+        writer: Option<&dyn Writer>,
+    ) -> Result<()> {
         let record = Record::new(op, Action::Switch(switch.clone()));
         let prepared = self
             .stage_switch(switch, content, target_doc)
@@ -346,12 +409,25 @@ impl Tree {
         }
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.journalled", Revert => "vdi_revert.journalled");
-        if let Err(error) = self.commit(switch) {
+        // Everything that takes time is done: it stops for two renames and a sync.
+        let committed =
+            writer.map_or(Ok(()), Writer::stop).and_then(|()| self.commit(switch)).and_then(|()| {
+                if writer.is_some() {
+                    // What it makes durable from now on lies in a file that must be found again.
+                    self.store.sync(Area::Images)?;
+                }
+                Ok(())
+            });
+        if let Err(error) = committed {
             // If this fails as well, the record stays and the next call tries again.
             if !self.is_committed(switch)? {
                 self.undo_switch(&record, switch)?;
             }
             return Err(error);
+        }
+        if let Some(writer) = writer {
+            writer.go_on();
+            mark!(switch.operation, Snapshot => "vdi_snapshot.writer_went_on");
         }
         self.complete_switch(&record, switch)
     }

@@ -67,7 +67,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use apply::{Revert, Snapshot};
+pub use apply::{Revert, Snapshot, Writer};
 pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
 pub use recover::{Failed, Recovery};

@@ -1,0 +1,1 @@
+//! This process, from its first line to its last.

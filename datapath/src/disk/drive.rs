@@ -1,0 +1,580 @@
+//! A disk that is in use: what clients ask for, and what is changed underneath.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::chain::Chain;
+use super::gate::{Gate, LongPass, NotClosed, Pass, Shut};
+use super::limit::{Limiter, Limits};
+use super::plan::Plan;
+use super::stats::{Kind, Meter, Stats};
+use super::watch::{Change, Ticket, Watcher};
+use crate::error::{Errno, Error, Result};
+use crate::export::{Export, Extent, Mapped, Transfer, Zeroes};
+
+/// How a disk is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where new metadata is noted until it is in the image, so that a death of this process loses
+    /// nothing that was answered: a file in a directory that lives in memory, made when it is not
+    /// there. Without it, a death loses what was not flushed, as a power cut does.
+    pub pending: Option<PathBuf>,
+    /// Data goes past the system's page cache where the storage takes that.
+    pub direct: bool,
+    /// New metadata is in the image, and durable, after this long at the latest.
+    pub publish_after: Duration,
+    /// Bytes of bitmaps and indexes that are kept in memory, beyond what is not yet in the image.
+    pub memory: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            pending: None,
+            direct: false,
+            publish_after: Duration::from_secs(5),
+            memory: 12 << 20,
+        }
+    }
+}
+
+/// Names a watcher of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatcherId(u64);
+
+#[derive(Clone, Default)]
+struct Watchers {
+    all: Vec<(WatcherId, Arc<dyn Watcher>)>,
+    /// Those that want to know all of a change.
+    whole: bool,
+    next: u64,
+}
+
+impl Watchers {
+    fn touched(&self, offset: u64, length: u64) {
+        for (_, watcher) in self.all.iter().filter(|(_, watcher)| watcher.only_ranges()) {
+            watcher.touched(offset, length);
+        }
+    }
+
+    fn count(&mut self) {
+        self.whole = self.all.iter().any(|(_, watcher)| !watcher.only_ranges());
+    }
+}
+
+/// What is exchanged while the gate is closed.
+struct Underneath {
+    chain: Arc<Chain>,
+    watchers: Watchers,
+}
+
+/// A disk in use. See the module.
+pub struct Drive {
+    gate: Gate,
+    underneath: RwLock<Underneath>,
+    meter: Meter,
+    limiter: Limiter,
+    options: Options,
+    read_only: bool,
+    publisher: Publisher,
+}
+
+/// Files that are open and ready to take the place of those in use.
+pub struct Prepared {
+    chain: Arc<Chain>,
+}
+
+/// A disk whose requests wait. All that was answered is in the files, and durable. Dropping this
+/// lets the requests go on.
+pub struct Paused {
+    drive: Arc<Drive>,
+}
+
+/// The thread that publishes now and then.
+#[derive(Default)]
+struct Publisher {
+    wake: Arc<(Mutex<Wake>, Condvar)>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Wake {
+    soon: bool,
+    stop: bool,
+}
+
+impl Drive {
+    /// Opens the files of a plan. For writing, the leaf is locked against other processes that
+    /// serve it, what a process that died has left in `options.pending` is put into it, and a
+    /// footer that a power cut took from its end is restored.
+    pub fn open(plan: &Plan, options: Options) -> Result<Arc<Self>> {
+        let chain = Arc::new(Chain::open(plan, &options, None)?);
+        chain.begin(&options)?;
+        let drive = Arc::new(Self {
+            gate: Gate::new(),
+            underneath: RwLock::new(Underneath { chain, watchers: Watchers::default() }),
+            meter: Meter::new(),
+            limiter: Limiter::default(),
+            options,
+            read_only: plan.read_only,
+            publisher: Publisher::default(),
+        });
+        if !plan.read_only {
+            drive.publisher.start(&drive)?;
+        }
+        Ok(drive)
+    }
+
+    fn underneath(&self) -> RwLockReadGuard<'_, Underneath> {
+        self.underneath.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan that is served now.
+    pub fn plan(&self) -> Plan {
+        self.underneath().chain.plan().clone()
+    }
+
+    /// Device and inode number of the leaf that is open.
+    pub fn leaf_id(&self) -> (u64, u64) {
+        self.underneath().chain.leaf_id()
+    }
+
+    /// Whether data goes past the system's page cache.
+    pub fn is_direct(&self) -> bool {
+        self.underneath().chain.is_direct()
+    }
+
+    /// What clients have asked for since the disk was opened.
+    pub fn stats(&self) -> Stats {
+        self.meter.read()
+    }
+
+    /// The limits that hold.
+    pub fn limits(&self) -> Limits {
+        self.limiter.get()
+    }
+
+    /// Sets limits, from the next request on; who waits for an old one goes on at once.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limiter.set(limits);
+    }
+
+    /// Opens the files of another plan, without stopping anybody. Files that are in use already are
+    /// taken as they are, where nobody can have changed them.
+    pub fn prepare(&self, plan: &Plan) -> Result<Prepared> {
+        let chain = self.underneath().chain.clone();
+        if plan.read_only != self.read_only {
+            return Err(Error::new(
+                Errno::Invalid,
+                "a disk stays read-only, or writable, as long as it is open",
+            ));
+        }
+        let new = Chain::open(plan, &self.options, Some(&chain))?;
+        if new.size() < chain.size() {
+            let what =
+                format!("a disk of {} bytes cannot become one of {}", chain.size(), new.size());
+            return Err(Error::new(Errno::Invalid, what));
+        }
+        Ok(Prepared { chain: Arc::new(new) })
+    }
+
+    /// Stops taking requests, waits for those under way, and makes all that was answered durable.
+    /// Fails at the deadline, and the disk goes on as before.
+    pub fn pause(self: &Arc<Self>, deadline: Instant) -> Result<Paused> {
+        self.close_gate(deadline)?;
+        let paused = Paused { drive: self.clone() };
+        if !self.read_only {
+            self.underneath().chain.flush()?;
+        }
+        Ok(paused)
+    }
+
+    fn close_gate(&self, deadline: Instant) -> Result<()> {
+        self.gate.close(deadline).map_err(|error| match error {
+            NotClosed::Taken => Error::new(Errno::Io, "the disk is paused by somebody else"),
+            NotClosed::Busy(inside) => {
+                Error::new(Errno::Io, format!("{inside} requests did not end in time"))
+            }
+            NotClosed::Shut => shut(),
+        })
+    }
+
+    /// From the next request on a watcher sees every change. Waits until requests under way have
+    /// ended.
+    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>, deadline: Instant) -> Result<WatcherId> {
+        self.close_gate(deadline)?;
+        let id = self.put_watcher(watcher);
+        self.gate.open();
+        Ok(id)
+    }
+
+    /// When this returns, the watcher is not called any more. One that is not there is no error.
+    pub fn remove_watcher(&self, id: WatcherId, deadline: Instant) -> Result<()> {
+        self.close_gate(deadline)?;
+        self.take_watcher(id);
+        self.gate.open();
+        Ok(())
+    }
+
+    fn put_watcher(&self, watcher: Arc<dyn Watcher>) -> WatcherId {
+        let mut underneath = self.underneath.write().unwrap_or_else(PoisonError::into_inner);
+        let watchers = &mut underneath.watchers;
+        let id = WatcherId(watchers.next);
+        watchers.next += 1;
+        watchers.all.push((id, watcher));
+        watchers.count();
+        id
+    }
+
+    fn take_watcher(&self, id: WatcherId) {
+        let mut underneath = self.underneath.write().unwrap_or_else(PoisonError::into_inner);
+        underneath.watchers.all.retain(|(other, _)| *other != id);
+        underneath.watchers.count();
+    }
+
+    /// As [`Export::read`], for work of our own: not counted and not limited.
+    pub fn read_aside(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let _pass = self.enter()?;
+        self.underneath().chain.read(offset, buf)
+    }
+
+    /// As [`Export::write`], for work of our own: not counted, not limited, not watched.
+    pub fn write_aside(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let _pass = self.enter()?;
+        self.writable()?;
+        self.underneath().chain.write(offset, buf)?;
+        self.mind_memory();
+        Ok(())
+    }
+
+    /// As [`Export::write_zeroes`], for work of our own: not counted, not limited, not watched.
+    pub fn zero_aside(&self, offset: u64, length: u64, keep_space: bool) -> Result<()> {
+        let _pass = self.enter()?;
+        self.writable()?;
+        self.underneath().chain.zero(offset, length, keep_space)?;
+        self.mind_memory();
+        Ok(())
+    }
+
+    /// Ends it: requests under way end, later ones are refused, all is published and durable, the
+    /// space that was reserved behind the last block is given back, and the leaf is unlocked. Fails
+    /// at the deadline with requests still under way, and the disk goes on as before; after any
+    /// other failure it stays closed.
+    pub fn close(&self, deadline: Instant) -> Result<()> {
+        self.limiter.set(Limits::default());
+        self.close_gate(deadline)?;
+        self.gate.shut();
+        self.publisher.stop();
+        if self.read_only { Ok(()) } else { self.underneath().chain.close() }
+    }
+
+    fn enter(&self) -> Result<Pass<'_>> {
+        self.gate.enter().map_err(|Shut| shut())
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(Errno::NotPermitted, "the disk is read-only"));
+        }
+        Ok(())
+    }
+
+    /// Runs a request inside the gate and counts it.
+    fn request<T>(
+        &self,
+        kind: Kind,
+        bytes: u64,
+        run: impl FnOnce(&Underneath) -> Result<T>,
+    ) -> Result<T> {
+        if kind != Kind::Flush {
+            self.limiter.wait(bytes);
+        }
+        let start = Instant::now();
+        let pass = self.enter()?;
+        let result = run(&self.underneath());
+        drop(pass);
+        self.meter.count(kind, bytes, start.elapsed(), result.is_ok());
+        result
+    }
+
+    /// Changes the disk with its watchers told.
+    fn change(
+        &self,
+        underneath: &Underneath,
+        change: &Change<'_>,
+        durable: bool,
+        run: impl FnOnce(&Chain) -> Result<()>,
+    ) -> Result<()> {
+        self.writable()?;
+        let (chain, watchers) = (&underneath.chain, &underneath.watchers);
+        let result = if watchers.all.is_empty() {
+            run(chain)
+        } else {
+            watchers.touched(change.offset(), change.length());
+            let whole = || watchers.all.iter().filter(|(_, watcher)| !watcher.only_ranges());
+            let tickets: Vec<Ticket> = whole().map(|(_, watcher)| watcher.before(change)).collect();
+            let result = run(chain);
+            for ((_, watcher), ticket) in whole().zip(tickets) {
+                watcher.after(change, ticket, result.is_ok());
+            }
+            result
+        };
+        self.mind_memory();
+        result?;
+        if durable { flush(underneath) } else { Ok(()) }
+    }
+
+    /// Has metadata published early when there is much of it.
+    fn mind_memory(&self) {
+        if self.underneath().chain.wants_publishing() {
+            self.publisher.wake();
+        }
+    }
+
+    fn map(&self, offset: u64, length: u64, write: bool) -> Mapped {
+        // A limit may make it wait, and writing what is refused must say why.
+        if self.limiter.is_on() || (write && self.read_only) {
+            return Mapped::NotSimple;
+        }
+        let start = Instant::now();
+        let Some(pass) = self.gate.try_enter() else { return Mapped::Closed };
+        let underneath = self.underneath();
+        if write && underneath.watchers.whole {
+            return Mapped::NotSimple;
+        }
+        let Some((pieces, chain_held)) = underneath.chain.map(offset, length, write) else {
+            return Mapped::NotSimple;
+        };
+        if write {
+            underneath.watchers.touched(offset, length);
+        }
+        let kind = if write { Kind::Write } else { Kind::Read };
+        let held = Box::new((chain_held, pass));
+        // Whether it worked is known to the caller only; one that failed is asked for again.
+        self.meter.count(kind, length, start.elapsed(), true);
+        Mapped::Transfer(Transfer { pieces, held })
+    }
+}
+
+fn flush(underneath: &Underneath) -> Result<()> {
+    underneath.chain.flush()?;
+    underneath.watchers.all.iter().try_for_each(|(_, watcher)| watcher.flushed())
+}
+
+fn shut() -> Error {
+    Error::new(Errno::Shutdown, "the disk is closed")
+}
+
+impl Export for Drive {
+    fn size(&self) -> u64 {
+        self.underneath().chain.size()
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.request(Kind::Read, buf.len() as u64, |under| under.chain.read(offset, buf))
+    }
+
+    fn write(&self, offset: u64, buf: &[u8], durable: bool) -> Result<()> {
+        self.request(Kind::Write, buf.len() as u64, |under| {
+            let change = Change::Data { offset, bytes: buf };
+            self.change(under, &change, durable, |chain| chain.write(offset, buf))
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.request(Kind::Flush, 0, |under| if self.read_only { Ok(()) } else { flush(under) })
+    }
+
+    fn trim(&self, offset: u64, length: u64, durable: bool) -> Result<()> {
+        self.request(Kind::Trim, length, |under| {
+            let change = Change::Zeroes { offset, length, keep_space: false };
+            self.change(under, &change, durable, |chain| chain.zero(offset, length, false))
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes) -> Result<()> {
+        self.request(Kind::Zeroes, length, |under| {
+            let keep_space = how.keep_space;
+            if how.only_if_fast && (keep_space || !under.chain.zeroes_are_fast()) {
+                let what = "zeros are not faster than data here";
+                return Err(Error::new(Errno::NotSupported, what));
+            }
+            let change = Change::Zeroes { offset, length, keep_space };
+            self.change(under, &change, how.durable, |chain| chain.zero(offset, length, keep_space))
+        })
+    }
+
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+        into: &mut Vec<Extent>,
+    ) -> Result<()> {
+        let _pass = self.enter()?;
+        self.underneath().chain.extents(offset, length, limit, into)
+    }
+
+    fn map_read(&self, offset: u64, length: u64) -> Mapped {
+        self.map(offset, length, false)
+    }
+
+    fn map_write(&self, offset: u64, length: u64) -> Mapped {
+        self.map(offset, length, true)
+    }
+}
+
+impl Prepared {
+    /// Takes the files of another drive, which is closed to everybody by this: it ends its
+    /// requests first, until the deadline. For a drive whose files are to be served under the name
+    /// of another one, such as the parent that a leaf was merged into.
+    pub fn from_drive(drive: &Drive, deadline: Instant) -> Result<Self> {
+        drive.close_gate(deadline)?;
+        drive.gate.shut();
+        drive.publisher.stop();
+        let chain = drive.underneath().chain.clone();
+        if !drive.read_only {
+            chain.flush()?;
+            chain.end_notes()?;
+        }
+        Ok(Self { chain })
+    }
+}
+
+impl Paused {
+    /// The disk that is paused.
+    pub fn drive(&self) -> &Arc<Drive> {
+        &self.drive
+    }
+
+    /// Serves other files from now on. The old leaf is not written any more, and unlocked. After an
+    /// error the old ones are served as before when this is dropped.
+    pub fn replace(&self, prepared: Prepared) -> Result<()> {
+        let drive = &self.drive;
+        let mut underneath = drive.underneath.write().unwrap_or_else(PoisonError::into_inner);
+        let (old, new) = (underneath.chain.clone(), prepared.chain);
+        if new.size() < old.size() || new.plan().read_only != drive.read_only {
+            return Err(Error::new(Errno::Invalid, "not a successor of the disk that is paused"));
+        }
+        if !drive.read_only {
+            // The notes of the old leaf are in it since the pause, so they are not needed again.
+            old.end_notes()?;
+            if let Err(error) = new.begin(&drive.options) {
+                old.begin(&drive.options)?;
+                return Err(error);
+            }
+            old.retire(&new);
+        }
+        underneath.chain = new;
+        Ok(())
+    }
+
+    /// As [`Drive::add_watcher`], with nothing in between.
+    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) -> WatcherId {
+        self.drive.put_watcher(watcher)
+    }
+
+    /// As [`Drive::remove_watcher`], with nothing in between.
+    pub fn remove_watcher(&self, id: WatcherId) {
+        self.drive.take_watcher(id);
+    }
+
+    /// Makes everything durable again that was written since, by somebody who has the pause.
+    pub fn flush(&self) -> Result<()> {
+        if self.drive.read_only { Ok(()) } else { self.drive.underneath().chain.flush() }
+    }
+
+    /// Reads while nobody writes.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.drive.underneath().chain.read(offset, buf)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.drive.gate.open();
+    }
+}
+
+impl Publisher {
+    fn start(&self, drive: &Arc<Drive>) -> Result<()> {
+        let (wake, weak) = (self.wake.clone(), Arc::downgrade(drive));
+        let after = drive.options.publish_after;
+        let thread = std::thread::Builder::new()
+            .name("publisher".to_owned())
+            .spawn(move || publish(&wake, &weak, after))
+            .map_err(|error| Error::io("start a thread", &error))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    fn wake(&self) {
+        let mut wake = self.wake.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wake.soon {
+            wake.soon = true;
+            self.wake.1.notify_all();
+        }
+    }
+
+    fn stop(&self) {
+        self.wake.0.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.wake.1.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // It ends with what it is doing; a panic there has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        self.publisher.stop();
+    }
+}
+
+fn publish(wake: &(Mutex<Wake>, Condvar), drive: &Weak<Drive>, after: Duration) {
+    let failing = AtomicBool::new(false);
+    loop {
+        let held = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut held, _) = wake
+            .1
+            .wait_timeout_while(held, after, |wake| !wake.soon && !wake.stop)
+            .unwrap_or_else(PoisonError::into_inner);
+        if held.stop {
+            return;
+        }
+        held.soon = false;
+        drop(held);
+        let Some(drive) = drive.upgrade() else { return };
+        // A pause has published, and nothing is to be written during it.
+        let Some(pass) = drive.gate.try_enter() else { continue };
+        let result = drive.publish(pass);
+        // Said once; who flushes is told each time.
+        match result {
+            Ok(()) => failing.store(false, Ordering::Relaxed),
+            Err(error) if !failing.swap(true, Ordering::Relaxed) => {
+                tracing::error!(%error, "metadata cannot be published");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Drive {
+    fn publish(&self, pass: LongPass) -> Result<()> {
+        let chain = self.underneath().chain.clone();
+        let result = chain.publish();
+        drop(pass);
+        result
+    }
+}

@@ -1,0 +1,450 @@
+//! Which parts of two disks may differ, while one is written by a guest and copied to the other.
+//!
+//! The disk is cut into regions of [`REGION`] bytes. A region is *dirty* when it is to be copied.
+//! What must hold whenever nobody holds the lock:
+//!
+//! > Where source and target differ, the region is dirty, or it is being copied, or a write to it
+//! > is in flight that ends by making it dirty or by having changed both.
+//!
+//! So the two are equal when nothing is dirty, being copied or in flight: [`Regions::is_settled`].
+//!
+//! # A copy
+//!
+//! [`Regions::take`] clears the bits *before* anything is read, so that a write that comes after
+//! the read sets them again. Nothing that is being copied is copied a second time meanwhile: the
+//! older content could arrive last.
+//!
+//! # A write
+//!
+//! [`Regions::begin`] decides, before the source is written:
+//!
+//! - *later*: the regions are dirty when the source has been written ([`Regions::wrote`]). Marking
+//!   them earlier would not do: a copy could clear the bits, read what was there before, and leave
+//!   nothing behind that says so.
+//! - *forward*: the target gets the write, too, once the source has it. It keeps its place until the
+//!   target has answered ([`Regions::forwarded`]): a copy of it waits, and so does another write
+//!   to the same blocks, since the target may take two writes in any order.
+//!
+//! Writes are forwarded when [`Regions::forward`] says so and part of what they write is clean.
+//! Those to dirty regions are left to the copy. While writes are forwarded, a copy also waits for
+//! the writes that are in flight to its regions, and new ones for the copy. So nothing that was
+//! copied becomes dirty again, and the copy comes to an end however fast the guest writes.
+//!
+//! The guest is answered when the source has its data, not when the target has: until the switch
+//! the source alone counts. What the target lacks is bounded by [`WINDOW`].
+//!
+//! # A target that dies
+//!
+//! What it has answered may have been in its memory only. Everything since the last flush that it
+//! answered is dirty again after [`Regions::lost`]; answers from before that count as failures.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::bits::Bits;
+use super::lock::{Condvar, Mutex, MutexGuard};
+
+/// Bytes of a region.
+pub const REGION: u64 = 64 << 10;
+
+/// Bytes of forwarded writes that the target has not answered; then writes wait. A single larger
+/// one is let through.
+pub const WINDOW: u64 = 1 << 20;
+
+/// Forwarded writes to the same block of this many bytes go one after the other: targets write a
+/// part of a block by reading the rest of it first.
+const BLOCK: u64 = 4096;
+
+/// A guest's write between its beginning and its end.
+#[derive(Debug)]
+#[must_use = "a write that is not ended keeps its place for good"]
+pub struct Ticket {
+    id: u64,
+}
+
+/// A range that is being copied, bytes.
+#[derive(Debug)]
+#[must_use = "a copy that is not ended keeps its place for good"]
+pub struct Copy {
+    id: u64,
+    epoch: u64,
+    /// What to copy.
+    pub range: Range<u64>,
+}
+
+/// How much of what there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Bytes to be copied, not counting those being copied.
+    pub dirty: u64,
+    /// Bytes being copied.
+    pub copying: u64,
+    /// Bytes that guests made dirty, in all: what was clean before.
+    pub redirtied: u64,
+    /// How many times the copy has gone through the disk.
+    pub passes: u64,
+    /// Writes in flight.
+    pub writes: usize,
+    /// Whether writes are forwarded.
+    pub forward: bool,
+}
+
+/// See the module.
+pub struct Regions {
+    size: u64,
+    state: Mutex<State>,
+    /// A write or copy that somebody waits for may have ended.
+    space: Condvar,
+    /// There may be something to copy.
+    work: Condvar,
+    /// It may be settled.
+    settled: Condvar,
+}
+
+struct Write {
+    id: u64,
+    range: Range<u64>,
+    forward: bool,
+    epoch: u64,
+}
+
+struct State {
+    dirty: Bits,
+    /// Copied or forwarded since the target was last asked to flush, and before that.
+    unsynced: Bits,
+    syncing: Bits,
+    forward: bool,
+    /// Goes up when a target is lost.
+    epoch: u64,
+    next_id: u64,
+    writes: Vec<Write>,
+    copies: Vec<(u64, Range<u64>)>,
+    window: u64,
+    cursor: u64,
+    redirtied: u64,
+    passes: u64,
+    /// Who waits for [`Regions::space`], for [`Regions::work`], for [`Regions::settled`]: waking
+    /// nobody costs a system call, too.
+    waiting: [usize; 3],
+}
+
+const SPACE: usize = 0;
+const WORK: usize = 1;
+const SETTLED: usize = 2;
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+fn outward(range: &Range<u64>, unit: u64) -> Range<u64> {
+    range.start / unit * unit..range.end.next_multiple_of(unit)
+}
+
+/// The numbers of the regions that a range touches.
+fn regions(range: &Range<u64>) -> Range<u64> {
+    range.start / REGION..range.end.div_ceil(REGION)
+}
+
+impl State {
+    fn is_copied(&self, range: &Range<u64>) -> bool {
+        self.copies.iter().any(|copy| overlap(&copy.1, range))
+    }
+
+    fn make_dirty(&mut self, range: &Range<u64>) -> u64 {
+        self.dirty.set(regions(range)) * REGION
+    }
+
+    fn is_settled(&self) -> bool {
+        self.dirty.ones() == 0 && self.copies.is_empty() && self.writes.is_empty()
+    }
+
+    /// How a write that begins now goes on; none while it has to wait.
+    fn way(&self, range: &Range<u64>) -> Option<bool> {
+        if !self.forward {
+            return Some(false);
+        }
+        if self.is_copied(&outward(range, REGION)) {
+            return None;
+        }
+        if self.dirty.all(regions(range)) {
+            return Some(false);
+        }
+        let blocks = outward(range, BLOCK);
+        let taken = self.writes.iter().any(|write| write.forward && overlap(&write.range, &blocks));
+        let full = self.window > 0 && self.window + (range.end - range.start) > WINDOW;
+        (!taken && !full).then_some(true)
+    }
+
+    /// Whether a copy of a range has to wait for a write that is in flight.
+    fn is_written(&self, range: &Range<u64>) -> bool {
+        let waits = |write: &&Write| write.forward || self.forward;
+        self.writes.iter().filter(waits).any(|write| overlap(&write.range, range))
+    }
+
+    /// The first run of regions from `from` to `limit` that can be copied, at most `most` of them.
+    fn run(&self, mut from: u64, limit: u64, most: u64) -> Option<Range<u64>> {
+        loop {
+            let start = self.dirty.next(from).filter(|start| *start < limit)?;
+            let first = start * REGION..(start + 1) * REGION;
+            if let Some((_, copy)) = self.copies.iter().find(|copy| overlap(&copy.1, &first)) {
+                from = copy.end.div_ceil(REGION);
+                continue;
+            }
+            let mut end = self.dirty.end_of_run(start, limit.min(start.saturating_add(most)));
+            for (_, copy) in &self.copies {
+                if copy.start >= first.end {
+                    end = end.min(copy.start / REGION);
+                }
+            }
+            return Some(start..end);
+        }
+    }
+}
+
+impl Regions {
+    /// Of a disk of `size` bytes; nothing is dirty.
+    pub fn new(size: u64) -> Self {
+        let count = size.div_ceil(REGION);
+        let state = State {
+            dirty: Bits::new(count),
+            unsynced: Bits::new(count),
+            syncing: Bits::new(count),
+            forward: false,
+            epoch: 0,
+            next_id: 0,
+            writes: Vec::new(),
+            copies: Vec::new(),
+            window: 0,
+            cursor: 0,
+            redirtied: 0,
+            passes: 0,
+            waiting: [0; 3],
+        };
+        let (space, work, settled) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Self { size, state: Mutex::new(state), space, work, settled }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change, so a poisoned lock is still good.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, state: &State, freed: bool) {
+        if freed && state.waiting[SPACE] > 0 {
+            self.space.notify_all();
+        }
+        if state.waiting[WORK] > 0 && state.dirty.ones() > 0 {
+            self.work.notify_all();
+        }
+        if state.waiting[SETTLED] > 0 && state.is_settled() {
+            self.settled.notify_all();
+        }
+    }
+
+    /// Waits until `deadline` at most; the guard back, and whether there is time left.
+    fn wait<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        which: usize,
+        deadline: Instant,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return (state, false);
+        }
+        state.waiting[which] += 1;
+        let condvar = [&self.space, &self.work, &self.settled][which];
+        let (mut state, _) =
+            condvar.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        state.waiting[which] -= 1;
+        (state, true)
+    }
+
+    /// Makes a range dirty: it is to be copied.
+    pub fn mark(&self, range: &Range<u64>) {
+        let mut state = self.state();
+        state.make_dirty(range);
+        self.wake(&state, false);
+    }
+
+    /// Whether writes to clean regions are forwarded from now on. Those that wait go on.
+    pub fn forward(&self, on: bool) {
+        let mut state = self.state();
+        state.forward = on;
+        self.wake(&state, true);
+    }
+
+    /// A write is about to begin. Waits for copies and other writes of the same place, but not
+    /// longer than `patience`: a write that does not wait any longer becomes one that is copied
+    /// later. Every call is followed by [`Regions::wrote`].
+    pub fn begin(&self, range: Range<u64>, patience: Duration) -> Ticket {
+        let mut state = self.state();
+        let mut way = state.way(&range);
+        if way.is_none() {
+            // A patience without end needs no clock to tell it from others.
+            let deadline = Instant::now() + patience.min(Duration::from_secs(3600));
+            while way.is_none() {
+                let (again, more) = self.wait(state, SPACE, deadline);
+                state = again;
+                way = state.way(&range);
+                if !more {
+                    way = way.or(Some(false));
+                }
+            }
+        }
+        let forward = way == Some(true);
+        let (id, epoch) = (state.next_id, state.epoch);
+        state.next_id += 1;
+        if forward {
+            state.window += range.end - range.start;
+        }
+        state.writes.push(Write { id, range, forward, epoch });
+        Ticket { id }
+    }
+
+    /// The source has the write, or has failed and may hold a part of it. Answers a ticket when
+    /// the target is to get it, too: the caller sends it and tells [`Regions::forwarded`].
+    pub fn wrote(&self, ticket: Ticket, written: bool) -> Option<Ticket> {
+        let mut state = self.state();
+        let index = state.writes.iter().position(|write| write.id == ticket.id)?;
+        if written && state.writes.get(index).is_some_and(|write| write.forward) {
+            return Some(ticket);
+        }
+        let write = state.writes.swap_remove(index);
+        if write.forward {
+            state.window -= write.range.end - write.range.start;
+        }
+        let redirtied = state.make_dirty(&write.range);
+        state.redirtied += redirtied;
+        self.wake(&state, true);
+        None
+    }
+
+    /// The target has a forwarded write, or nobody knows.
+    pub fn forwarded(&self, ticket: &Ticket, done: bool) {
+        let mut state = self.state();
+        let found = state.writes.iter().position(|write| write.id == ticket.id);
+        let Some(write) = found.map(|index| state.writes.swap_remove(index)) else { return };
+        state.window -= write.range.end - write.range.start;
+        if done && write.epoch == state.epoch {
+            state.unsynced.set(regions(&write.range));
+        } else {
+            let redirtied = state.make_dirty(&write.range);
+            state.redirtied += redirtied;
+        }
+        self.wake(&state, true);
+    }
+
+    /// What would be copied next, at most `most` bytes: a hint, others may take it first.
+    pub fn next(&self, most: u64) -> Option<Range<u64>> {
+        let state = self.state();
+        let most = (most / REGION).max(1);
+        let found = state.run(state.cursor, u64::MAX, most).or_else(|| state.run(0, u64::MAX, most));
+        found.map(|run| self.bytes(&run))
+    }
+
+    /// Takes the first of a range that can be copied. Waits for writes that are in flight to it.
+    /// Every copy is followed by [`Regions::release`].
+    pub fn take(&self, range: &Range<u64>) -> Option<Copy> {
+        let within = regions(range);
+        let mut state = self.state();
+        let run = state.run(within.start, within.end, u64::MAX)?;
+        let range = self.bytes(&run);
+        if run.start < state.cursor {
+            state.passes += 1;
+        }
+        state.cursor = run.end;
+        let id = state.next_id;
+        state.next_id += 1;
+        // From here on new writes wait, so those in flight come to an end.
+        state.copies.push((id, range.clone()));
+        while state.is_written(&range) {
+            state = self.wait(state, SPACE, Instant::now() + Duration::from_secs(3600)).0;
+        }
+        state.dirty.clear(run);
+        Some(Copy { id, epoch: state.epoch, range })
+    }
+
+    /// A copy is done, or has failed.
+    pub fn release(&self, copy: &Copy, done: bool) {
+        let mut state = self.state();
+        state.copies.retain(|(id, _)| *id != copy.id);
+        if done && copy.epoch == state.epoch {
+            state.unsynced.set(regions(&copy.range));
+        } else {
+            state.make_dirty(&copy.range);
+        }
+        self.wake(&state, true);
+    }
+
+    /// The target is about to be asked to flush. One at a time: the next comes when the last has
+    /// ended, well or not.
+    pub fn flushing(&self) {
+        let mut state = self.state();
+        let State { unsynced, syncing, .. } = &mut *state;
+        syncing.take_from(unsynced);
+    }
+
+    /// What the target had answered before [`Regions::flushing`] is durable there.
+    pub fn flushed(&self) {
+        self.state().syncing.empty();
+    }
+
+    /// The target may have died: what it had not made durable is to be copied again, and writes
+    /// are not forwarded any more.
+    pub fn lost(&self) {
+        let mut state = self.state();
+        state.epoch += 1;
+        state.forward = false;
+        let State { dirty, unsynced, syncing, .. } = &mut *state;
+        dirty.take_from(unsynced);
+        dirty.take_from(syncing);
+        self.wake(&state, true);
+    }
+
+    /// Whether source and target are equal, as far as the target has answered.
+    pub fn is_settled(&self) -> bool {
+        self.state().is_settled()
+    }
+
+    /// Waits until they are equal; whether they are.
+    pub fn wait_settled(&self, deadline: Instant) -> bool {
+        let mut state = self.state();
+        loop {
+            if state.is_settled() {
+                return true;
+            }
+            let (again, more) = self.wait(state, SETTLED, deadline);
+            state = again;
+            if !more {
+                return state.is_settled();
+            }
+        }
+    }
+
+    /// Waits until something is dirty, or until `deadline`.
+    pub fn wait_dirty(&self, deadline: Instant) {
+        let state = self.state();
+        if state.run(0, u64::MAX, 1).is_none() {
+            drop(self.wait(state, WORK, deadline));
+        }
+    }
+
+    /// How much of what there is.
+    pub fn counts(&self) -> Counts {
+        let state = self.state();
+        Counts {
+            dirty: (state.dirty.ones() * REGION).min(self.size),
+            copying: state.copies.iter().map(|(_, range)| range.end - range.start).sum(),
+            redirtied: state.redirtied,
+            passes: state.passes,
+            writes: state.writes.len(),
+            forward: state.forward,
+        }
+    }
+
+    fn bytes(&self, run: &Range<u64>) -> Range<u64> {
+        run.start * REGION..(run.end * REGION).min(self.size)
+    }
+}

@@ -1,0 +1,214 @@
+//! Who has a disk open, and the one who writes it.
+//!
+//! A claim is an empty file in `.sm/open/` whose name says all: the disk, the host, its boot, and for
+//! the one who may write, since when. So it can be made on a full file system, and it says more
+//! than a process could: it is there as long as the host runs, whatever dies on it. Which process of
+//! the host writes is the host's affair, and a lock of the kernel on the image itself.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use plugin_sdk::model::host::{DatapathPause, DatapathRefresh};
+use plugin_sdk::model::vdi::{VdiActivate, VdiDatapathDone};
+use plugin_sdk::model::{AttachMode, Kind, VdiUuid};
+use plugin_sdk::{Cx, Error, Result, step};
+use vhd::tree::{Guard, Tree, Writer};
+
+use crate::error::from_vhd;
+use crate::folder::Folder;
+use crate::metadata::Metadata;
+use crate::vdis::{access, usable};
+
+/// Names the boot of a host.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Between host and boot in the name of a holder, which people read too.
+const BOOT_ID: &str = ", boot ";
+
+/// Before the epoch of one who writes.
+const WRITING: &str = ", writing since ";
+
+/// Who has a disk open, as claims name it: valid for one boot of one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    host: String,
+    boot: String,
+    /// The epoch of its lock, if it may write: a later writer has a larger one. Seconds since
+    /// 1970-01-01 UTC where that is larger than what was before.
+    writing: Option<u64>,
+}
+
+impl Holder {
+    /// This host.
+    pub(crate) fn here(cx: &Cx) -> Result<Self> {
+        let boot = std::fs::read_to_string(BOOT)
+            .map_err(|error| Error::internal(format!("{BOOT} cannot be read")).source(&error))?;
+        Ok(Self { host: cx.host().0.clone(), boot: boot.trim().to_owned(), writing: None })
+    }
+
+    /// The holder that a claim names; none if it is not one of ours.
+    pub(crate) fn of(claim: &str) -> Option<Self> {
+        let (host, boot) = claim.rsplit_once(BOOT_ID)?;
+        let (boot, writing) = match boot.split_once(WRITING) {
+            Some((boot, epoch)) => (boot, Some(epoch.parse().ok()?)),
+            None => (boot, None),
+        };
+        Some(Self { host: host.to_owned(), boot: boot.to_owned(), writing })
+    }
+
+    /// As claims name it.
+    pub(crate) fn name(&self) -> String {
+        let Self { host, boot, writing } = self;
+        let writing = writing.map(|epoch| format!("{WRITING}{epoch}")).unwrap_or_default();
+        format!("{host}{BOOT_ID}{boot}{writing}")
+    }
+
+    /// Whether it is of that host and boot.
+    pub(crate) fn is_at(&self, here: &Self) -> bool {
+        (&self.host, &self.boot) == (&here.host, &here.boot)
+    }
+
+    /// Whether it is of that host, and of another boot of it.
+    pub(crate) fn is_gone(&self, here: &Self) -> bool {
+        self.host == here.host && self.boot != here.boot
+    }
+}
+
+/// Those who may write a disk and are not gone.
+fn writers(tree: &Tree, vdi: VdiUuid, here: &Holder) -> Result<Vec<Holder>> {
+    let claims = tree.claims(vdi.0).map_err(from_vhd)?;
+    let holders = claims.iter().filter_map(|claim| Holder::of(claim));
+    Ok(holders.filter(|by| by.writing.is_some() && !by.is_gone(here)).collect())
+}
+
+/// Allows I/O. For writing the disk is claimed: one host at a time.
+pub(crate) fn activate(folder: &Folder, cx: &Cx, request: &VdiActivate) -> Result<VdiDatapathDone> {
+    let vdi = request.vdi;
+    let tree = folder.tree()?;
+    if request.mode == AttachMode::ReadOnly {
+        let access = vec![access(&tree, vdi)?];
+        return Ok(VdiDatapathDone { access, epoch: None });
+    }
+    let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
+    cx.check()?;
+    let sharable = Metadata::of(&usable(&tree, vdi)?)?.sharable;
+    let here = Holder::here(cx)?;
+    let mut latest = 0;
+    let mut ours = None;
+    for claim in tree.claims(vdi.0).map_err(from_vhd)? {
+        let Some(holder) = Holder::of(&claim) else { continue };
+        let Some(epoch) = holder.writing else { continue };
+        latest = latest.max(epoch);
+        if holder.is_at(&here) {
+            ours = Some(epoch);
+        } else if holder.is_gone(&here) {
+            tree.unclaim(&guard, vdi.0, &claim).map_err(from_vhd)?;
+        } else if !sharable {
+            return Err(written_by(vdi, &holder));
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let epoch = ours.unwrap_or_else(|| now.max(latest + 1));
+    let holder = Holder { writing: Some(epoch), ..here };
+    tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
+    step!("vdi_activate.claimed");
+    Ok(VdiDatapathDone { access: vec![access(&tree, vdi)?], epoch: Some(epoch) })
+}
+
+/// Ends the writing; of a disk that is gone too.
+pub(crate) fn deactivate(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    let tree = match folder.tree() {
+        Err(error) if error.kind == Kind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let here = Holder::here(cx)?;
+    let ours: Vec<Holder> =
+        writers(&tree, vdi, &here)?.into_iter().filter(|by| by.is_at(&here)).collect();
+    if ours.is_empty() {
+        return Ok(());
+    }
+    let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
+    for holder in ours {
+        tree.unclaim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
+    }
+    step!("vdi_deactivate.released");
+    Ok(())
+}
+
+fn written_by(vdi: VdiUuid, holder: &Holder) -> Error {
+    Error::new(Kind::InUse, format!("VDI {vdi} is being written by host {}", holder.host))
+        .legacy(24)
+        .context("vdi", vdi)
+        .context("claim", holder.name())
+        .hint(
+            "detach it there; if that host will not come back, remove the claim from .sm/open/ in \
+             the SR's folder",
+        )
+}
+
+/// Stops whoever writes a disk on this host, through the host.
+pub(crate) struct Told<'a> {
+    tree: &'a Tree,
+    cx: &'a Cx,
+    vdi: VdiUuid,
+}
+
+impl<'a> Told<'a> {
+    /// Who writes a disk that is about to change underneath; none if nobody does. A writer on
+    /// another host cannot be told: an error.
+    pub(crate) fn of(
+        tree: &'a Tree,
+        _guard: &Guard,
+        cx: &'a Cx,
+        vdi: VdiUuid,
+    ) -> Result<Option<Self>> {
+        let here = Holder::here(cx)?;
+        let writers = writers(tree, vdi, &here)?;
+        if let Some(elsewhere) = writers.iter().find(|by| !by.is_at(&here)) {
+            return Err(written_by(vdi, elsewhere));
+        }
+        Ok((!writers.is_empty()).then_some(Self { tree, cx, vdi }))
+    }
+}
+
+impl Writer for Told<'_> {
+    fn stop(&self) -> vhd::Result<()> {
+        // As the tree documents it.
+        let lock = self.tree.path().join(".sm").join("lock");
+        let lock = lock.into_os_string().into_string().ok();
+        let request = DatapathPause { vdis: vec![self.vdi], lock };
+        self.cx.request_blocking::<serde_json::Value>("datapath.pause", &request).map(drop).map_err(
+            |error| vhd::Error::InUse { uuid: self.vdi.0, holder: error.message.clone() },
+        )
+    }
+
+    fn go_on(&self) {
+        // Whatever fails here, the change is made. The writer sees that nobody tells it any more,
+        // and looks by itself.
+        let told = access(self.tree, self.vdi).and_then(|access| {
+            let request = DatapathRefresh { vdi: self.vdi, access: vec![access] };
+            self.cx.request_blocking::<serde_json::Value>("datapath.refresh", &request)
+        });
+        if let Err(error) = told {
+            plugin_sdk::tracing::warn!(vdi = %self.vdi, %error, "the writer was not told to go on");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Holder;
+
+    #[test]
+    fn a_claim_says_who_and_since_when() {
+        let holder =
+            Holder { host: "host, boot b".into(), boot: "93a1-0".into(), writing: Some(17) };
+        assert_eq!(holder.name(), "host, boot b, boot 93a1-0, writing since 17");
+        assert_eq!(Holder::of(&holder.name()), Some(holder.clone()));
+        let reading = Holder { writing: None, ..holder.clone() };
+        assert_eq!(Holder::of(&reading.name()), Some(reading.clone()));
+        assert!(holder.is_at(&reading) && !holder.is_gone(&reading));
+        let later = Holder { boot: "93a1-1".into(), ..reading };
+        assert!(holder.is_gone(&later));
+        assert_eq!(Holder::of("somebody"), None);
+    }
+}

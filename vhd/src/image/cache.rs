@@ -1,0 +1,216 @@
+//! Sector bits of an image's blocks, as far as they are in memory.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::bits;
+
+/// Bytes of bitmaps kept in memory unless something else is said.
+const BUDGET: usize = 32 << 20;
+
+/// Sector bits of one block.
+#[derive(Clone)]
+pub(super) enum Bits {
+    /// Every sector is present.
+    Full,
+    /// As stored, but always most significant bit first.
+    Map(Box<[u8]>),
+}
+
+impl Bits {
+    /// The bits of a block with that many sectors.
+    pub(super) fn of(map: Vec<u8>, sectors: u64) -> Self {
+        if bits::all(&map, sectors) { Self::Full } else { Self::Map(map.into()) }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Full => 0,
+            Self::Map(map) => map.len(),
+        }
+    }
+
+    /// As stored, but always most significant bit first.
+    pub(super) fn to_bytes(&self, bitmap_bytes: u64, sectors: u64) -> Vec<u8> {
+        match self {
+            Self::Map(map) => map.to_vec(),
+            Self::Full => {
+                let mut map = vec![0; bitmap_bytes as usize];
+                bits::set(&mut map, 0, sectors);
+                map
+            }
+        }
+    }
+}
+
+/// Block numbers spread themselves: one multiplication will do.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+/// The bits that are known. What is not in the file yet is never forgotten; of the rest, only so
+/// much is kept.
+pub(super) struct Bitmaps {
+    known: HashMap<u32, Bits, BuildHasherDefault<Spread>>,
+    /// In the order in which they came; may name what is no longer known.
+    order: VecDeque<u32>,
+    bytes: usize,
+    budget: usize,
+    /// Blocks whose bits in memory are not those in the file.
+    dirty: BTreeSet<u32>,
+    /// Blocks whose bits are on their way to the file.
+    leaving: BTreeSet<u32>,
+}
+
+impl Bitmaps {
+    pub(super) fn new() -> Self {
+        Self {
+            known: HashMap::default(),
+            order: VecDeque::new(),
+            bytes: 0,
+            budget: BUDGET,
+            dirty: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes;
+        self.evict(None);
+    }
+
+    pub(super) fn get(&self, block: u32) -> Option<&Bits> {
+        self.known.get(&block)
+    }
+
+    /// Keeps what was read from the file.
+    pub(super) fn keep(&mut self, block: u32, bits: Bits) {
+        self.put(block, bits);
+        self.evict(Some(block));
+    }
+
+    /// Changes bits in memory only: they are dirty until [`Bitmaps::take`].
+    pub(super) fn change(&mut self, block: u32, bits: Bits) {
+        self.put(block, bits);
+        self.dirty.insert(block);
+        self.evict(Some(block));
+    }
+
+    fn put(&mut self, block: u32, bits: Bits) {
+        self.bytes += bits.bytes();
+        match self.known.entry(block) {
+            Entry::Occupied(mut entry) => self.bytes -= entry.insert(bits).bytes(),
+            Entry::Vacant(entry) => {
+                entry.insert(bits);
+                self.order.push_back(block);
+            }
+        }
+    }
+
+    /// Forgets a block: whoever needs it reads it again.
+    pub(super) fn forget(&mut self, block: u32) {
+        self.dirty.remove(&block);
+        if let Some(bits) = self.known.remove(&block) {
+            self.bytes -= bits.bytes();
+        }
+    }
+
+    /// Forgets the eldest that can be read again, until the rest fits.
+    fn evict(&mut self, but: Option<u32>) {
+        let mut tries = self.order.len();
+        while self.bytes > self.budget && tries > 0 {
+            tries -= 1;
+            let Some(block) = self.order.pop_front() else { return };
+            let Some(bits) = self.known.get(&block) else { continue };
+            let kept = bits.bytes() == 0
+                || Some(block) == but
+                || self.dirty.contains(&block)
+                || self.leaving.contains(&block);
+            if kept {
+                self.order.push_back(block);
+            } else if let Some(bits) = self.known.remove(&block) {
+                self.bytes -= bits.bytes();
+            }
+        }
+    }
+
+    /// Number of blocks whose bits are not in the file.
+    pub(super) fn waiting(&self) -> usize {
+        self.dirty.len() + self.leaving.len()
+    }
+
+    /// Takes the blocks whose bits are to be written to the file; they stay known until
+    /// [`Bitmaps::written`].
+    pub(super) fn take(&mut self) -> Vec<(u32, Bits)> {
+        let blocks = std::mem::take(&mut self.dirty);
+        self.leaving.extend(&blocks);
+        blocks
+            .into_iter()
+            .filter_map(|block| Some((block, self.known.get(&block)?.clone())))
+            .collect()
+    }
+
+    /// The bits that were taken are in the file, or have to be taken again.
+    pub(super) fn written(&mut self, done: bool) {
+        let blocks = std::mem::take(&mut self.leaving);
+        if !done {
+            self.dirty.extend(blocks);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bitmaps, Bits};
+
+    fn map(byte: u8) -> Bits {
+        Bits::Map(vec![byte; 512].into())
+    }
+
+    #[test]
+    fn what_is_not_in_the_file_is_never_forgotten() {
+        let mut bitmaps = Bitmaps::new();
+        bitmaps.set_budget(4 * 512);
+        for block in 0..10 {
+            bitmaps.change(block, map(block as u8));
+        }
+        for block in 10..100 {
+            bitmaps.keep(block, map(1));
+            assert!(bitmaps.get(block).is_some(), "the newest is there");
+        }
+        let taken = bitmaps.take();
+        assert_eq!(taken.len(), 10);
+        // Changed again on its way, and all others under way.
+        bitmaps.change(3, map(33));
+        for block in 100..200 {
+            bitmaps.keep(block, map(1));
+        }
+        for block in 0..10 {
+            let want = if block == 3 { 33 } else { block as u8 };
+            assert!(matches!(bitmaps.get(block), Some(Bits::Map(map)) if map[0] == want));
+        }
+        bitmaps.written(false);
+        assert_eq!(bitmaps.waiting(), 10);
+        assert_eq!(bitmaps.take().len(), 10, "taken again after a failure");
+        bitmaps.written(true);
+        assert_eq!(bitmaps.waiting(), 0);
+        bitmaps.keep(500, map(1));
+        assert!(bitmaps.bytes <= 4 * 512 && bitmaps.known.len() <= 4);
+    }
+}

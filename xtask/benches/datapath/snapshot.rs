@@ -1,0 +1,174 @@
+//! Snapshots, and merging a leaf into its parent, while a guest writes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::images::{GIB, Kind};
+use crate::live::{Requests, Span, Writer};
+use crate::process::{Raised, succeed};
+use crate::qmp::Daemon;
+use crate::table::{Bar, Row, Table};
+use crate::{Result, Setting};
+
+/// Rounds of each.
+const ROUNDS: usize = 5;
+
+/// Time for a small operation.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// Time for a merge; what takes longer does not converge.
+const MERGE: Duration = Duration::from_secs(10);
+
+const QSD: &str = "qemu-storage-daemon qcow2";
+
+fn size(setting: &Setting) -> u64 {
+    if setting.quick { GIB / 4 } else { GIB }
+}
+
+/// What a guest saw of a snapshot, in milliseconds.
+struct Stall {
+    longest: f64,
+    before: f64,
+    all: f64,
+}
+
+/// A snapshot of a chain, and how long the writes of a guest waited for it.
+pub(crate) fn snapshot(setting: &Setting, table: &mut Table) -> Result<()> {
+    let _raised = Raised::new(setting.scheduling)?;
+    for depth in [1, 8] {
+        let folder = tempfile::tempdir_in(&setting.memory)?;
+        let kind = Kind::Qcow2Chain(depth);
+        kind.fill(folder.path(), size(setting))?;
+        let mut peers = Vec::new();
+        for _ in 0..setting.rounds(ROUNDS) {
+            peers.push(daemon_snapshot(setting, folder.path(), kind)?);
+        }
+        let name = format!("live snapshot of a chain of {depth}, writes at depth 4");
+        let figures = |of: fn(&Stall) -> f64| peers.iter().map(of).collect::<Vec<f64>>();
+        let worst = |figures: Vec<f64>| vec![figures.iter().copied().fold(0.0, f64::max)];
+        let mut row = |what: &str, peer: Vec<f64>, bar| {
+            table.push(Row {
+                name: format!("{name}: {what}"),
+                unit: "ms",
+                ours: Vec::new(),
+                peer: Some((peer, QSD)),
+                bar,
+                note: String::new(),
+            });
+        };
+        row("longest write meanwhile", figures(|one| one.longest), Some(Bar::Most(10.0)));
+        let all = worst(figures(|one| one.longest));
+        row("longest write meanwhile, worst", all, Some(Bar::Most(50.0)));
+        row("longest write before", figures(|one| one.before), None);
+        row("the whole operation", figures(|one| one.all), None);
+    }
+    Ok(())
+}
+
+fn daemon_snapshot(setting: &Setting, folder: &Path, kind: Kind) -> Result<Stall> {
+    let mut daemon = Daemon::start(setting, &kind.path(folder), kind)?;
+    let writer = write(setting, &daemon, 4)?;
+    let (span, ()) = Span::of(|| overlay(&mut daemon, folder, kind))?;
+    let requests = writer.stop()?;
+    daemon.served.server.stop()?;
+    std::fs::remove_file(overlay_path(folder))?;
+    Ok(Stall {
+        longest: requests.longest(span),
+        before: requests.longest_before(span),
+        all: span.seconds() * 1e3,
+    })
+}
+
+fn write(setting: &Setting, daemon: &Daemon, depth: u32) -> Result<Writer> {
+    let served = (&daemon.served.server, daemon.served.uri.as_str());
+    Writer::start(setting, served, size(setting), depth)
+}
+
+fn overlay_path(folder: &Path) -> PathBuf {
+    folder.join("overlay.qcow2")
+}
+
+/// Makes an overlay and has the daemon write to it.
+fn overlay(daemon: &mut Daemon, folder: &Path, kind: Kind) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", kind.qemu(), "-b"]);
+    succeed(command.arg(kind.path(folder)).arg(overlay_path(folder)), SHORT)?;
+    daemon.add("overlay", &overlay_path(folder))?;
+    daemon.tell("blockdev-snapshot", &json!({ "node": "disk", "overlay": "overlay" })).map(drop)
+}
+
+/// What a guest saw of a merge.
+struct Merge {
+    /// Whether it came to an end.
+    done: bool,
+    seconds: f64,
+    /// The longest write at the switch, milliseconds.
+    stall: f64,
+    /// Of its requests, per cent.
+    kept: f64,
+}
+
+impl Merge {
+    fn new(requests: &Requests, all: Span, switch: Span, done: bool) -> Self {
+        let kept = 100.0 * requests.rate(all) / requests.rate_before(all);
+        Self { done, seconds: all.seconds(), stall: requests.longest(switch), kept }
+    }
+}
+
+/// Merging the leaf into its parent, under writes as fast as they go.
+pub(crate) fn coalesce(setting: &Setting, table: &mut Table) -> Result<()> {
+    let _raised = Raised::new(setting.scheduling)?;
+    let folder = tempfile::tempdir_in(&setting.memory)?;
+    let kind = Kind::Qcow2;
+    kind.fill(folder.path(), size(setting))?;
+    let mut peers = Vec::new();
+    for _ in 0..setting.rounds(ROUNDS) {
+        peers.push(daemon_merge(setting, folder.path(), kind)?);
+    }
+    let figures = |of: fn(&Merge) -> f64| peers.iter().map(of).collect::<Vec<f64>>();
+    let mut row = |what: &str, unit, peer: Vec<f64>, bar, note: String| {
+        table.push(Row {
+            name: format!("live merge of a leaf, writes at depth 16: {what}"),
+            unit,
+            ours: Vec::new(),
+            peer: Some((peer, QSD)),
+            bar,
+            note,
+        });
+    };
+    let never = peers.iter().filter(|merge| !merge.done).count();
+    let note = format!("the peer was given up {never} times of {}, after {MERGE:?}", peers.len());
+    row("until it is done", "s", figures(|one| one.seconds), None, note);
+    let none = String::new;
+    row(
+        "longest write at the switch",
+        "ms",
+        figures(|one| one.stall),
+        Some(Bar::Most(50.0)),
+        none(),
+    );
+    row("the guest keeps", "%", figures(|one| one.kept), None, none());
+    Ok(())
+}
+
+fn daemon_merge(setting: &Setting, folder: &Path, kind: Kind) -> Result<Merge> {
+    let mut daemon = Daemon::start(setting, &kind.path(folder), kind)?;
+    overlay(&mut daemon, folder, kind)?;
+    let writer = write(setting, &daemon, 16)?;
+    let job = json!({ "job-id": "job", "device": "overlay", "base-node": "disk" });
+    let (all, (switch, done)) = Span::of(|| {
+        daemon.tell("block-commit", &job)?;
+        let ready = daemon.event("BLOCK_JOB_READY", MERGE)?;
+        Span::of(|| Ok(ready && daemon.complete(MERGE)?))
+    })?;
+    if !done {
+        daemon.cancel()?;
+    }
+    let requests = writer.stop()?;
+    daemon.served.server.stop()?;
+    std::fs::remove_file(overlay_path(folder))?;
+    Ok(Merge::new(&requests, all, switch, done))
+}
