@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the product and the benchmark for release, and runs it.
 //!
-//! The benchmarks are programs of their own (`benches/control`, `benches/vhd`), because one needs
-//! the engine, and xtask should not.
+//! The benchmarks are programs of their own (`benches/control`, `benches/vhd`,
+//! `benches/datapath`), because one needs the engine, and xtask should not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +29,26 @@ pub(crate) fn vhd(options: &[&str]) -> Result<ExitCode> {
     setup::ensure()?;
     // On the disk that the product is built on: a temporary directory can be memory.
     measure(build(&["xtask"], &["--bench", "vhd"])?, "--work", options)
+}
+
+pub(crate) fn datapath(options: &[&str]) -> Result<ExitCode> {
+    let parts = [
+        "random",
+        "sequential",
+        "mixed",
+        "first",
+        "chain",
+        "disk",
+        "attach",
+        "memory",
+        "snapshot",
+        "coalesce",
+        "mirror",
+    ];
+    understood("datapath", &parts, options)?;
+    setup::ensure()?;
+    let words = ["--lib", "--bins", "--bench", "datapath"];
+    measure(build(&["datapath", "xtask"], &words)?, "--product", options)
 }
 
 /// `parts` are what can be measured alone.

@@ -39,7 +39,10 @@ cargo xtask docs [--check]             write docs/operations.md, and the manual 
 cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
                                        cost of the control path, peers measured in the same run
 cargo xtask bench vhd [--json] [--quick] [--only merge|snapshot|check|convert]
-                                       cost of work on images, peers measured in the same run";
+                                       cost of work on images, peers measured in the same run
+cargo xtask bench datapath [--json] [--quick] [--only random|sequential|mixed|first|chain|disk|
+                            attach|memory|snapshot|coalesce|mirror]
+                                       cost of serving disks, peers measured in the same run";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -63,6 +66,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["docs", options @ ..] => docs::run(flag(options, "--check")?),
         ["bench", "control", rest @ ..] => bench::control(rest),
         ["bench", "vhd", rest @ ..] => bench::vhd(rest),
+        ["bench", "datapath", rest @ ..] => bench::datapath(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -39,6 +39,26 @@ const PACKAGES: &[Package] = &[
         program: "strace",
         purpose: "kills a process at a chosen system call, and tells what is synced when",
     },
+    Package {
+        name: "fio",
+        program: "fio",
+        purpose: "loads a server of disks and verifies what it reads back",
+    },
+    Package {
+        name: "nbdkit",
+        program: "nbdkit",
+        purpose: "serves disks beside ours: a measure, and a target that fails on demand",
+    },
+    Package {
+        name: "libnbd-bin",
+        program: "nbdinfo",
+        purpose: "clients of our server: nbdinfo, nbdcopy",
+    },
+    Package {
+        name: "nbd-client",
+        program: "nbd-client",
+        purpose: "the kernel's client of our server",
+    },
     Package { name: "g++", program: "c++", purpose: "compiles the fuzzer's engine" },
     Package {
         name: "rustc-web",

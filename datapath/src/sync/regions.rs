@@ -61,6 +61,8 @@ const BLOCK: u64 = 4096;
 #[must_use = "a write that is not ended keeps its place for good"]
 pub struct Ticket {
     id: u64,
+    /// It has waited for as long as it would.
+    pub gave_up: bool,
 }
 
 /// A range that is being copied, bytes.
@@ -106,6 +108,7 @@ struct Write {
     id: u64,
     range: Range<u64>,
     forward: bool,
+    weight: u64,
     epoch: u64,
 }
 
@@ -160,7 +163,7 @@ impl State {
     }
 
     /// How a write that begins now goes on; none while it has to wait.
-    fn way(&self, range: &Range<u64>) -> Option<bool> {
+    fn way(&self, range: &Range<u64>, weight: u64) -> Option<bool> {
         if !self.forward {
             return Some(false);
         }
@@ -172,7 +175,7 @@ impl State {
         }
         let blocks = outward(range, BLOCK);
         let taken = self.writes.iter().any(|write| write.forward && overlap(&write.range, &blocks));
-        let full = self.window > 0 && self.window + (range.end - range.start) > WINDOW;
+        let full = self.window > 0 && self.window + weight > WINDOW;
         (!taken && !full).then_some(true)
     }
 
@@ -275,32 +278,32 @@ impl Regions {
         self.wake(&state, true);
     }
 
-    /// A write is about to begin. Waits for copies and other writes of the same place, but not
-    /// longer than `patience`: a write that does not wait any longer becomes one that is copied
-    /// later. Every call is followed by [`Regions::wrote`].
-    pub fn begin(&self, range: Range<u64>, patience: Duration) -> Ticket {
+    /// A write is about to begin, whose forwarding takes `weight` bytes of [`WINDOW`]; none: it
+    /// cannot be forwarded. Waits for copies and other writes of the same place, but not longer
+    /// than `patience`: a write that does not wait any longer becomes one that is copied later.
+    /// Every call is followed by [`Regions::wrote`].
+    pub fn begin(&self, range: Range<u64>, weight: Option<u64>, patience: Duration) -> Ticket {
         let mut state = self.state();
-        let mut way = state.way(&range);
-        if way.is_none() {
-            // A patience without end needs no clock to tell it from others.
-            let deadline = Instant::now() + patience.min(Duration::from_secs(3600));
+        let mut gave_up = false;
+        let mut way = weight.map_or(Some(false), |weight| state.way(&range, weight));
+        if let (None, Some(weight)) = (way, weight) {
+            let deadline = Instant::now() + patience;
             while way.is_none() {
                 let (again, more) = self.wait(state, SPACE, deadline);
                 state = again;
-                way = state.way(&range);
-                if !more {
-                    way = way.or(Some(false));
+                way = state.way(&range, weight);
+                if way.is_none() && !more {
+                    (way, gave_up) = (Some(false), true);
                 }
             }
         }
         let forward = way == Some(true);
         let (id, epoch) = (state.next_id, state.epoch);
         state.next_id += 1;
-        if forward {
-            state.window += range.end - range.start;
-        }
-        state.writes.push(Write { id, range, forward, epoch });
-        Ticket { id }
+        let weight = weight.filter(|_| forward).unwrap_or(0);
+        state.window += weight;
+        state.writes.push(Write { id, range, forward, weight, epoch });
+        Ticket { id, gave_up }
     }
 
     /// The source has the write, or has failed and may hold a part of it. Answers a ticket when
@@ -312,9 +315,7 @@ impl Regions {
             return Some(ticket);
         }
         let write = state.writes.swap_remove(index);
-        if write.forward {
-            state.window -= write.range.end - write.range.start;
-        }
+        state.window -= write.weight;
         let redirtied = state.make_dirty(&write.range);
         state.redirtied += redirtied;
         self.wake(&state, true);
@@ -326,7 +327,7 @@ impl Regions {
         let mut state = self.state();
         let found = state.writes.iter().position(|write| write.id == ticket.id);
         let Some(write) = found.map(|index| state.writes.swap_remove(index)) else { return };
-        state.window -= write.range.end - write.range.start;
+        state.window -= write.weight;
         if done && write.epoch == state.epoch {
             state.unsynced.set(regions(&write.range));
         } else {

@@ -120,7 +120,7 @@ impl World {
         let blocks: Vec<usize> = (first..=last).collect();
         let range = at(first)..at(last) + 4096;
         let patience = if thread_rng().gen_bool(0.2) { Duration::ZERO } else { LONG };
-        let ticket = self.regions.begin(range, patience);
+        let ticket = self.regions.begin(range, Some(4096), patience);
         if self.flaw == Flaw::DirtyAtSubmission {
             let forward = self.regions.wrote(ticket, true);
             self.fill_source(&blocks, value, blocks.len());
@@ -409,7 +409,7 @@ fn what_was_copied_stays_so_while_writes_are_forwarded() {
                     _ => {
                         for _ in 0..6 {
                             let first = thread_rng().gen_range(0..BLOCKS);
-                            let ticket = world.regions.begin(at(first)..at(first) + 4096, LONG);
+                            let ticket = world.regions.begin(at(first)..at(first) + 4096, Some(4096), LONG);
                             world.fill_source(&[first], 7, 1);
                             if let Some(ticket) = world.regions.wrote(ticket, true) {
                                 world.send(ticket, vec![first], 7);

@@ -5,6 +5,7 @@
 //! as every other. Of each load all servers have their turn one right after the other, and that
 //! five times: the machine's mood hits all alike. Every figure is a median.
 
+mod attach;
 mod disk;
 mod fio;
 mod images;
@@ -125,13 +126,15 @@ fn run() -> Result<bool> {
 type Part = fn(&Setting, &mut Table) -> Result<()>;
 
 fn measure(setting: &Setting) -> Result<Table> {
-    let parts: [(&str, Part); 9] = [
+    let parts: [(&str, Part); 11] = [
         ("random", memory::random),
         ("sequential", memory::sequential),
         ("mixed", memory::mixed),
         ("first", memory::first),
         ("chain", memory::chain),
         ("disk", disk::measure),
+        ("attach", attach::attach),
+        ("memory", attach::memory),
         ("snapshot", snapshot::snapshot),
         ("coalesce", snapshot::coalesce),
         ("mirror", mirror::measure),
