@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Who may depend on whom, lowest first: a crate may only name crates of lower layers.
 const LAYERS: &[&[&str]] = &[
     &["sm-step", "sm-model", "sm-abi"],
-    &["vhd"],
+    &["vhd", "lab"],
     &["sm-loader", "plugin-sdk", "datapath"],
     &["sm-core", "sm-driver-host"],
     &["smctl"],

@@ -134,13 +134,6 @@ impl Chain {
         }
     }
 
-    /// See [`Image::set_power_safe`]; a raw leaf has no metadata to order.
-    pub fn set_power_safe(&self, on: bool) {
-        if let Some(image) = self.leaf() {
-            image.set_power_safe(on);
-        }
-    }
-
     /// Reads a range at `level` and below. Beyond the end of a smaller parent reads zero.
     fn read_from(&self, level: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
         // A list of what is still missing, instead of recursion: chains come from files.

@@ -317,7 +317,7 @@ impl<'a> Job<'a> {
             return Err(error);
         }
         // From here on the places may be the blocks': nobody may take them back.
-        self.parent.publish(&reserved)?;
+        self.parent.publish_reserved(&reserved)?;
         self.parent.flush()
     }
 

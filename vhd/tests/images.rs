@@ -126,7 +126,7 @@ proptest! {
 
     /// One image: random writes, reopened in between, read back by us and by qemu.
     #[test]
-    fn an_image_holds_what_was_written(writes in writes(), odd in 0..3_u64, safe: bool) {
+    fn an_image_holds_what_was_written(writes in writes(), odd in 0..3_u64, live: bool) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.vhd");
         let size = 9 * MIB + odd * 512;
@@ -134,7 +134,9 @@ proptest! {
         let mut model = vec![0; size as usize];
         for chunk in writes.chunks(3) {
             let image = Image::open(&path, Mode::Write).unwrap();
-            image.set_power_safe(safe);
+            if live {
+                image.go_live(vhd::image::Live::default()).unwrap();
+            }
             for (offset, length, byte) in chunk {
                 let end = (offset + length).min(size);
                 let offset = (*offset).min(end);
@@ -143,6 +145,7 @@ proptest! {
                 model[offset as usize..end as usize].fill(*byte);
             }
             prop_assert!(all(&image) == model);
+            image.close().unwrap();
         }
         let image = Image::open(&path, Mode::Read).unwrap();
         honest(&image, &model);

@@ -184,9 +184,6 @@ pub struct Status {
     /// What it may do in a second.
     #[serde(default)]
     pub limits: Limits,
-    /// Why the writes fail since some time, if they do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failed: Option<String>,
 }
 
 /// What the process does.

@@ -1,5 +1,18 @@
 //! Brings another disk to the same content while the first is written.
 
 pub mod bits;
+mod engine;
 mod lock;
+mod mirror;
+mod options;
+mod pace;
 pub mod regions;
+mod target;
+mod work;
+
+pub use engine::Copy;
+pub use mirror::{Mirror, Switched};
+pub use options::{Load, Options, Phase, Progress};
+pub use target::{
+    Failure, LocalTarget, NbdTarget, Piece, PieceKind, Sent, Source, Target,
+};

@@ -432,6 +432,12 @@ impl Regions {
         }
     }
 
+    /// Has everybody who waits for something dirty look again.
+    pub fn wake_idle(&self) {
+        drop(self.state());
+        self.work.notify_all();
+    }
+
     /// How much of what there is.
     pub fn counts(&self) -> Counts {
         let state = self.state();

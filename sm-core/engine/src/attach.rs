@@ -8,17 +8,56 @@
 
 use std::collections::BTreeMap;
 
+use datapath::control::protocol::Status;
+use datapath::disk::{Limits, Plan};
 use sm_loader::port;
+use sm_model::manifest::feature;
 use sm_model::vdi::{VdiActivate, VdiAttach, VdiDeactivate, VdiDetach, VdiStat};
-use sm_model::{Access, AttachMode, Error, Kind, Operation, Result, VdiUuid};
+use sm_model::{Access, AttachMode, Error, Kind, Operation, OperationId, Result, SrUuid, VdiUuid};
 use sm_step::step;
 
 use crate::automaton::{State, Step};
 use crate::catalog::{AttachmentRecord, Datapath};
 use crate::events::Event;
 use crate::journal::leaves_doubt;
+use crate::locks::Lock;
 use crate::op::Op;
+use crate::services::blocking;
+use crate::serving::{Wanted, is_active, is_read_only, plan_of};
 use crate::sr::Sr;
+
+/// How the datapaths of jobs begin: with the job's id behind it. They read and write the images by
+/// themselves.
+pub(crate) const JOB: &str = "job-";
+
+/// Whether a datapath is that of a job.
+pub(crate) fn is_job(datapath: &str) -> bool {
+    datapath.strip_prefix(JOB).is_some_and(|id| id.parse::<OperationId>().is_ok())
+}
+
+/// The catalog's key of an attachment.
+pub(crate) fn key(sr: SrUuid, vdi: VdiUuid) -> String {
+    format!("attach/{sr}/{vdi}")
+}
+
+impl AttachmentRecord {
+    /// The images to serve, in the mode that the driver was told; none for a disk that is the bytes
+    /// of a file or device.
+    fn plan(&self) -> Option<Plan> {
+        let mode = self.driver_state.mode().unwrap_or(AttachMode::ReadOnly);
+        plan_of(&self.images, is_read_only(mode))
+    }
+
+    /// What the data path has to do for those who hold the disk, jobs left out.
+    fn wanted(&self) -> Wanted {
+        let holders = self.datapaths.iter().filter(|(name, _)| !is_job(name));
+        match State::superstate(holders.map(|(_, held)| held.state())) {
+            State::Detached => Wanted::Nothing,
+            State::Attached(_) => Wanted::Attached,
+            State::Activated(_) => Wanted::Active,
+        }
+    }
+}
 
 impl Datapath {
     /// Its state.
@@ -30,6 +69,9 @@ impl Datapath {
 impl Sr {
     /// Makes a VDI reachable for `datapath` (any name the caller chooses: a VM's disk, an export)
     /// and says how. No I/O before [`Self::vdi_activate`]. Attaching again gives the same answer.
+    ///
+    /// A disk that is the bytes of a file or device is reached there. Any other is served by a
+    /// process that is started now, outlives this one, and ends with the last detach.
     pub async fn vdi_attach(
         &self,
         op: &Op,
@@ -51,7 +93,8 @@ impl Sr {
         datapath: &str,
         mode: AttachMode,
     ) -> Result<Vec<Access>> {
-        Ok(self.step(op, vdi, datapath, Step::Attach(mode)).await?.access)
+        let record = self.step(op, vdi, datapath, Step::Attach(mode)).await?;
+        Ok(if is_job(datapath) { record.images } else { record.access })
     }
 
     /// Allows I/O. Of several datapaths that write, one at a time may be activated, unless the
@@ -82,6 +125,34 @@ impl Sr {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
         let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
         self.finish(op, &mut record).await
+    }
+
+    /// What the data path of a VDI does, and has done since it was activated; none if the VDI has
+    /// none. Waits for nobody.
+    pub async fn datapath(&self, vdi: VdiUuid) -> Result<Option<Status>> {
+        if self.attachment(vdi)?.is_none_or(|record| !record.served) {
+            return Ok(None);
+        }
+        let datapaths = self.manager.inner.datapaths.clone();
+        blocking(move || datapaths.status(vdi)).await
+    }
+
+    /// Limits what an attached VDI may do in a second, as long as it is attached. Refused for one
+    /// that no data path serves.
+    pub async fn vdi_limit(&self, op: &Op, vdi: VdiUuid, limits: Limits) -> Result<()> {
+        let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
+        let Some(mut record) = self.attachment(vdi)?.filter(|record| record.served) else {
+            return Err(Error::unsupported(format!(
+                "VDI {vdi} has no data path on this host, which could limit it"
+            ))
+            .context("vdi", vdi)
+            .hint("attach it first; a raw disk is reached without a data path"));
+        };
+        self.finish(op, &mut record).await?;
+        record.limits = limits;
+        self.keep(&record)?;
+        let datapaths = self.manager.inner.datapaths.clone();
+        blocking(move || datapaths.limit(vdi, limits)).await
     }
 
     /// What is attached on this host.
@@ -115,6 +186,10 @@ impl Sr {
             vdi,
             datapaths: BTreeMap::new(),
             access: Vec::new(),
+            images: Vec::new(),
+            served: false,
+            epoch: 0,
+            limits: Limits::default(),
             driver_state: State::Detached,
             asked: false,
             boot: self.manager.inner.boot.clone(),
@@ -145,7 +220,8 @@ impl Sr {
             self.refuse_second_writer(op, &record, datapath).await?;
         }
         if step == Step::Detach && record.driver_state == State::Detached {
-            // What the driver holds for a state directory that was lost ends here too.
+            // What is held for a state directory that was lost ends here too.
+            self.end_datapath(&mut record).await?;
             match self.tell_driver(op, &mut record, step).await {
                 Err(error) if error.kind != Kind::Unsupported => {
                     return Err(error.context("vdi", vdi));
@@ -173,10 +249,20 @@ impl Sr {
             self.keep(&AttachmentRecord { datapaths: others.clone(), ..record.clone() })?;
             step!("core.attach_recorded");
         }
+        if let (Step::Attach(_), Some(mode)) = (step, record.driver_state.mode()) {
+            // The images may have changed since, by a snapshot for instance.
+            self.tell_driver(op, &mut record, Step::Attach(mode)).await?;
+        }
         let followed = self.follow(op, &mut record).await;
         if followed.is_err() && matches!(step, Step::Attach(_) | Step::Activate(_)) {
             // A step up that failed has not happened.
             record.datapaths = others;
+            self.keep(&record)?;
+            if !record.asked
+                && let Err(error) = self.follow(op, &mut record).await
+            {
+                tracing::warn!(%vdi, %error, "a step that failed is not yet undone");
+            }
         }
         self.keep(&record)?;
         followed?;
@@ -192,6 +278,7 @@ impl Sr {
             if record.asked {
                 // Whoever asked has no answer, so nobody uses what there may be.
                 let vdi = record.vdi;
+                self.end_datapath(record).await?;
                 self.tell_driver(op, record, Step::Detach)
                     .await
                     .map_err(|e| e.context("vdi", vdi))?;
@@ -222,8 +309,18 @@ impl Sr {
         let steps = record.driver_state.steps_to(target).map_err(|illegal| {
             Error::new(Kind::InUse, format!("VDI {}: {illegal}", record.vdi)).legacy(46)
         })?;
+        let vdi = record.vdi;
+        let down = |step: &Step| matches!(step, Step::Deactivate | Step::Detach);
+        let mut most = record.wanted();
+        if steps.iter().any(down) {
+            most = most.min(if steps.contains(&Step::Detach) {
+                Wanted::Nothing
+            } else {
+                Wanted::Attached
+            });
+        }
+        self.lower_datapath(record, most).await?;
         for step in steps {
-            let vdi = record.vdi;
             let told = self.tell_driver(op, record, step).await;
             if matches!(step, Step::Attach(_)) && !told.as_ref().is_err_and(leaves_doubt) {
                 record.asked = false;
@@ -233,6 +330,84 @@ impl Sr {
                 .driver_state
                 .after(step)
                 .map_err(|illegal| Error::internal(format!("a wrong step: {illegal}")))?;
+        }
+        self.raise_datapath(op, record).await
+    }
+
+    /// Has the data path of a VDI do no more than `most`. It comes before the driver is told.
+    async fn lower_datapath(&self, record: &mut AttachmentRecord, most: Wanted) -> Result<()> {
+        if !record.served || most == Wanted::Active {
+            return Ok(());
+        }
+        if most == Wanted::Nothing {
+            return self.end_datapath(record).await;
+        }
+        let (vdi, plan) = (record.vdi, record.plan());
+        let datapaths = self.manager.inner.datapaths.clone();
+        blocking(move || datapaths.deactivate(vdi, plan)).await
+    }
+
+    async fn end_datapath(&self, record: &mut AttachmentRecord) -> Result<()> {
+        let (vdi, plan) = (record.vdi, record.plan());
+        let datapaths = self.manager.inner.datapaths.clone();
+        blocking(move || datapaths.end(vdi, plan)).await?;
+        record.served = false;
+        Ok(())
+    }
+
+    /// Has the data path of a VDI do what its holders need, whatever has become of it. It comes
+    /// after the driver was told.
+    async fn raise_datapath(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
+        let wanted = record.wanted();
+        if wanted == Wanted::Nothing || record.plan().is_none() {
+            record.access.clone_from(&record.images);
+            return Ok(());
+        }
+        let vdi = record.vdi;
+        if !record.served {
+            // Recorded before it is there, so that it is found whatever happens.
+            record.served = true;
+            self.keep(record)?;
+        }
+        let datapaths = self.manager.inner.datapaths.clone();
+        let (access, status) = blocking({
+            let datapaths = datapaths.clone();
+            move || Ok((datapaths.start(vdi)?, datapaths.status(vdi)?))
+        })
+        .await?;
+        record.access = vec![access];
+        if wanted != Wanted::Active || status.as_ref().is_some_and(is_active) {
+            return Ok(());
+        }
+        if let State::Activated(mode) = record.driver_state {
+            // It tells the images as they are now.
+            self.tell_driver(op, record, Step::Activate(mode)).await?;
+        }
+        let Some(plan) = record.plan() else { return Ok(()) };
+        let (epoch, limits) = (record.epoch, record.limits);
+        blocking(move || datapaths.activate(vdi, plan, epoch, limits)).await
+    }
+
+    /// Ends data paths whose VDI nobody holds, by any record.
+    pub(crate) async fn end_deserted_datapaths(&self) -> Result<()> {
+        let inner = &self.manager.inner;
+        for vdi in inner.datapaths.all()? {
+            let held = || -> Result<bool> {
+                let records = inner.catalog.list::<AttachmentRecord>("attach/")?;
+                let of_now = |record: &AttachmentRecord| record.boot == inner.boot;
+                Ok(records.iter().any(|(_, record)| record.vdi == vdi && of_now(record)))
+            };
+            if held()? {
+                continue;
+            }
+            // Whoever attaches it records that before anything is there.
+            let Some(_lock) = inner.locks.try_take(&Lock::vdi(vdi))? else { continue };
+            if held()? {
+                continue;
+            }
+            let datapaths = inner.datapaths.clone();
+            blocking(move || datapaths.end(vdi, None)).await?;
+            tracing::info!(%vdi, "ended a data path that nobody needs");
         }
         Ok(())
     }
@@ -247,12 +422,16 @@ impl Sr {
                 let request = VdiAttach { vdi, mode };
                 let attached = self.within(port::call(port, call, &request)).await?;
                 step!("vdi_attach.driver_answered");
-                record.access = attached.access;
+                record.images = attached.access;
             }
             Step::Activate(mode) => {
                 let call = op.part("activate").call(Operation::VdiActivate);
-                self.within(port::call(port, call, &VdiActivate { vdi, mode })).await?;
+                let done = self.within(port::call(port, call, &VdiActivate { vdi, mode })).await?;
                 step!("vdi_activate.driver_answered");
+                if !done.access.is_empty() {
+                    record.images = done.access;
+                }
+                record.epoch = done.epoch.unwrap_or(0);
             }
             Step::Deactivate => {
                 let call = op.part("deactivate").call(Operation::VdiDeactivate);
@@ -264,6 +443,7 @@ impl Sr {
                 self.within(port::call(port, call, &VdiDetach { vdi })).await?;
                 step!("vdi_detach.driver_answered");
                 record.access.clear();
+                record.images.clear();
             }
         }
         Ok(())
@@ -277,14 +457,15 @@ impl Sr {
 
     fn keep(&self, record: &AttachmentRecord) -> Result<()> {
         let key = self.attach_key(record.vdi);
-        if record.datapaths.is_empty() && record.driver_state == State::Detached && !record.asked {
+        let held = !record.datapaths.is_empty() || record.served || record.asked;
+        if !held && record.driver_state == State::Detached {
             return self.manager.inner.catalog.remove(&key, false);
         }
         self.manager.inner.catalog.set(&key, record, false)
     }
 
     fn attach_key(&self, vdi: VdiUuid) -> String {
-        format!("attach/{}/{vdi}", self.uuid())
+        key(self.uuid(), vdi)
     }
 
     async fn refuse_second_writer(
@@ -330,6 +511,26 @@ impl Sr {
             .legacy(24)
             .context("vdi", vdi)
             .hint(detach_hint(&record)))
+    }
+
+    /// As [`Self::refuse_if_attached`], but lets pass what its data path can be told of. `live` is
+    /// what a driver has that can do it without.
+    pub(crate) async fn refuse_unless_live(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        live: &str,
+        mode: Option<AttachMode>,
+    ) -> Result<()> {
+        if let Some(mut record) = self.attachment(vdi)?
+            && record.served
+            && !record.datapaths.keys().any(|name| is_job(name))
+            && self.driver_manifest()?.can(feature::DATAPATH)
+        {
+            // One that was killed is there again after this.
+            return self.finish(op, &mut record).await;
+        }
+        self.refuse_if_attached(op, vdi, live, mode).await
     }
 
     pub(crate) fn refuse_if_any_attached(&self) -> Result<()> {

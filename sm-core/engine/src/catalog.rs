@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use datapath::disk::Limits;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sm_model::{
@@ -54,6 +55,18 @@ pub struct AttachmentRecord {
     pub datapaths: BTreeMap<String, Datapath>,
     /// How it is reached.
     pub access: Vec<Access>,
+    /// How the driver says that it is reached: the images, where a data path serves them.
+    #[serde(default)]
+    pub(crate) images: Vec<Access>,
+    /// Whether a data path was, or is to be, started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub served: bool,
+    /// Epoch of the writer's lock on the storage, where there is one.
+    #[serde(default)]
+    pub(crate) epoch: u64,
+    /// What its data path may do in a second.
+    #[serde(default)]
+    pub limits: Limits,
     /// What the driver was last told: differs from the datapaths after a call that failed.
     pub driver_state: crate::automaton::State,
     /// Whether the driver was asked to attach and its answer is not recorded: it may hold what

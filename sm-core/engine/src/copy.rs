@@ -13,9 +13,11 @@ use sm_model::{AttachMode, Bytes, Error, ImageFormat, Kind, Result, VdiUuid};
 use sm_step::step;
 use vhd::{Disk, Mode};
 
+use crate::attach::JOB;
 use crate::catalog::AttachmentRecord;
 use crate::jobs::{ExportTarget, ImportSource, JobRecord, Plan, Running};
 use crate::op::Op;
+use crate::services::blocking;
 use crate::sr::{NewVdi, Sr};
 use crate::transfer;
 
@@ -328,7 +330,7 @@ impl Sr {
 
     async fn release(&self, op: &Op, record: &AttachmentRecord) -> Result<()> {
         for name in record.datapaths.keys() {
-            let Some(id) = name.strip_prefix(DATAPATH).and_then(|id| id.parse().ok()) else {
+            let Some(id) = name.strip_prefix(JOB).and_then(|id| id.parse().ok()) else {
                 continue;
             };
             let lock = crate::locks::Lock::operation(id);
@@ -343,11 +345,8 @@ impl Sr {
     }
 }
 
-/// How the datapaths of jobs are called.
-const DATAPATH: &str = "job-";
-
 fn datapath(op: &Op) -> String {
-    format!("{DATAPATH}{}", op.id)
+    format!("{JOB}{}", op.id)
 }
 
 pub(crate) fn lost() -> Error {
@@ -433,13 +432,4 @@ fn exists(path: &Utf8Path) -> Error {
 
 fn folder_of(path: &Utf8Path) -> &Utf8Path {
     path.parent().filter(|folder| !folder.as_str().is_empty()).unwrap_or(Utf8Path::new("."))
-}
-
-/// Runs work that blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::internal("a thread of a job panicked").source(&error))?
 }

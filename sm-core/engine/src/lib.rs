@@ -59,11 +59,14 @@ mod op;
 mod secrets;
 mod select;
 mod services;
+mod serving;
 mod sqlite;
 mod sr;
 pub mod store;
 mod transfer;
 
+pub use ::datapath::control::protocol as datapath_protocol;
+pub use ::datapath::disk::{Limits, Rate};
 pub use catalog::{AttachmentRecord, Datapath, SrRecord};
 pub use copy::Transferred;
 pub use events::Event;

@@ -23,6 +23,7 @@ use crate::op::Op;
 use crate::secrets::Secrets;
 use crate::select::select;
 use crate::services::SrServices;
+use crate::serving::Datapaths;
 use crate::sqlite::SqliteStore;
 use crate::sr::Sr;
 
@@ -67,6 +68,7 @@ pub struct Builder {
     modules: Vec<StaticDriver>,
     placement: Box<PlacementRule>,
     driver_host: Option<Utf8PathBuf>,
+    datapath: Option<Utf8PathBuf>,
     host: Option<HostId>,
 }
 
@@ -87,6 +89,7 @@ pub(crate) struct Inner {
     pub(crate) secrets: Secrets,
     pub(crate) boot: String,
     pub(crate) host: HostId,
+    pub(crate) datapaths: Arc<Datapaths>,
     loader: Loader,
     directories: Vec<Utf8PathBuf>,
     files: Vec<Utf8PathBuf>,
@@ -147,6 +150,13 @@ impl Builder {
         self
     }
 
+    /// The program that serves attached disks; looked for beside this program if not named.
+    #[must_use]
+    pub fn datapath(mut self, program: impl Into<Utf8PathBuf>) -> Self {
+        self.datapath = Some(program.into());
+        self
+    }
+
     /// What this host is called; its host name if not said.
     #[must_use]
     pub fn host(mut self, host: HostId) -> Self {
@@ -182,6 +192,7 @@ impl Builder {
                 secrets: Secrets::new(&state.join("secrets"))?,
                 boot,
                 host,
+                datapaths: Arc::new(Datapaths::new(state, self.datapath)),
                 loader: Loader::new(options),
                 directories: self.directories,
                 files: self.files,
@@ -211,6 +222,7 @@ impl StorageManager {
             modules: Vec::new(),
             placement: Box::new(|_| Placement::Child),
             driver_host: None,
+            datapath: None,
             host: None,
         }
     }
@@ -532,6 +544,8 @@ impl StorageManager {
             sr: sr.unwrap_or(SrUuid(uuid::Uuid::nil())),
             catalog: inner.catalog.clone(),
             secrets: inner.secrets.clone(),
+            boot: inner.boot.clone(),
+            datapaths: Arc::clone(&inner.datapaths),
         });
         let request = OpenRequest { sr, device_config, host: inner.host.clone() };
         if let Some(linked) = inner.modules.iter().find(|found| found.manifest.name == driver) {

@@ -1,26 +1,79 @@
 //! What the core does for a driver that asks.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sm_loader::HostServices;
-use sm_model::host::{CommandRecord, KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText};
-use sm_model::{Error, Result, SrUuid};
+use sm_model::host::{
+    CommandRecord, DatapathIsServed, DatapathPause, DatapathRefresh, DatapathServed, KvGet, KvKeys,
+    KvList, KvPut, KvValue, SecretGet, SecretText,
+};
+use sm_model::{Error, Kind, Result, SrUuid, VdiUuid};
 
-use crate::catalog::Catalog;
+use crate::attach::is_job;
+use crate::catalog::{AttachmentRecord, Catalog};
 use crate::secrets::Secrets;
+use crate::serving::Datapaths;
 
-/// The services of one SR's driver: its own state and its own secrets.
+/// The services of one SR's driver: its own state, its own secrets, and the data paths of its VDIs.
 pub(crate) struct SrServices {
     pub(crate) sr: SrUuid,
     pub(crate) catalog: Catalog,
     pub(crate) secrets: Secrets,
+    pub(crate) boot: String,
+    pub(crate) datapaths: Arc<Datapaths>,
+}
+
+impl SrServices {
+    /// What is attached of a VDI, in this boot of the host.
+    fn attachment(&self, vdi: VdiUuid) -> Result<Option<AttachmentRecord>> {
+        let key = crate::attach::key(self.sr, vdi);
+        let found = self.catalog.get::<AttachmentRecord>(&key)?;
+        Ok(found.map(|found| found.record).filter(|record| record.boot == self.boot))
+    }
+
+    /// The name of somebody who has the images of a VDI open by himself.
+    fn other_holder(&self, vdi: VdiUuid) -> Result<Option<String>> {
+        let Some(record) = self.attachment(vdi)? else { return Ok(None) };
+        let own = |name: &&String| !record.served || is_job(name);
+        let mut holders = record.datapaths.keys().filter(own);
+        Ok(holders.next().cloned())
+    }
+
+    async fn datapath_pause(&self, request: DatapathPause) -> Result<()> {
+        let mut served = Vec::new();
+        for vdi in request.vdis {
+            if let Some(name) = self.other_holder(vdi)? {
+                return Err(Error::new(
+                    Kind::InUse,
+                    format!("VDI {vdi} is open by {name:?}, which cannot be paused"),
+                )
+                .legacy(24));
+            }
+            if self.attachment(vdi)?.is_some_and(|record| record.served) {
+                served.push(vdi);
+            }
+        }
+        let datapaths = Arc::clone(&self.datapaths);
+        blocking(move || datapaths.pause(&served, request.lock.as_deref())).await
+    }
+
+    async fn datapath_refresh(&self, request: DatapathRefresh) -> Result<()> {
+        // Not another SR's.
+        if self.attachment(request.vdi)?.is_none() {
+            return Ok(());
+        }
+        let datapaths = Arc::clone(&self.datapaths);
+        blocking(move || datapaths.refresh(request.vdi, &request.access)).await
+    }
 }
 
 #[async_trait]
 impl HostServices for SrServices {
     fn names(&self) -> &[&str] {
-        &["command", "kv", "secret"]
+        &["command", "datapath", "kv", "secret"]
     }
 
     async fn request(&self, service: &str, request: Vec<u8>) -> Result<Vec<u8>> {
@@ -61,9 +114,31 @@ impl HostServices for SrServices {
                 let SecretGet { reference } = parse(service, &request)?;
                 json(&SecretText { text: self.secrets.get(self.sr, &reference)? })
             }
+            "datapath.pause" => {
+                self.datapath_pause(parse(service, &request)?).await?;
+                json(&serde_json::json!({}))
+            }
+            "datapath.refresh" => {
+                self.datapath_refresh(parse(service, &request)?).await?;
+                json(&serde_json::json!({}))
+            }
+            "datapath.served" => {
+                let DatapathServed { vdi } = parse(service, &request)?;
+                let served = self.attachment(vdi)?.is_some() && self.other_holder(vdi)?.is_none();
+                json(&DatapathIsServed { served })
+            }
             _ => Err(Error::unsupported(format!("this host has no service {service}"))),
         }
     }
+}
+
+/// Runs work that blocks on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal("a thread for blocking work panicked").source(&error))?
 }
 
 fn parse<T: DeserializeOwned>(service: &str, request: &[u8]) -> Result<T> {

@@ -204,6 +204,7 @@ impl Sr {
             }
         };
         self.release_dead_jobs(op).await?;
+        self.end_deserted_datapaths().await?;
         self.settle(op).await?;
         if journal::prune(&self.manager.inner.catalog)? {
             self.manager.prune_jobs()?;
@@ -318,7 +319,8 @@ impl Sr {
         let request = VdiResize { vdi, virtual_size: size };
         let locks = self.vdi_locks(op, &[vdi]);
         let _held = self.manager.lock(op, &locks).await?;
-        self.refuse_if_attached(op, vdi, feature::LIVE_RESIZE, None).await?;
+        self.refuse_unless_live(op, vdi, feature::LIVE_RESIZE, None).await?;
+        let _paused = self.manager.inner.datapaths.let_go(&[vdi]);
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiChanged { sr: self.uuid(), vdi });
         Ok(done)
@@ -343,8 +345,9 @@ impl Sr {
         }
         for spec in &specs {
             let writing = Some(AttachMode::ReadWrite);
-            self.refuse_if_attached(op, spec.vdi, feature::LIVE_SNAPSHOT, writing).await?;
+            self.refuse_unless_live(op, spec.vdi, feature::LIVE_SNAPSHOT, writing).await?;
         }
+        let _paused = self.manager.inner.datapaths.let_go(&vdis);
         // A replay must send the very request that was journalled, its time included.
         let time = self.journalled_time(op)?.unwrap_or_else(journal::now);
         let done = self.perform_locked(op, &VdiSnapshot { snapshots: specs, time }).await?;
@@ -372,7 +375,8 @@ impl Sr {
         let locks = self.vdi_locks(op, &[vdi, request.uuid]);
         let _held = self.manager.lock(op, &locks).await?;
         let writing = Some(AttachMode::ReadWrite);
-        self.refuse_if_attached(op, vdi, feature::LIVE_SNAPSHOT, writing).await?;
+        self.refuse_unless_live(op, vdi, feature::LIVE_SNAPSHOT, writing).await?;
+        let _paused = self.manager.inner.datapaths.let_go(&[vdi]);
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiAdded { sr: self.uuid(), vdi: request.uuid });
         Ok(done)

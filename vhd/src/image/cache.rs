@@ -105,11 +105,36 @@ impl Bitmaps {
         self.evict(Some(block));
     }
 
-    /// Changes bits in memory only: they are dirty until [`Bitmaps::take`].
-    pub(super) fn change(&mut self, block: u32, bits: Bits) {
-        self.put(block, bits);
-        self.dirty.insert(block);
+    /// A new block without a bit set; `stored` says that the file has its bitmap.
+    pub(super) fn begin(&mut self, block: u32, bytes: u64, stored: bool) {
+        self.put(block, Bits::Map(vec![0; bytes as usize].into()));
+        if !stored {
+            self.dirty.insert(block);
+        }
         self.evict(Some(block));
+    }
+
+    /// Whether a block that is known lacks any of those bits.
+    pub(super) fn lacks(&self, block: u32, first: u64, count: u64) -> bool {
+        match self.known.get(&block) {
+            Some(Bits::Map(map)) => bits::run(map, first, first + count) != (true, count),
+            Some(Bits::Full) => false,
+            None => true,
+        }
+    }
+
+    /// Sets bits of a block that is known, which has that many sectors, in memory only: it is dirty
+    /// until [`Bitmaps::take`].
+    pub(super) fn set(&mut self, block: u32, first: u64, count: u64, sectors: u64) {
+        let Some(found) = self.known.get_mut(&block) else { return };
+        if let Bits::Map(map) = found {
+            bits::set(map, first, count);
+            if bits::all(map, sectors) {
+                self.bytes -= map.len();
+                *found = Bits::Full;
+            }
+            self.dirty.insert(block);
+        }
     }
 
     fn put(&mut self, block: u32, bits: Bits) {
@@ -188,7 +213,8 @@ mod tests {
         let mut bitmaps = Bitmaps::new();
         bitmaps.set_budget(4 * 512);
         for block in 0..10 {
-            bitmaps.change(block, map(block as u8));
+            bitmaps.keep(block, map(0));
+            bitmaps.set(block, u64::from(block), 1, 4096);
         }
         for block in 10..100 {
             bitmaps.keep(block, map(1));
@@ -197,13 +223,13 @@ mod tests {
         let taken = bitmaps.take();
         assert_eq!(taken.len(), 10);
         // Changed again on its way, and all others under way.
-        bitmaps.change(3, map(33));
+        bitmaps.set(3, 100, 1, 4096);
         for block in 100..200 {
             bitmaps.keep(block, map(1));
         }
         for block in 0..10 {
-            let want = if block == 3 { 33 } else { block as u8 };
-            assert!(matches!(bitmaps.get(block), Some(Bits::Map(map)) if map[0] == want));
+            assert!(!bitmaps.lacks(block, u64::from(block), 1), "block {block}");
+            assert_eq!(bitmaps.lacks(block, 100, 1), block != 3);
         }
         bitmaps.written(false);
         assert_eq!(bitmaps.waiting(), 10);
@@ -211,6 +237,8 @@ mod tests {
         bitmaps.written(true);
         assert_eq!(bitmaps.waiting(), 0);
         bitmaps.keep(500, map(1));
+        bitmaps.set(501, 0, 4096, 4096);
+        assert_eq!(bitmaps.waiting(), 0, "a block that is not known is not invented");
         assert!(bitmaps.bytes <= 4 * 512 && bitmaps.known.len() <= 4);
     }
 }

@@ -4,11 +4,12 @@
 //!    below it. So there is a footer at the end at every moment, and what lies before it belongs
 //!    to nobody.
 //! 2. The caller writes data, and bitmaps by [`Image::mark`], and makes them durable.
-//! 3. [`Image::publish`]: the block table's entries, durable with the next flush.
+//! 3. [`Image::publish_reserved`]: the block table's entries, durable with the next flush.
 //!
 //! Nobody else may add blocks to the same image between 1 and 3; readers may read.
 
 use super::cache::Bits;
+use super::publish::write_bitmap;
 use super::write::place;
 use super::{Image, State};
 use crate::bat::{ABSENT, LAST_SECTOR};
@@ -170,7 +171,7 @@ impl Image {
         let mut state = self.state();
         let reversed = state.footer.has_reversed_bits();
         if let Some(start) = reserved.and_then(|reserved| reserved.start(block)) {
-            return self.write_bitmap(map, start, reversed);
+            return write_bitmap(self.blob(), &self.path, map, start, reversed);
         }
         let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
         if sector == ABSENT {
@@ -181,7 +182,8 @@ impl Image {
         if new == *old {
             return Ok(());
         }
-        self.write_bitmap(&new, u64::from(sector) * SECTOR, reversed)?;
+        let at = u64::from(sector) * SECTOR;
+        write_bitmap(self.blob(), &self.path, &new, at, reversed)?;
         // Read again by whoever needs it, so that only one place decides what is full.
         state.bitmaps.forget(block);
         state.changes += 1;
@@ -189,7 +191,7 @@ impl Image {
     }
 
     /// Enters blocks, whose data and bitmaps are durable, into the block table.
-    pub(crate) fn publish(&self, reserved: &Reserved) -> Result<()> {
+    pub(crate) fn publish_reserved(&self, reserved: &Reserved) -> Result<()> {
         let mut state = self.state();
         let Some(at) = state.header.as_ref().map(|header| header.table_offset) else {
             return Err(self.taken());

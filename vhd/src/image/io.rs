@@ -1,7 +1,11 @@
-//! Reading and writing the data of one image.
+//! Where an image has what, and reading it.
 
-use super::{BITMAPS, Bits, Image, State};
-use crate::bat::{ABSENT, LAST_SECTOR};
+use std::ops::Range;
+use std::sync::MutexGuard;
+
+use super::cache::Bits;
+use super::{Image, State};
+use crate::bat::ABSENT;
 use crate::error::{Error, Result};
 use crate::footer::DiskType;
 use crate::{SECTOR, bits, sys};
@@ -17,23 +21,47 @@ pub struct Run {
     pub at: Option<u64>,
 }
 
+/// Where a range of the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In one piece, at this position of the file, bytes.
+    At(u64),
+    /// Not in this file.
+    Absent,
+    /// In several pieces, or only some of it here: [`Image::map`] tells.
+    Mixed,
+}
+
 /// Runs shorter than this are not looked at for holes, bytes.
 const LOOK: u64 = 64 << 10;
 
-/// A block that a write has to allocate.
-struct Fresh {
-    block: u32,
-    start: u64,
+/// What is to be known of a bitmap before it can be read.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// It need not be read: the batmap says so.
+    full: bool,
+    reversed: bool,
+    bytes: u64,
+    sectors: u64,
+}
+
+impl Shape {
+    fn of(state: &State, block: u32) -> Self {
+        let (sectors, bytes) = state.header.as_ref().map_or((0, 0), |header| {
+            (u64::from(header.block_size) / SECTOR, header.bitmap_bytes())
+        });
+        let batmap = state.batmap.as_ref();
+        let full = batmap.is_some_and(|batmap| bits::get(&batmap.map, u64::from(block)));
+        Self { full, reversed: state.footer.has_reversed_bits(), bytes, sectors }
+    }
 }
 
 impl Image {
     /// Where this file has a range of the disk: runs in order, covering exactly the range, adjacent
     /// ones merged. Runs begin and end on sectors, or where the range does.
     pub fn map(&self, offset: u64, length: u64) -> Result<Vec<Run>> {
-        let mut state = self.state();
-        self.check_range(&state, offset, length)?;
         let mut runs = Vec::new();
-        self.map_into(&mut state, offset, length, &mut runs)?;
+        self.map_to(offset, length, &mut runs)?;
         Ok(runs)
     }
 
@@ -72,50 +100,127 @@ impl Image {
         Ok(())
     }
 
-    fn map_into(
-        &self,
-        state: &mut State,
-        offset: u64,
-        length: u64,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
+    /// Where a range is, when one answer does for all of it.
+    pub fn locate(&self, offset: u64, length: u64) -> Result<Place> {
+        let state = self.state();
+        self.check_range(&state, offset, length)?;
+        let Some(header) = &state.header else { return Ok(Place::At(offset)) };
+        let (block_size, bitmap_bytes) = (u64::from(header.block_size), header.bitmap_bytes());
+        let (block, within) = ((offset / block_size) as u32, offset % block_size);
+        if within + length > block_size {
+            return Ok(Place::Mixed);
+        }
+        let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
+        if sector == ABSENT {
+            return Ok(Place::Absent);
+        }
+        let mut state = if state.bitmaps.get(block).is_some() {
+            state
+        } else {
+            drop(state);
+            self.ready(block)?
+        };
+        let at = u64::from(sector) * SECTOR + bitmap_bytes + within;
+        Ok(match self.bitmap(&mut state, block, sector)? {
+            Bits::Full => Place::At(at),
+            Bits::Map(map) => {
+                let (first, end) = (within / SECTOR, (within + length).div_ceil(SECTOR));
+                match bits::run(map, first, end) {
+                    (true, count) if first + count == end => Place::At(at),
+                    (false, count) if first + count == end => Place::Absent,
+                    _ => Place::Mixed,
+                }
+            }
+        })
+    }
+
+    /// As [`Image::map`], into runs that are there already, which are dropped.
+    pub fn map_to(&self, offset: u64, length: u64, runs: &mut Vec<Run>) -> Result<()> {
+        runs.clear();
+        let state = self.state();
+        self.check_range(&state, offset, length)?;
         let Some(header) = &state.header else {
             push(runs, Run { offset, length, at: Some(offset) });
             return Ok(());
         };
-        let (block_size, bitmap_bytes) = (u64::from(header.block_size), header.bitmap_bytes());
+        let block_size = u64::from(header.block_size);
+        drop(state);
         let end = offset + length;
         let mut at = offset;
         while at < end {
             let block = (at / block_size) as u32;
-            let base = u64::from(block) * block_size;
-            let stop = end.min(base + block_size);
-            let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
-            if sector == ABSENT {
-                push(runs, Run { offset: at, length: stop - at, at: None });
-                at = stop;
-                continue;
+            let stop = end.min((at / block_size + 1) * block_size);
+            // Each block by itself: what belongs together for a writer lies in one.
+            let mut state = self.ready(block)?;
+            self.map_block(&mut state, block, at..stop, runs)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// Appends the runs of a part of a block.
+    fn map_block(
+        &self,
+        state: &mut State,
+        block: u32,
+        range: Range<u64>,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        let Some(header) = &state.header else { return Ok(()) };
+        let (block_size, bitmap_bytes) = (u64::from(header.block_size), header.bitmap_bytes());
+        let base = u64::from(block) * block_size;
+        let (mut at, stop) = (range.start, range.end);
+        let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
+        if sector == ABSENT {
+            push(runs, Run { offset: at, length: stop - at, at: None });
+            return Ok(());
+        }
+        let data = u64::from(sector) * SECTOR + bitmap_bytes;
+        match self.bitmap(state, block, sector)? {
+            Bits::Full => {
+                push(runs, Run { offset: at, length: stop - at, at: Some(data + at - base) });
             }
-            let data = u64::from(sector) * SECTOR + bitmap_bytes;
-            match self.bitmap(state, block, sector)? {
-                Bits::Full => {
-                    push(runs, Run { offset: at, length: stop - at, at: Some(data + at - base) });
-                    at = stop;
-                }
-                Bits::Map(map) => {
-                    let limit = (stop - base).div_ceil(SECTOR);
-                    while at < stop {
-                        let (present, count) = bits::run(map, (at - base) / SECTOR, limit);
-                        let first = (at - base) / SECTOR;
-                        let next = stop.min(base + (first + count) * SECTOR);
-                        let place = present.then_some(data + at - base);
-                        push(runs, Run { offset: at, length: next - at, at: place });
-                        at = next;
-                    }
+            Bits::Map(map) => {
+                let limit = (stop - base).div_ceil(SECTOR);
+                while at < stop {
+                    let first = (at - base) / SECTOR;
+                    let (present, count) = bits::run(map, first, limit);
+                    let next = stop.min(base + (first + count) * SECTOR);
+                    let place = present.then_some(data + at - base);
+                    push(runs, Run { offset: at, length: next - at, at: place });
+                    at = next;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The state, with the bits of a block in memory if the block is there. They are read without
+    /// the lock, so that nobody waits for the storage who does not need them.
+    pub(super) fn ready(&self, block: u32) -> Result<MutexGuard<'_, State>> {
+        for _ in 0..2 {
+            let state = self.state();
+            let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
+            if sector == ABSENT || state.bitmaps.get(block).is_some() {
+                return Ok(state);
+            }
+            let changes = state.changes;
+            let shape = Shape::of(&state, block);
+            drop(state);
+            let bits = self.read_bits(sector, shape)?;
+            let mut state = self.state();
+            if state.changes == changes {
+                state.bitmaps.keep(block, bits);
+                return Ok(state);
+            }
+            // What was read may be older than what was published meanwhile.
+        }
+        let mut state = self.state();
+        let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
+        if sector != ABSENT {
+            self.bitmap(&mut state, block, sector)?;
+        }
+        Ok(state)
     }
 
     /// The bits of an allocated block, read when they are not in memory.
@@ -124,34 +229,32 @@ impl Image {
         state: &'a mut State,
         block: u32,
         sector: u32,
-    ) -> Result<&'a mut Bits> {
-        if state.bitmaps.len() >= BITMAPS && !state.bitmaps.contains_key(&block) {
-            state.bitmaps.clear();
+    ) -> Result<&'a Bits> {
+        if state.bitmaps.get(block).is_none() {
+            let bits = self.read_bits(sector, Shape::of(state, block))?;
+            state.bitmaps.keep(block, bits);
         }
-        let (sectors, size) = state.header.as_ref().map_or((0, 0), |header| {
-            (u64::from(header.block_size) / SECTOR, header.bitmap_bytes())
-        });
-        match state.bitmaps.entry(block) {
-            std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let full = state
-                    .batmap
-                    .as_ref()
-                    .is_some_and(|batmap| bits::get(&batmap.map, u64::from(block)));
-                if full {
-                    return Ok(entry.insert(Bits::Full));
-                }
-                let mut map = vec![0; size as usize];
-                sys::read_at(&*self.file, &self.path, &mut map, u64::from(sector) * SECTOR)?;
-                if state.footer.has_reversed_bits() {
-                    for byte in &mut map {
-                        *byte = byte.reverse_bits();
-                    }
-                }
-                let full = bits::all(&map, sectors);
-                Ok(entry.insert(if full { Bits::Full } else { Bits::Map(map.into()) }))
+        // The newest is never dropped.
+        state.bitmaps.get(block).ok_or_else(|| self.wrong_type("lost a bitmap"))
+    }
+
+    fn read_bits(&self, sector: u32, shape: Shape) -> Result<Bits> {
+        if shape.full {
+            return Ok(Bits::Full);
+        }
+        let mut map = vec![0; shape.bytes as usize];
+        sys::read_at(&*self.file, &self.path, &mut map, u64::from(sector) * SECTOR)?;
+        if shape.reversed {
+            for byte in &mut map {
+                *byte = byte.reverse_bits();
             }
         }
+        Ok(Bits::of(map, shape.sectors))
+    }
+
+    /// Keeps about that many bytes of bitmaps in memory, besides those that are not in the file.
+    pub fn set_memory(&self, bytes: usize) {
+        self.state().bitmaps.set_budget(bytes);
     }
 
     /// Reads what this file has; the rest of `buf` is left as it is. Returns the runs it lacks.
@@ -196,200 +299,13 @@ impl Image {
         )
     }
 
-    /// Writes whole sectors. A failed write has changed some of its sectors or none, and no others.
-    pub(crate) fn write_sectors(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.check_writable()?;
-        let length = buf.len() as u64;
-        let mut state = self.state();
-        self.check_range(&state, offset, length)?;
-        let mut runs = Vec::new();
-        self.map_into(&mut state, offset, length, &mut runs)?;
-        if runs.iter().all(|run| run.at.is_some()) {
-            // Overwrites change no metadata: other writers need not wait for them.
-            drop(state);
-            for run in runs {
-                let start = (run.offset - offset) as usize;
-                let part = &buf[start..start + run.length as usize];
-                if let Some(at) = run.at {
-                    sys::write_at(&*self.file, &self.path, part, at)?;
-                }
-            }
-            return Ok(());
-        }
-        self.write_allocating(&mut state, offset, buf)
-    }
-
-    fn write_allocating(&self, state: &mut State, offset: u64, buf: &[u8]) -> Result<()> {
-        let Some(header) = state.header.clone() else { return Ok(()) };
-        let block_size = u64::from(header.block_size);
-        let last = offset + buf.len() as u64 - 1;
-        let blocks = (offset / block_size) as u32..=(last / block_size) as u32;
-
-        // 1. A footer at the new end, before anything is written behind the old one.
-        let mut fresh = Vec::new();
-        let mut end = state.end;
-        for block in blocks.clone() {
-            if state.table.get(block as usize) == Some(&ABSENT) {
-                let start = place(end, header.bitmap_bytes());
-                if start / SECTOR > LAST_SECTOR {
-                    return Err(Error::FileFull { path: self.path.clone() });
-                }
-                end = start + header.stride();
-                fresh.push(Fresh { block, start });
-            }
-        }
-        if !fresh.is_empty() && state.volume {
-            if end > state.footer_at {
-                let needed = end + SECTOR;
-                return Err(Error::VolumeFull { path: self.path.clone(), needed });
-            }
-        } else if !fresh.is_empty() {
-            let footer = state.footer.to_bytes();
-            if let Err(error) = sys::write_at(&*self.file, &self.path, &footer, end) {
-                self.shrink_back(state);
-                return Err(error);
-            }
-        }
-        let result = self.write_pieces(state, &header, &fresh, blocks, offset, buf);
-        if result.is_ok() {
-            if !fresh.is_empty() {
-                state.move_end(end);
-            }
-        } else if !fresh.is_empty()
-            && fresh.iter().all(|new| state.table.get(new.block as usize) == Some(&ABSENT))
-        {
-            self.shrink_back(state);
-        } else if !fresh.is_empty() {
-            // Some entries made it into the table: their blocks stay, and so does the new end.
-            state.move_end(end);
-        }
-        result
-    }
-
-    /// Steps 2 to 4 of the order described at the top of the module.
-    fn write_pieces(
-        &self,
-        state: &mut State,
-        header: &crate::header::Header,
-        fresh: &[Fresh],
-        blocks: std::ops::RangeInclusive<u32>,
-        offset: u64,
-        buf: &[u8],
-    ) -> Result<()> {
-        let (block_size, bitmap_bytes) = (u64::from(header.block_size), header.bitmap_bytes());
-        let sectors = block_size / SECTOR;
-        let reversed = state.footer.has_reversed_bits();
-        let end = offset + buf.len() as u64;
-        let mut changed: Vec<(u32, u64, Bits)> = Vec::new();
-        let mut fresh_left = fresh.iter().peekable();
-        for block in blocks {
-            let base = u64::from(block) * block_size;
-            let (from, to) = (offset.max(base), end.min(base + block_size));
-            let part = &buf[(from - offset) as usize..(to - offset) as usize];
-            let (first, count) = ((from - base) / SECTOR, (to - from) / SECTOR);
-            if let Some(new) = fresh_left.next_if(|new| new.block == block) {
-                sys::write_at(
-                    &*self.file,
-                    &self.path,
-                    part,
-                    new.start + bitmap_bytes + from - base,
-                )?;
-                let mut map = vec![0; bitmap_bytes as usize];
-                bits::set(&mut map, first, count);
-                self.write_bitmap(&map, new.start, reversed)?;
-                let kept = if count == sectors { Bits::Full } else { Bits::Map(map.into()) };
-                changed.push((block, new.start, kept));
-                continue;
-            }
-            let sector = state.table.get(block as usize).copied().unwrap_or(ABSENT);
-            let start = u64::from(sector) * SECTOR;
-            sys::write_at(&*self.file, &self.path, part, start + bitmap_bytes + from - base)?;
-            if let Bits::Map(map) = self.bitmap(state, block, sector)?
-                && bits::run(map, first, first + count) != (true, count)
-            {
-                let mut map = map.clone();
-                bits::set(&mut map, first, count);
-                changed.push((block, start, Bits::Map(map)));
-            }
-        }
-        if self.power_safe.load(std::sync::atomic::Ordering::Relaxed) {
-            self.flush()?;
-        }
-        for (block, start, kept) in changed {
-            if let Bits::Map(map) = &kept
-                && !fresh.iter().any(|new| new.block == block)
-            {
-                self.write_bitmap(map, start, reversed)?;
-            }
-            let full = matches!(&kept, Bits::Map(map) if bits::all(map, sectors));
-            state.bitmaps.insert(block, if full { Bits::Full } else { kept });
-        }
-        // Neighbouring entries go out in one write.
-        let mut rest = fresh;
-        while let Some(first) = rest.first() {
-            let count = rest.iter().zip(first.block..).take_while(|(new, want)| new.block == *want);
-            let (run, tail) = rest.split_at(count.count());
-            let sectors = run.iter().map(|new| (new.start / SECTOR) as u32);
-            let bytes: Vec<u8> = sectors.clone().flat_map(u32::to_be_bytes).collect();
-            let at = header.table_offset + u64::from(first.block) * 4;
-            sys::write_at(&*self.file, &self.path, &bytes, at)?;
-            for (new, sector) in run.iter().zip(sectors) {
-                if let Some(entry) = state.table.get_mut(new.block as usize) {
-                    *entry = sector;
-                }
-            }
-            rest = tail;
-        }
-        Ok(())
-    }
-
-    pub(super) fn write_bitmap(&self, map: &[u8], at: u64, reversed: bool) -> Result<()> {
-        if reversed {
-            let turned: Vec<u8> = map.iter().map(|byte| byte.reverse_bits()).collect();
-            sys::write_at(&*self.file, &self.path, &turned, at)
-        } else {
-            sys::write_at(&*self.file, &self.path, map, at)
-        }
-    }
-
-    /// Gives back the space behind the end after a write that did not come to a block of its own.
-    /// Best effort: the file is sound either way, only longer.
-    fn shrink_back(&self, state: &mut State) {
-        for new in state.bitmaps.keys().copied().collect::<Vec<_>>() {
-            if state.table.get(new as usize) == Some(&ABSENT) {
-                state.bitmaps.remove(&new);
-            }
-        }
-        let footer = state.footer.to_bytes();
-        if !state.volume && sys::write_at(&*self.file, &self.path, &footer, state.footer_at).is_ok()
-        {
-            let _ = self.file.set_len(state.footer_at + footer.len() as u64);
-        }
-    }
-
-    fn check_range(&self, state: &State, offset: u64, length: u64) -> Result<()> {
+    pub(super) fn check_range(&self, state: &State, offset: u64, length: u64) -> Result<()> {
         let size = state.footer.current_size;
         if offset.checked_add(length).is_some_and(|end| end <= size) {
             return Ok(());
         }
         Err(Error::OutOfRange { path: self.path.clone(), offset, length, size })
     }
-}
-
-impl State {
-    /// Blocks reach to `end` now.
-    pub(super) fn move_end(&mut self, end: u64) {
-        self.end = end;
-        if !self.volume {
-            self.footer_at = end;
-        }
-    }
-}
-
-/// Where a block whose bitmap takes `bitmap_bytes` goes when it may start at `end`: its data on a
-/// multiple of 4096, as blktap does, so that direct I/O and drives with 4 KiB sectors work.
-pub(super) fn place(end: u64, bitmap_bytes: u64) -> u64 {
-    (end + bitmap_bytes).next_multiple_of(4096) - bitmap_bytes
 }
 
 fn push(runs: &mut Vec<Run>, run: Run) {

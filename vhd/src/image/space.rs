@@ -30,6 +30,22 @@ impl Image {
         gaps
     }
 
+    /// Behind what belongs to something, the footer at the end left out. None when that cannot be
+    /// told: another tool may have put something behind the block table, or there is no table.
+    pub(super) fn used_end(&self) -> Option<u64> {
+        let state = self.state();
+        state.header.as_ref()?;
+        let blocks = state.table.iter().any(|sector| *sector != ABSENT);
+        if !blocks && state.batmap.is_none() {
+            return None;
+        }
+        let footer_at = state.footer_at;
+        drop(state);
+        let used = self.used();
+        let ends = used.iter().filter(|range| range.start != footer_at).map(|range| range.end);
+        ends.max().map(|end| end.next_multiple_of(SECTOR))
+    }
+
     /// What belongs to something, in order of position.
     fn used(&self) -> Vec<Range<u64>> {
         let state = self.state();

@@ -6,7 +6,8 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 use vhd::tree::{Budget, Format, Revert, Snapshot};
-use vhd::{Disk, Error, Mode, SECTOR, Tree};
+use vhd::image::Live;
+use vhd::{Disk, Error, Image, Mode, SECTOR, Tree};
 
 /// A step with everything decided: running it twice is the same as once.
 #[derive(Clone, Debug)]
@@ -108,13 +109,18 @@ fn write(tree: &Tree, uuid: Uuid, first: u64, count: u64, number: u64) -> vhd::R
     let bytes: Vec<u8> = (first..first + count).flat_map(|at| sector_of(number, at)).collect();
     loop {
         let disk = tree.open_disk(uuid, Mode::Write)?;
-        disk.set_power_safe(true);
+        if let Some(leaf) = disk.leaf() {
+            leaf.go_live(Live::default())?;
+        }
         match disk.write_at(first * SECTOR, &bytes) {
             Err(Error::VolumeFull { needed, .. }) => {
                 drop(disk);
                 tree.extend(&tree.lock(Instant::now())?, uuid, needed)?;
             }
-            other => return other,
+            other => {
+                other?;
+                return disk.leaf().map_or(Ok(()), Image::close);
+            }
         }
     }
 }

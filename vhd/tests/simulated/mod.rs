@@ -92,6 +92,10 @@ struct World {
     cut_at: Option<u64>,
     /// The call that fails for want of space, and all like it after.
     full_at: Option<u64>,
+    /// Writes after this call find no space for what is not there yet, and get half-way.
+    crowded_at: Option<u64>,
+    /// Syncs after this call fail, and nobody knows what became of the data.
+    deaf_at: Option<u64>,
     dark: bool,
     stamp: i64,
 }
@@ -184,6 +188,17 @@ impl Simulated {
         self.world().full_at = call;
     }
 
+    /// After this many calls there is no space for sectors that hold nothing yet; what is there can
+    /// be written over, and synced.
+    pub(crate) fn crowded_after(&self, call: Option<u64>) {
+        self.world().crowded_at = call;
+    }
+
+    /// After this many calls syncs fail.
+    pub(crate) fn deaf_after(&self, call: Option<u64>) {
+        self.world().deaf_at = call;
+    }
+
     pub(crate) fn is_dark(&self) -> bool {
         self.world().dark
     }
@@ -196,7 +211,7 @@ impl Simulated {
     /// The same store for another process.
     pub(crate) fn restart(&self) -> Self {
         let mut world = self.world().clone();
-        (world.dark, world.cut_at) = (false, None);
+        (world.dark, world.cut_at, world.crowded_at, world.deaf_at) = (false, None, None, None);
         Self(Arc::new(Mutex::new(world)))
     }
 
@@ -204,7 +219,7 @@ impl Simulated {
     pub(crate) fn reboot(&self, rng: &mut Rng, luck: u64) -> Self {
         let mut world = self.world().clone();
         world.dark = false;
-        world.cut_at = None;
+        (world.cut_at, world.crowded_at, world.deaf_at) = (None, None, None);
         let kept = match luck {
             0 => 0,
             8.. => world.naming.len() as u64,
@@ -253,16 +268,31 @@ impl Open {
 
     fn change(&self, changes: Vec<Change>) -> io::Result<()> {
         let mut world = self.world.world();
-        world.call()?;
+        let was_dark = world.dark;
+        let mut result = world.call();
+        let crowded = world.crowded_at.is_some_and(|at| world.calls > at);
         let Some(thing) = world.things.get_mut(&self.id) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        for change in changes {
+        let takes_space = |change: &Change| match change {
+            Change::Sector(sector, Some(_)) => !thing.now.sectors.contains_key(sector),
+            _ => false,
+        };
+        if result.is_ok() && crowded && !thing.volume && changes.iter().any(takes_space) {
+            result = Err(io::ErrorKind::StorageFull.into());
+        }
+        let count = match &result {
+            Ok(()) => changes.len(),
+            Err(_) if was_dark => 0,
+            // A write that is cut, or finds no space, has got half-way: in whole pages.
+            Err(_) => changes.len() / 2 / 8 * 8,
+        };
+        for change in changes.into_iter().take(count) {
             thing.changes += 1;
             thing.now.apply(&change);
             thing.pending.push(change);
         }
-        Ok(())
+        result
     }
 }
 
@@ -336,6 +366,9 @@ impl Blob for Open {
     fn sync(&self) -> io::Result<()> {
         let mut world = self.world.world();
         world.call()?;
+        if world.deaf_at.is_some_and(|at| world.calls > at) {
+            return Err(io::Error::other("the disk does not answer"));
+        }
         if let Some(thing) = world.things.get_mut(&self.id) {
             thing.durable = thing.now.clone();
             thing.pending.clear();

@@ -1,0 +1,266 @@
+//! The requests of one connection.
+//!
+//! One receive brings as many requests as there are; their replies leave together, when the last of
+//! them is done, when much waits, or when the first has waited a while. So a client that keeps
+//! sixteen requests in flight costs two system calls for many of them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::buffer::{Aligned, Input, Output, PIECE};
+use super::context::Found;
+use super::link::{Kind, Link};
+use super::perform::{self, kind};
+use super::protocol::{REQUEST_LENGTH, Request};
+use super::request::Action;
+use super::workers::Workers;
+
+/// Writes up to this are kept with their request until they are there as a whole, bytes.
+const SMALL: usize = 64 * 1024;
+
+/// Replies that are sent without looking for more requests, bytes.
+const MUCH: usize = 128 * 1024;
+
+/// The longest that a reply waits for others.
+const WHILE: Duration = Duration::from_micros(200);
+
+/// How a session ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// As the protocol wants it.
+    Left,
+    /// The connection has ended between requests.
+    Gone,
+    /// It is not NBD.
+    Nonsense,
+    /// In the middle of a request nothing came for too long.
+    Stalled,
+    /// The connection has failed.
+    Broken(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::Stalled,
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::UnexpectedEof => Self::Gone,
+            _ => Self::Broken(error),
+        }
+    }
+}
+
+/// The thread of a connection.
+pub(super) struct Session {
+    link: Arc<Link>,
+    input: Input,
+    out: Output,
+    found: Found,
+    /// For payloads that are longer than what is kept with requests.
+    payload: Option<Aligned>,
+    workers: Option<Workers>,
+}
+
+/// What comes after a request.
+enum Next {
+    /// The next one.
+    Go,
+    /// Its rest is not there yet.
+    Wait,
+}
+
+impl Session {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        let (input, out, found) = (Input::new(), Output::new(), Found::default());
+        Self { link, input, out, found, payload: None, workers: None }
+    }
+
+    /// Serves until the client leaves.
+    pub(super) fn run(mut self) -> End {
+        match self.requests() {
+            Err(end) | Ok(end) => end,
+        }
+    }
+
+    fn requests(&mut self) -> Result<End, End> {
+        loop {
+            while let Some(head) = self.input.head() {
+                let Some(request) = Request::parse(head) else { return Err(End::Nonsense) };
+                let action = Action::of(&request, &self.link.agreed);
+                if action == Action::Leave {
+                    self.out.send(&self.link)?;
+                    return Ok(End::Left);
+                }
+                if matches!(self.one(&request, action)?, Next::Wait) {
+                    break;
+                }
+            }
+            self.out.send(&self.link)?;
+            if !self.fill()? {
+                return Ok(End::Gone);
+            }
+        }
+    }
+
+    /// Receives more requests. False: there are no more.
+    fn fill(&mut self) -> Result<bool, End> {
+        loop {
+            match self.link.wire.receive(self.input.room()) {
+                Ok(0) if self.input.length() == 0 => return Ok(false),
+                Ok(0) => return Err(End::Gone),
+                Ok(count) => {
+                    self.input.came(count);
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Between requests a client may be silent as long as it likes.
+                    if self.input.length() > 0 {
+                        return Err(End::Stalled);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn one(&mut self, request: &Request, action: Action) -> Result<Next, End> {
+        let length = request.length as usize;
+        let carries = request.command == super::protocol::command::WRITE;
+        match action {
+            Action::Write { .. } if self.input.length() >= REQUEST_LENGTH + length => {}
+            Action::Write { .. } if length <= SMALL => return Ok(Next::Wait),
+            Action::Write { durable } => {
+                self.input.skip(REQUEST_LENGTH);
+                self.out.send(&self.link)?;
+                self.long_write(request, durable)?;
+                return Ok(Next::Go);
+            }
+            Action::Refuse(..) if carries => {
+                self.input.skip(REQUEST_LENGTH);
+                self.drain(length)?;
+                let Self { link, found, out, .. } = self;
+                perform::perform(link, request, action, &[], found, out)?;
+                return Ok(Next::Go);
+            }
+            _ => {}
+        }
+        let taken = REQUEST_LENGTH + if carries { length } else { 0 };
+        let kind = kind(action);
+        self.link.gauge.add();
+        if self.is_for_workers(kind, length, taken) {
+            let bytes = self.input.peek(taken).unwrap_or_default();
+            let payload = bytes.get(REQUEST_LENGTH..).unwrap_or_default().to_vec();
+            self.input.skip(taken);
+            // What is done already need not wait for what is slow.
+            self.out.send(&self.link)?;
+            let link = &self.link;
+            let workers = self.workers.get_or_insert_with(|| Workers::new(Arc::clone(link)));
+            workers.give(*request, action, payload)?;
+            return Ok(Next::Go);
+        }
+        if kind == Kind::Durable {
+            self.out.send(&self.link)?;
+        }
+        let Self { link, input, out, found, .. } = self;
+        let bytes = input.peek(taken).unwrap_or_default();
+        let payload = bytes.get(REQUEST_LENGTH..).unwrap_or_default();
+        let began = Instant::now();
+        let done = perform::perform(link, request, action, payload, found, out);
+        let now = Instant::now();
+        link.gauge.remove();
+        link.pace.add(kind, now - began, length);
+        done?;
+        input.skip(taken);
+        out.stamp(now);
+        let waited = out.since().is_some_and(|since| now - since > WHILE);
+        if out.length() >= MUCH || waited {
+            out.send(link)?;
+        }
+        Ok(Next::Go)
+    }
+
+    /// Whether a request had better be done by another thread: it will take a while, and there is
+    /// something else to do meanwhile, or, after a flush, soon will be.
+    fn is_for_workers(&self, kind: Kind, length: usize, taken: usize) -> bool {
+        if kind == Kind::Other || length > PIECE || !self.link.pace.is_slow(kind) {
+            return false;
+        }
+        kind == Kind::Durable
+            || self.input.length() >= taken + REQUEST_LENGTH
+            || self.workers.as_ref().is_some_and(|workers| workers.busy() > 0)
+    }
+
+    /// A write whose payload is received straight into the place it is written from.
+    fn long_write(&mut self, request: &Request, durable: bool) -> Result<(), End> {
+        self.link.gauge.add();
+        let done = self.write_pieces(request, durable);
+        self.link.gauge.remove();
+        perform::answer(&self.link, request, done?, &mut self.out)?;
+        Ok(())
+    }
+
+    fn write_pieces(
+        &mut self,
+        request: &Request,
+        durable: bool,
+    ) -> Result<crate::error::Result<()>, End> {
+        let Self { link, input, payload, .. } = self;
+        let payload = payload.get_or_insert_with(|| Aligned::new(PIECE)).get();
+        let export = &link.agreed.export;
+        let length = request.length as usize;
+        let mut at = 0;
+        let mut done = Ok(());
+        while at < length {
+            let count = PIECE.min(length - at);
+            let Some(piece) = payload.get_mut(..count) else { break };
+            let mut have = input.move_to(piece);
+            while let Some(rest) = piece.get_mut(have..).filter(|rest| !rest.is_empty()) {
+                let wanted = rest.len();
+                let came = match link.wire.receive_two(rest, input.room()) {
+                    Ok(0) => return Err(End::Gone),
+                    Ok(came) => came,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Err(End::Stalled);
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                have += came.min(wanted);
+                input.came(came.saturating_sub(wanted));
+            }
+            // After an error the rest is received all the same: the next request stands behind it.
+            if done.is_ok() {
+                let alone = count == length;
+                done = export.write(request.offset + at as u64, piece, durable && alone);
+            }
+            at += count;
+        }
+        if durable && length > PIECE {
+            done = done.and_then(|()| export.flush());
+        }
+        Ok(done)
+    }
+
+    /// Receives a payload that nobody wants.
+    fn drain(&mut self, length: usize) -> Result<(), End> {
+        let mut left = length - self.input.skip(length);
+        if left > 0 {
+            self.out.send(&self.link)?;
+        }
+        while left > 0 {
+            match self.link.wire.receive(self.input.room()) {
+                Ok(0) => return Err(End::Gone),
+                Ok(count) => {
+                    self.input.came(count);
+                    left -= self.input.skip(left);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(End::Stalled);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,374 @@
+//! The threads of a copy: looking for what is to be copied, copying it, and deciding how.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::engine::{Copy, State};
+use super::pace::Regard;
+use super::regions::{self, REGION};
+use super::target::{Failure, Piece, PieceKind};
+use crate::error::Error;
+
+/// Bytes that are looked at for zeros at a time: those are sent as one request.
+const LOOK: u64 = 64 << 20;
+
+/// Bytes of the source that are looked at at a time at the start.
+const SEED: u64 = 1 << 30;
+
+/// Time between two decisions.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Ticks that a decision looks back.
+const BACK: usize = 4;
+
+/// A thread without work looks again after this.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Why a piece was not copied.
+enum Trouble {
+    Source(Error),
+    Target(Failure),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Target(failure)
+    }
+}
+
+/// What a worker keeps.
+#[derive(Default)]
+struct Bench {
+    buffer: Vec<u8>,
+    pieces: Vec<Piece>,
+    /// Where the source is known to have data, at a glance: a hint.
+    data: Range<u64>,
+}
+
+impl Copy {
+    /// Marks what the source holds.
+    pub(super) fn find(&self) {
+        let (mut at, size) = (0, self.source.size());
+        let mut pieces = Vec::new();
+        while at < size {
+            let end = size.min(at + SEED);
+            pieces.clear();
+            if let Err(error) = self.source.pieces(at..end, &mut pieces) {
+                return self.source_failed(&error);
+            }
+            let wanted = |piece: &&Piece| match piece.kind {
+                PieceKind::Data => true,
+                PieceKind::Zeros => !self.target.is_blank(),
+                PieceKind::Same => false,
+            };
+            for piece in pieces.iter().filter(wanted) {
+                self.regions.mark(&piece.range);
+            }
+            at = end;
+            let mut run = self.run();
+            if !matches!(run.state, State::Running | State::Retrying(..)) {
+                return;
+            }
+            let counts = self.regions.counts();
+            let copied = self.copied.load(Ordering::Relaxed);
+            run.total = run.total.max(counts.dirty + counts.copying + copied);
+            run.seeded = at >= size;
+        }
+        let mut run = self.run();
+        run.seeded = true;
+        drop(run);
+        self.tell();
+    }
+
+    /// What each worker does.
+    pub(super) fn work(&self) {
+        let mut bench = Bench::default();
+        while let Some(generation) = self.wait_running() {
+            let wait = self.throttle.wait();
+            if !wait.is_zero() {
+                drop(self.sleep(self.run(), Instant::now() + wait));
+                continue;
+            }
+            let Some(hint) = self.regions.next(LOOK) else {
+                // Room for the others.
+                bench = Bench::default();
+                self.regions.wait_dirty(Instant::now() + IDLE);
+                continue;
+            };
+            let load = self.load();
+            let range = match self.how_much(&hint, load.piece, &mut bench) {
+                Ok(range) => range,
+                Err(error) => {
+                    self.source_failed(&error);
+                    continue;
+                }
+            };
+            let bytes = (range.end - range.start).min(load.piece);
+            if !self.in_flight.take(bytes, load.in_flight) {
+                continue;
+            }
+            if let Some(copy) = self.regions.take(&range) {
+                self.throttle.spend(bytes);
+                let done = self.copy(&copy, &mut bench);
+                self.regions.release(&copy, done.is_ok());
+                match done {
+                    Ok(()) => {
+                        let bytes = copy.range.end - copy.range.start;
+                        self.copied.fetch_add(bytes, Ordering::Relaxed);
+                        self.succeeded();
+                    }
+                    Err(Trouble::Source(error)) => self.source_failed(&error),
+                    Err(Trouble::Target(failure)) => self.failed(generation, &failure),
+                }
+            }
+            self.in_flight.give_back(bytes);
+        }
+    }
+
+    /// Waits until there may be something to do, and flushes when that is due. None: it is over.
+    fn wait_running(&self) -> Option<u64> {
+        let mut run = self.run();
+        loop {
+            match run.state {
+                State::Running if run.flush_due => {
+                    run.flush_due = false;
+                    drop(run);
+                    // What it leads to has been decided there.
+                    let _ = self.flush();
+                    run = self.run();
+                }
+                State::Running => return Some(run.generation),
+                State::Retrying(..) => run = self.sleep(run, Instant::now() + IDLE),
+                State::Failed(_) | State::Ended => return None,
+            }
+        }
+    }
+
+    /// How much of what is next is copied as one piece.
+    fn how_much(
+        &self,
+        hint: &Range<u64>,
+        piece: u64,
+        bench: &mut Bench,
+    ) -> Result<Range<u64>, Error> {
+        let chunk = hint.start..hint.end.min(hint.start + piece);
+        if bench.data.contains(&hint.start) {
+            return Ok(chunk);
+        }
+        bench.pieces.clear();
+        self.source.pieces(hint.clone(), &mut bench.pieces)?;
+        let Some(first) = bench.pieces.first() else { return Ok(chunk) };
+        if first.kind == PieceKind::Data {
+            bench.data = first.range.clone();
+            return Ok(chunk);
+        }
+        let end = if first.range.end >= hint.end {
+            hint.end
+        } else {
+            first.range.end / REGION * REGION
+        };
+        Ok(hint.start..end.max(chunk.end))
+    }
+
+    fn copy(&self, copy: &regions::Copy, bench: &mut Bench) -> Result<(), Trouble> {
+        let Bench { buffer, pieces, .. } = bench;
+        pieces.clear();
+        self.source.pieces(copy.range.clone(), pieces)?;
+        let least = self.target.least_block();
+        let uneven = |at: u64| !at.is_multiple_of(least) && at != copy.range.end;
+        if pieces.iter().any(|piece| uneven(piece.range.start) || uneven(piece.range.end)) {
+            pieces.clear();
+            pieces.push(Piece { range: copy.range.clone(), kind: PieceKind::Data });
+        }
+        for piece in pieces.iter() {
+            match piece.kind {
+                PieceKind::Same => {}
+                PieceKind::Zeros => {
+                    self.target.zero(piece.range.start, piece.range.end - piece.range.start)?;
+                }
+                PieceKind::Data => {
+                    let most = self.options.idle.piece.max(REGION);
+                    let mut at = piece.range.start;
+                    while at < piece.range.end {
+                        let end = piece.range.end.min(at + most);
+                        buffer.resize((end - at) as usize, 0);
+                        self.source.read(at, buffer)?;
+                        self.put(at, buffer)?;
+                        at = end;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes data, with zeros as zeros.
+    fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let unit = REGION as usize;
+        let zero = |from: usize| bytes.get(from..bytes.len().min(from + unit)).map(vhd::copy::is_zero);
+        let mut start = 0;
+        while start < bytes.len() {
+            let kind = zero(start);
+            let mut end = bytes.len().min(start + unit);
+            while end < bytes.len() && zero(end) == kind {
+                end = bytes.len().min(end + unit);
+            }
+            let at = offset + start as u64;
+            if kind == Some(true) {
+                self.target.zero(at, (end - start) as u64)?;
+            } else {
+                self.target.write(at, bytes.get(start..end).unwrap_or_default())?;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// What the keeper does: tries a target again that failed, and decides what happens next.
+    pub(super) fn keep(&self) {
+        let mut view = View::new(self);
+        loop {
+            let run = self.run();
+            match &run.state {
+                State::Failed(_) | State::Ended => return,
+                State::Retrying(_, until) if Instant::now() >= *until => {
+                    drop(run);
+                    self.try_again();
+                }
+                State::Retrying(_, until) => {
+                    let until = *until;
+                    drop(self.sleep(run, until));
+                }
+                State::Running => {
+                    let next = Instant::now() + TICK;
+                    let mut run = run;
+                    while matches!(run.state, State::Running) && Instant::now() < next {
+                        run = self.sleep(run, next);
+                    }
+                    drop(run);
+                    view.tick(self);
+                }
+            }
+        }
+    }
+
+    fn try_again(&self) {
+        let mut outcome = self.target.renew();
+        let settle = self.run().unsettled;
+        if settle && outcome.is_ok() {
+            // The new connection answers, so the server runs; what it still had of the old one is
+            // done before this is over.
+            outcome = self.target.flush().map(|()| true);
+            let until = Instant::now() + self.options.settle;
+            let mut run = self.run();
+            while matches!(run.state, State::Retrying(..)) && Instant::now() < until {
+                run = self.sleep(run, until);
+            }
+        }
+        let mut run = self.run();
+        if !matches!(run.state, State::Retrying(..)) {
+            return;
+        }
+        match outcome {
+            Ok(_) => {
+                run.state = State::Running;
+                run.unsettled = false;
+            }
+            Err(failure) => self.retry_later(&mut run, &failure),
+        }
+        drop(run);
+        self.tell();
+    }
+}
+
+/// What the keeper remembers from tick to tick.
+struct View {
+    /// Bytes copied, and made dirty again, at the last ticks, the oldest first.
+    past: Vec<(Instant, u64, u64)>,
+    guest: u64,
+    passes: u64,
+    /// Bytes that were dirty when this pass began.
+    pass_began_with: u64,
+    flushed: (Instant, u64),
+    ready: bool,
+    regard: Regard,
+}
+
+impl View {
+    fn new(copy: &Copy) -> Self {
+        Self {
+            past: Vec::new(),
+            guest: copy.guest.load(Ordering::Relaxed),
+            passes: 0,
+            pass_began_with: u64::MAX,
+            flushed: (Instant::now(), 0),
+            ready: false,
+            regard: Regard::new(),
+        }
+    }
+
+    fn tick(&mut self, copy: &Copy) {
+        let now = Instant::now();
+        let counts = copy.regions.counts();
+        let copied = copy.copied.load(Ordering::Relaxed);
+        let guest = copy.guest.load(Ordering::Relaxed);
+        copy.busy.store(guest != self.guest, Ordering::Relaxed);
+        self.guest = guest;
+        self.past.push((now, copied, counts.redirtied));
+        if self.past.len() > BACK + 1 {
+            self.past.remove(0);
+        }
+        let first = self.past.first().copied().unwrap_or((now, copied, counts.redirtied));
+        let time = now.duration_since(first.0).max(TICK);
+        let per_second = |bytes: u64| (bytes as u128 * 1000 / time.as_millis().max(1)) as u64;
+        let rate = per_second(copied - first.1);
+        let again = per_second(counts.redirtied - first.2);
+
+        if copy.options.regard
+            && let Some(slowest) = copy.latency.take()
+        {
+            if copied == 0 {
+                self.regard.learn(slowest);
+            } else {
+                let limit = self.regard.decide(copy.throttle.rate(), rate, slowest);
+                copy.throttle.set(limit.or(copy.options.rate));
+            }
+        }
+        if self.pass_began_with == u64::MAX {
+            self.pass_began_with = counts.dirty + counts.copying;
+        }
+        let mut run = copy.run();
+        let left = counts.dirty + counts.copying;
+        let allowed = run.forward_after.is_none_or(|after| now >= after);
+        if run.seeded && allowed && !counts.forward && matches!(run.state, State::Running) {
+            let passed = counts.passes > self.passes;
+            // In this order: it ends soon; it did not get anywhere; it will not.
+            if left <= rate || left == 0 || (passed && left > self.pass_began_with / 2) || again * 2 > rate
+            {
+                copy.regions.forward(true);
+            }
+        }
+        if counts.passes > self.passes {
+            (self.passes, self.pass_began_with) = (counts.passes, left);
+        }
+        let ready = run.seeded && counts.forward && left == 0;
+        let old = now.duration_since(self.flushed.0) >= copy.options.flush_every;
+        let forwarded = copy.forwarded.load(Ordering::Relaxed);
+        if (ready && !self.ready) || (old && self.flushed.1 != copied + forwarded) {
+            run.flush_due = true;
+            self.flushed = (now, copied + forwarded);
+        }
+        self.ready = ready;
+        drop(run);
+        if ready || self.flushed.0 == now {
+            copy.tell();
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The processes that serve attached disks: one for each VDI whose content is not the bytes of a
+//! file or device.
+//!
+//! A process outlives this one. It is found again by its directory, which follows from the state
+//! directory and the VDI, and what it does is asked of it, not remembered here.
+//!
+//! Every function blocks for as long as a process may take, so all run on threads for that.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+use datapath::control::client::{self, Error as Said};
+use datapath::control::protocol::{FailureKind, State, Status};
+use datapath::control::{Client, Place, Run};
+use datapath::disk::{Format, Layer, Limits, Plan};
+use sm_model::{Access, AttachMode, Error, ImageFormat, Kind, Result, VdiUuid};
+use sm_step::step;
+
+/// How long a process may take for what does not depend on storage.
+const SOON: Duration = Duration::from_secs(10);
+
+/// How long it may take to open, to close, or to make durable what was written.
+const STORAGE: Duration = Duration::from_secs(60);
+
+/// How long the requests of a guest may take to end before a pause is given up.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The data paths of one installation.
+pub(crate) struct Datapaths {
+    run: Run,
+    program: Option<PathBuf>,
+    /// The disks that are paused, each by its connection.
+    paused: Mutex<HashMap<VdiUuid, Client>>,
+}
+
+/// What a process has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wanted {
+    /// There shall be none.
+    Nothing,
+    /// It shall be there, with no image open.
+    Attached,
+    /// It shall serve.
+    Active,
+}
+
+impl Datapaths {
+    pub(crate) fn new(state: &std::path::Path, program: Option<Utf8PathBuf>) -> Self {
+        Self {
+            run: Run::of_installation(state),
+            program: program.map(Into::into),
+            paused: Mutex::default(),
+        }
+    }
+
+    /// The directory of a VDI's process.
+    pub(crate) fn place(&self, vdi: VdiUuid) -> Place {
+        self.run.disk(&vdi.to_string())
+    }
+
+    /// The VDIs for which there is a directory.
+    pub(crate) fn all(&self) -> Result<Vec<VdiUuid>> {
+        let places = self.run.disks().map_err(|error| run_error(&error))?;
+        Ok(places.iter().filter_map(|place| place.name().parse().ok()).collect())
+    }
+
+    /// What the process of a VDI does; none without one.
+    pub(crate) fn status(&self, vdi: VdiUuid) -> Result<Option<Status>> {
+        let Some(mut client) = self.find(vdi)? else { return Ok(None) };
+        client.status(SOON).map(Some).map_err(|error| told(vdi, &error))
+    }
+
+    fn find(&self, vdi: VdiUuid) -> Result<Option<Client>> {
+        let place = self.place(vdi);
+        if !place.exists() {
+            return Ok(None);
+        }
+        client::find(&place).map_err(|error| told(vdi, &error))
+    }
+
+    /// Starts the process of a VDI unless it is there. Answers how clients find the disk.
+    pub(crate) fn start(&self, vdi: VdiUuid) -> Result<Access> {
+        let place = self.place(vdi);
+        let program = client::locate(self.program.as_deref()).map_err(|error| told(vdi, &error))?;
+        client::start(&place, &program).map_err(|error| told(vdi, &error))?;
+        step!("core.datapath_started");
+        Ok(Access::Nbd { uri: place.uri() })
+    }
+
+    /// Has the process of a VDI serve its images.
+    pub(crate) fn activate(
+        &self,
+        vdi: VdiUuid,
+        plan: Plan,
+        epoch: u64,
+        limits: Limits,
+    ) -> Result<()> {
+        let Some(mut client) = self.find(vdi)? else {
+            let text = format!("the data path of VDI {vdi} ended just after it was started");
+            return Err(Error::internal(text).hint(log_hint(&self.place(vdi))));
+        };
+        let activated = client.activate(plan, epoch, STORAGE).and_then(|()| {
+            if limits == Limits::default() { Ok(()) } else { client.limit(limits, SOON) }
+        });
+        activated.map_err(|error| told(vdi, &error))?;
+        step!("core.datapath_activated");
+        Ok(())
+    }
+
+    /// Has the process of a VDI close its images; what was written is on the storage then. One
+    /// that was killed has left what it had answered: `revive` opens the images once more, to have
+    /// that on the storage too.
+    pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<Plan>) -> Result<()> {
+        let found = match self.find(vdi)? {
+            None => self.redo(vdi, revive),
+            found => found,
+        };
+        let Some(mut client) = found else { return Ok(()) };
+        client.deactivate(STORAGE).map_err(|error| told(vdi, &error))?;
+        step!("core.datapath_deactivated");
+        Ok(())
+    }
+
+    /// Ends the process of a VDI and removes its directory. Nothing to do is success.
+    pub(crate) fn end(&self, vdi: VdiUuid, revive: Option<Plan>) -> Result<()> {
+        let place = self.place(vdi);
+        if !place.exists() {
+            return Ok(());
+        }
+        self.deactivate(vdi, revive)?;
+        client::end(&place, SOON).map_err(|error| told(vdi, &error))?;
+        step!("core.datapath_ended");
+        Ok(())
+    }
+
+    /// A process with the images of one that was killed, if that one has left something to redo.
+    fn redo(&self, vdi: VdiUuid, plan: Option<Plan>) -> Option<Client> {
+        let place = self.place(vdi);
+        let plan = plan.filter(|plan| !plan.read_only && place.has_pending())?;
+        let redone = client::locate(self.program.as_deref())
+            .and_then(|program| client::start(&place, &program))
+            .and_then(|mut client| client.activate(plan, 0, STORAGE).map(|()| client));
+        // The guest is gone, and what it has flushed is on the storage in any case.
+        redone
+            .inspect_err(|error| {
+                tracing::warn!(%vdi, %error,
+                    "what a killed data path had not yet put on the storage is lost");
+            })
+            .ok()
+    }
+
+    /// Sets the limits of a VDI that is served.
+    pub(crate) fn limit(&self, vdi: VdiUuid, limits: Limits) -> Result<()> {
+        let Some(mut client) = self.find(vdi)? else { return Ok(()) };
+        match client.limit(limits, SOON) {
+            // They are set when it is activated.
+            Err(error) if error.kind() == Some(FailureKind::NotActive) => Ok(()),
+            other => other.map_err(|error| told(vdi, &error)),
+        }
+    }
+
+    // What drivers ask for -------------------------------------------------------------------------
+
+    fn paused(&self) -> MutexGuard<'_, HashMap<VdiUuid, Client>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pauses VDIs, all at once. After an error none of them is.
+    pub(crate) fn pause(&self, vdis: &[VdiUuid], lock: Option<&str>) -> Result<()> {
+        let until = Instant::now() + DRAIN;
+        let mut got = Vec::new();
+        for vdi in vdis {
+            if self.paused().contains_key(vdi) {
+                continue;
+            }
+            let Some(mut client) = self.find(*vdi)? else {
+                return Err(Error::new(
+                    Kind::InUse,
+                    format!("VDI {vdi} has no data path that could be paused"),
+                )
+                .legacy(24));
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            match client.pause(lock.map(PathBuf::from), left) {
+                Ok(_) => got.push((*vdi, client)),
+                Err(error) if error.kind() == Some(FailureKind::NotActive) => {}
+                // Those that are paused go on: their connections end here.
+                Err(error) => return Err(told(*vdi, &error)),
+            }
+        }
+        self.paused().extend(got);
+        step!("core.datapath_paused");
+        Ok(())
+    }
+
+    /// Has a VDI that is served go over to other images, and go on.
+    pub(crate) fn refresh(&self, vdi: VdiUuid, access: &[Access]) -> Result<()> {
+        let held = self.paused().remove(&vdi);
+        let paused = held.is_some();
+        let Some(mut client) = held.map_or_else(|| self.find(vdi), |client| Ok(Some(client)))?
+        else {
+            return Ok(());
+        };
+        let status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+        let Some(served) = status.plan else { return Ok(()) };
+        let Some(plan) = plan_of(access, served.read_only) else {
+            return Err(Error::internal(format!("VDI {vdi} is no image any more")));
+        };
+        client.refresh(plan, STORAGE).map_err(|error| told(vdi, &error))?;
+        if paused {
+            client.resume(SOON).map_err(|error| told(vdi, &error))?;
+        }
+        step!("core.datapath_refreshed");
+        Ok(())
+    }
+
+    /// From now on, nobody is paused by a call of ours: whoever still is looks by himself.
+    pub(crate) fn let_go<'a>(&'a self, vdis: &[VdiUuid]) -> LetGo<'a> {
+        LetGo { datapaths: self, vdis: vdis.to_vec() }
+    }
+}
+
+/// Lets go of what is still paused when dropped.
+pub(crate) struct LetGo<'a> {
+    datapaths: &'a Datapaths,
+    vdis: Vec<VdiUuid>,
+}
+
+impl Drop for LetGo<'_> {
+    fn drop(&mut self) {
+        let mut paused = self.datapaths.paused();
+        self.vdis.iter().for_each(|vdi| drop(paused.remove(vdi)));
+    }
+}
+
+/// Whether a status is that of a disk that is served.
+pub(crate) fn is_active(status: &Status) -> bool {
+    status.state != State::Attached
+}
+
+/// The images of a disk that is not the bytes of its file; none for one that is.
+pub(crate) fn plan_of(access: &[Access], read_only: bool) -> Option<Plan> {
+    let Some(Access::File { path, format: ImageFormat::Vhd, backing }) = access.first() else {
+        return None;
+    };
+    let backing = backing.iter().map(|image| Layer {
+        path: image.path.clone().into(),
+        format: match image.format {
+            ImageFormat::Vhd => Format::Vhd,
+            ImageFormat::Raw => Format::Raw,
+        },
+    });
+    let leaf = Layer { path: path.clone().into(), format: Format::Vhd };
+    Some(Plan { leaf, backing: backing.collect(), read_only })
+}
+
+/// For writing or only for reading, as plans say it.
+pub(crate) fn is_read_only(mode: AttachMode) -> bool {
+    mode == AttachMode::ReadOnly
+}
+
+fn log_hint(place: &Place) -> String {
+    format!("its log is {}", place.log().display())
+}
+
+fn run_error(error: &datapath::control::run::Error) -> Error {
+    Error::internal(error.to_string())
+        .hint("SM_RUN_DIR names a directory for sockets, which must be short")
+}
+
+/// What a data path said, or that it says nothing, in the words of the model.
+fn told(vdi: VdiUuid, error: &Said) -> Error {
+    let error = match error {
+        Said::Refused(failure) => {
+            let kind = match failure.kind {
+                FailureKind::Busy => Kind::Busy { retry_after_ms: None },
+                FailureKind::InUse => Kind::InUse,
+                FailureKind::NotFound => Kind::NotFound,
+                FailureKind::Corrupt => Kind::Corrupt,
+                FailureKind::NoSpace => Kind::NoSpace,
+                FailureKind::Unsupported => Kind::Unsupported,
+                _ => Kind::Internal,
+            };
+            let text = format!("the data path of VDI {vdi}: {}", failure.message);
+            let error = Error::new(kind, text);
+            if failure.kind == FailureKind::InUse { error.legacy(24) } else { error }
+        }
+        Said::NoProgram { .. } => Error::config(format!("VDI {vdi} needs a data path, and {error}"))
+            .hint("install sm-datapath beside this program, or name it in SM_DATAPATH"),
+        Said::Run(error) => run_error(error),
+        Said::NotStarted { .. } | Said::Silent { .. } => {
+            Error::internal(format!("VDI {vdi}: {error}"))
+        }
+    };
+    error.context("vdi", vdi)
+}
