@@ -1,7 +1,6 @@
 //! `sm-datapath`: the process that serves one disk.
 #![forbid(unsafe_code)]
 
-fn main() {
-    eprintln!("sm-datapath: nothing to serve yet");
-    std::process::exit(2);
+fn main() -> std::process::ExitCode {
+    datapath::control::process::main(std::env::args_os().skip(1))
 }

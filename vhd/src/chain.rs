@@ -45,11 +45,74 @@ impl Level {
         }
     }
 
-    fn file_id(&self) -> (u64, u64) {
+    fn member(&self) -> Member<'_> {
         match self {
-            Self::Vhd(image) => image.info().file_id,
-            Self::Raw(raw) => raw.file_id(),
+            Self::Vhd(image) => Member::of(image),
+            Self::Raw(raw) => {
+                Member { path: raw.path(), size: raw.size(), id: raw.file_id(), info: None }
+            }
         }
+    }
+}
+
+/// What is to be known of a file to tell whether it belongs into a chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Virtual size, bytes.
+    pub size: u64,
+    /// Device and inode number.
+    pub id: (u64, u64),
+    /// What a VHD says of itself; none for a raw file.
+    pub info: Option<&'a Info>,
+}
+
+impl<'a> Member<'a> {
+    /// An open image.
+    pub fn of(image: &'a Image) -> Self {
+        let info = image.info();
+        Self { path: image.path(), size: image.size(), id: info.file_id, info: Some(info) }
+    }
+}
+
+/// Whether files are a chain: the leaf first, each the parent of the one before, none twice, and
+/// the last without a parent.
+pub fn verify(members: &[Member<'_>]) -> Result<()> {
+    for (index, member) in members.iter().enumerate() {
+        let (above, _) = members.split_at(index);
+        verify_next(above.iter().copied(), member)?;
+    }
+    verify_end(members.last())
+}
+
+/// Whether a file belongs below those that are there.
+fn verify_next<'a>(
+    above: impl DoubleEndedIterator<Item = Member<'a>> + Clone,
+    member: &Member<'_>,
+) -> Result<()> {
+    if above.clone().any(|above| above.id == member.id) {
+        return Err(Error::Cycle { path: member.path.to_owned() });
+    }
+    match above.into_iter().next_back() {
+        Some(child) => verify_link(&child, member),
+        None => Ok(()),
+    }
+}
+
+/// Whether a chain may end there.
+fn verify_end(last: Option<&Member<'_>>) -> Result<()> {
+    let Some(last) = last else {
+        return Err(Error::Store {
+            path: std::path::PathBuf::new(),
+            what: "a chain needs at least one file".to_owned(),
+        });
+    };
+    match last.info.and_then(|info| info.parent.as_ref()) {
+        Some(parent) => {
+            Err(Error::ChainIncomplete { path: last.path.to_owned(), parent: parent.uuid })
+        }
+        None => Ok(()),
     }
 }
 
@@ -80,28 +143,11 @@ impl Chain {
         let mut levels: Vec<Level> = Vec::new();
         for level in opened {
             let level = level?;
-            if levels.iter().any(|above| above.file_id() == level.file_id()) {
-                return Err(Error::Cycle { path: level.path().to_owned() });
-            }
-            if let Some(child) = levels.last() {
-                verify_link(child, &level)?;
-            }
+            verify_next(levels.iter().map(Level::member), &level.member())?;
             levels.push(level);
         }
-        match levels.last() {
-            None => Err(Error::Store {
-                path: std::path::PathBuf::new(),
-                what: "a chain needs at least one file".to_owned(),
-            }),
-            Some(Level::Vhd(image)) if image.info().parent.is_some() => {
-                let parent = image.info().parent.as_ref().map(|parent| parent.uuid);
-                Err(Error::ChainIncomplete {
-                    path: image.path().to_owned(),
-                    parent: parent.unwrap_or_default(),
-                })
-            }
-            Some(_) => Ok(Self { levels, partial: Mutex::new(()) }),
-        }
+        verify_end(levels.last().map(Level::member).as_ref())?;
+        Ok(Self { levels, partial: Mutex::new(()) })
     }
 
     /// Opens an image that has no parent, or a raw file.
@@ -274,37 +320,37 @@ fn with_zeros(data: Vec<Extent>, offset: u64, length: u64) -> Vec<Extent> {
     extents
 }
 
-fn verify_link(child: &Level, parent: &Level) -> Result<()> {
+fn verify_link(child: &Member<'_>, parent: &Member<'_>) -> Result<()> {
     let mismatch = |expected, found| Error::ParentMismatch {
-        child: child.path().to_owned(),
-        parent: parent.path().to_owned(),
+        child: child.path.to_owned(),
+        parent: parent.path.to_owned(),
         expected,
         found,
     };
-    let Level::Vhd(image) = child else {
+    let Some(info) = child.info else {
         return Err(Error::WrongType {
-            path: child.path().to_owned(),
+            path: child.path.to_owned(),
             what: "a raw file cannot have a parent",
         });
     };
-    let Some(link) = &image.info().parent else {
-        let what = match image.info().disk_type {
+    let Some(link) = &info.parent else {
+        let what = match info.disk_type {
             DiskType::Fixed => "a fixed image cannot have a parent",
             _ => "a dynamic image cannot have a parent",
         };
-        return Err(Error::WrongType { path: child.path().to_owned(), what });
+        return Err(Error::WrongType { path: child.path.to_owned(), what });
     };
-    match parent {
-        Level::Raw(_) if link.uuid.is_nil() => {}
-        Level::Raw(_) => return Err(mismatch(link.uuid, "a raw file".to_owned())),
-        Level::Vhd(parent) if parent.info().uuid == link.uuid => {}
-        Level::Vhd(parent) => return Err(mismatch(link.uuid, parent.info().uuid.to_string())),
+    match parent.info {
+        None if link.uuid.is_nil() => {}
+        None => return Err(mismatch(link.uuid, "a raw file".to_owned())),
+        Some(parent) if parent.uuid == link.uuid => {}
+        Some(parent) => return Err(mismatch(link.uuid, parent.uuid.to_string())),
     }
-    if child.size() < parent.size() {
+    if child.size < parent.size {
         return Err(Error::ParentLarger {
-            child: child.path().to_owned(),
-            child_size: child.size(),
-            parent_size: parent.size(),
+            child: child.path.to_owned(),
+            child_size: child.size,
+            parent_size: parent.size,
         });
     }
     Ok(())

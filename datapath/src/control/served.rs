@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -19,6 +20,7 @@ use super::server::Handler;
 use crate::disk::{Drive, Format, Layer, Limits, Options, Paused, Plan};
 use crate::error::{Errno, Error};
 use crate::export::{Export, Exports};
+use crate::nbd::{self, Listener, Server};
 
 /// How often it is looked whether the images are a whole again.
 const LOOK: Duration = Duration::from_millis(100);
@@ -26,19 +28,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long requests may take to end when the disk is closed or its images are exchanged.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long clients may take to leave.
+const LEAVE: Duration = Duration::from_secs(10);
+
 /// Most images of a chain; as [`vhd::tree::MAX_DEPTH`].
 const MOST_IMAGES: usize = vhd::tree::MAX_DEPTH;
 
 type Done<T = Value> = Result<T, Failure>;
-
-/// Ends connections of clients; what it is in a process is the server's handle.
-pub trait Clients: Send + Sync {
-    /// How many there are.
-    fn count(&self) -> u64;
-
-    /// Ends all of them. When it returns, none asks the disk for anything any more.
-    fn close(&self);
-}
 
 /// How the images are opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +47,8 @@ pub struct How {
 pub struct Served {
     place: Place,
     how: How,
-    clients: Box<dyn Clients>,
+    /// Who has the clients; there before anybody can come.
+    server: OnceLock<Server>,
     /// One command at a time changes anything.
     inner: Mutex<Inner>,
     /// What a status shows; never held for long.
@@ -85,18 +82,26 @@ struct View {
 
 impl Served {
     /// A disk that is attached, in a place whose lock is held.
-    pub fn new(place: Place, how: How, clients: Box<dyn Clients>) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(place: Place, how: How) -> Arc<Self> {
+        let served = Arc::new(Self {
             place,
             how,
-            clients,
+            server: OnceLock::new(),
             inner: Mutex::default(),
             view: Mutex::new(View { state: State::Attached, epoch: 0, drive: None }),
             end: (Mutex::new(false), Condvar::new()),
-        })
+        });
+        let exports = Arc::clone(&served) as Arc<dyn Exports>;
+        let _ = served.server.set(Server::new(exports, nbd::Limits::default()));
+        served
     }
 
-    /// Waits until it was told to end; `stop` asks for the same from within.
+    /// Lets clients come; those that come before it is active are sent away.
+    pub fn listen(&self, listener: UnixListener) -> std::io::Result<()> {
+        self.server.get().map_or(Ok(()), |server| server.serve(Listener::Unix(listener)))
+    }
+
+    /// Waits until it was told to end.
     pub fn wait_for_end(&self) {
         let mut ended = self.end.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ended {
@@ -106,11 +111,9 @@ impl Served {
 
     /// Deactivates, whatever is going on, and has [`Served::wait_for_end`] return.
     pub fn stop(&self) {
-        let mut inner = self.inner();
-        if let Err(failure) = self.deactivate(&mut inner) {
+        if let Err(failure) = self.deactivate(&mut self.inner()) {
             tracing::error!(%failure, "the disk could not be closed");
         }
-        drop(inner);
         self.set_end();
     }
 
@@ -147,7 +150,7 @@ impl Served {
             plan: drive.as_ref().map(|drive| drive.plan()),
             size: drive.as_ref().map_or(0, |drive| drive.size()),
             epoch,
-            connections: self.clients.count(),
+            connections: self.server.get().map_or(0, |server| server.connections().len() as u64),
             statistics: drive
                 .as_ref()
                 .map(|drive| Statistics::from(&drive.stats()))
@@ -198,7 +201,14 @@ impl Served {
         // A client whose request waits in a pause would never leave.
         active.pause = None;
         active.drive.set_limits(Limits::default());
-        self.clients.close();
+        if let Some(server) = self.server.get() {
+            // By either of its names. One that does not leave finds the disk closed.
+            for name in [self.place.name().as_str(), ""] {
+                if !server.close_export(name, LEAVE) {
+                    tracing::warn!("a client does not leave");
+                }
+            }
+        }
         active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))
     }
 

@@ -186,7 +186,10 @@ impl Handshake<'_> {
             option::LIST if data.is_empty() => {
                 for name in self.exports.names().iter().filter(|name| name.len() <= MAX_NAME) {
                     let length = (name.len() as u32).to_be_bytes();
-                    reply(option_reply::SERVER, &[&length, name.as_bytes()].concat());
+                    let text = self.exports.find(name).and_then(|export| export.description());
+                    let text = text.filter(|text| text.len() <= MAX_NAME).unwrap_or_default();
+                    let data = [&length[..], name.as_bytes(), text.as_bytes()].concat();
+                    reply(option_reply::SERVER, &data);
                 }
                 reply(option_reply::ACK, &[]);
             }

@@ -219,6 +219,8 @@ impl Copy {
     fn stop_forwarding(&self) {
         self.regions.forward(false);
         self.target.abandon();
+        // Whoever listens has ended, or ends with this.
+        let _ = self.underway.send(None);
     }
 
     /// Ends it: the guest does not notice the copy any more, and the threads end when what they
@@ -230,8 +232,6 @@ impl Copy {
             self.stop_forwarding();
         }
         drop(run);
-        // Whoever listens has ended, or ends with this.
-        let _ = self.underway.send(None);
         self.tell();
     }
 

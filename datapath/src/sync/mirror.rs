@@ -126,6 +126,11 @@ pub struct Switched {
 }
 
 impl Switched {
+    /// The disk as it is now.
+    pub fn source(&self) -> &Paused {
+        &self.paused
+    }
+
     /// Compares every byte of both. Answers where they differ first. Takes as long as reading both;
     /// why not sums of them: both have to be read for those as well.
     pub fn verify(&self) -> Result<Option<u64>> {

@@ -86,9 +86,13 @@ fn verified(uri: &str, words: &[&str], seed: u64, time: Duration) -> Result<u64,
         // As many numbers as `fio` takes.
         command.arg(format!("--randseed={}", (seed + rounds) & 0xffff_ffff)).args(words);
         let output = ended(&mut command);
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         // It counts a mismatch as an error of the job and may end with success all the same.
-        if !output.status.success() || said.contains("verify:") || said.contains("err=") && !said.contains("err= 0") {
+        if !output.status.success()
+            || said.contains("verify:")
+            || said.contains("err=") && !said.contains("err= 0")
+        {
             return Err(format!("round {rounds}: {}: {said}", output.status));
         }
         rounds += 1;

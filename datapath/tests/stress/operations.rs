@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use datapath::disk::Limits;
+use datapath::disk::{Limits, Rate};
 
 use crate::disk::{Disk, PATIENCE};
 use crate::{Random, ended};
@@ -64,7 +64,8 @@ fn pause(disk: &mut Disk, random: &mut Random) {
 
 /// Few requests for a moment.
 fn limits(disk: &mut Disk, random: &mut Random) {
-    let few = Limits { operations: Some(200 + random.below(2000)), ..Limits::default() };
+    let few = Rate { per_second: 200 + random.below(2000), burst: 1 + random.below(20) };
+    let few = Limits { operations: Some(few), bytes: None };
     disk.client.limit(few, PATIENCE).unwrap();
     std::thread::sleep(Duration::from_millis(random.below(50)));
     disk.client.limit(Limits::default(), PATIENCE).unwrap();

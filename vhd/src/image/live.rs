@@ -26,6 +26,7 @@ use super::write::Part;
 use super::{Image, Stage, State, areas_of, lock};
 use crate::bat::{self, ABSENT};
 use crate::error::{Error, Result};
+use crate::header::Header;
 use crate::store::Blob;
 use crate::{SECTOR, sys};
 
@@ -95,6 +96,10 @@ impl Image {
             }
             state.table = table;
             state.changes += 1;
+            // On a volume, the table of the file has said where the last block is.
+            let stride = state.header.as_ref().map_or(0, Header::stride);
+            let ends = notes.iter().map(|note| u64::from(note.sector) * SECTOR + stride);
+            state.end = state.end.max(ends.max().unwrap_or(0));
             parts
         };
         self.commit(&parts)

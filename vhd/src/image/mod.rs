@@ -104,6 +104,8 @@ pub struct Image {
     stage: AtomicU8,
     /// A sync of a live image has failed.
     unsynced: AtomicBool,
+    /// Much waits for being published.
+    crowded: AtomicBool,
     /// Held by whoever adds blocks; of an image that is not live, by whoever changes metadata.
     turn: Mutex<()>,
     /// Held by whoever writes metadata to the file.
@@ -188,6 +190,7 @@ impl Image {
             writable: mode == Mode::Write,
             stage: AtomicU8::new(Stage::Plain as u8),
             unsynced: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             turn: Mutex::new(()),
             publishing: Mutex::new(()),
             flushes: Flushes::default(),

@@ -201,9 +201,9 @@ impl Notes {
         Ok(())
     }
 
-    /// Bytes of notes that are waiting, and how many there may be.
-    pub(super) fn fill(&self) -> (u64, u64) {
-        (self.used[self.current], AREA)
+    /// Whether more than half of the room for notes is taken.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.used[self.current] > AREA / 2
     }
 
     /// What was noted so far is going to be published: later notes go elsewhere, if that is empty.
@@ -299,6 +299,6 @@ mod tests {
         let full = notes.turn();
         notes.append(note(2)).unwrap();
         notes.empty(full);
-        assert_eq!(notes.fill(), (NOTE as u64, AREA));
+        assert!(!notes.is_crowded());
     }
 }

@@ -11,9 +11,11 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::cache::Bits;
+use super::notes::Notes;
 use super::{Image, Stage, State, lock};
 use crate::SECTOR;
 use crate::bat::ABSENT;
@@ -138,7 +140,8 @@ impl Image {
             let mut state = self.state();
             // Of what is noted in this area by now, all bits are set: both happen with the notes
             // held.
-            let area = notes.as_mut().map(super::notes::Notes::turn);
+            let area = notes.as_mut().map(Notes::turn);
+            self.crowded.store(false, Ordering::Relaxed);
             let (metadata, blocks) = state.take_metadata();
             (metadata, blocks, area)
         };

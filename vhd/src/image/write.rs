@@ -1,6 +1,8 @@
 //! Writing the data of one image.
 
-use super::notes::Note;
+use std::sync::atomic::Ordering;
+
+use super::notes::{Note, Notes};
 use super::publish::Metadata;
 use super::{Image, Place, Stage, State, lock};
 use crate::bat::{ABSENT, LAST_SECTOR};
@@ -123,7 +125,12 @@ impl Image {
             self.fill(part, offset, content)?;
         }
         self.commit(&parts)?;
-        if self.waiting() > WAITING { self.flush() } else { Ok(()) }
+        let waiting = self.waiting();
+        let full = lock(&self.notes).as_ref().is_some_and(Notes::is_crowded);
+        if full || waiting > WAITING / 2 {
+            self.crowded.store(true, Ordering::Relaxed);
+        }
+        if waiting > WAITING { self.flush() } else { Ok(()) }
     }
 
     /// As [`Image::put`] of an image that is not live: one after the other, and all is in the file
@@ -389,11 +396,7 @@ impl Image {
 
     /// Whether so much waits for being published that somebody should see to it now.
     pub fn wants_publishing(&self) -> bool {
-        let full = lock(&self.notes).as_ref().is_some_and(|notes| {
-            let (used, most) = notes.fill();
-            used > most / 2
-        });
-        full || self.waiting() > WAITING / 2
+        self.crowded.load(Ordering::Relaxed)
     }
 
     /// Whether anything waits for being published.

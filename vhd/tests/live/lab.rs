@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     Cut { call: u64, luck: u64, seed: u64 },
     Crowded(u64),
     Deaf(u64),
+    /// Three writes fail, and things go on.
+    Bad(u64),
 }
 
 impl Request {
@@ -92,7 +94,7 @@ fn sector_of(stamp: u64, sector: u64) -> [u8; 512] {
     bytes
 }
 
-fn spec(setup: Setup, uuid: u128, name: &str) -> Spec {
+fn spec(setup: Setup, uuid: u128) -> Spec {
     let base = Spec { uuid: 77, ..Spec::default() };
     let mut spec = Spec { size: setup.sectors * SECTOR, uuid, ..Spec::default() }.block(setup.block);
     match setup.kind {
@@ -108,7 +110,6 @@ fn spec(setup: Setup, uuid: u128, name: &str) -> Spec {
         }
         Kind::NoBatmap => spec = spec.child_of(&base, "base.vhd"),
     }
-    let _ = name;
     spec
 }
 
@@ -116,10 +117,7 @@ fn put(store: &Simulated, name: &str, spec: &Spec, room: u64) {
     let content = spec.content();
     let blob = store.create(&image_at(name), content.length + room).unwrap();
     let length = blob.stat().unwrap().length;
-    for (at, bytes) in content.pieces(1 << 20) {
-        let end = (at + bytes.len() as u64).min(content.length);
-        blob.write_at(&bytes[..(end - at) as usize], at).unwrap();
-    }
+    blob.write_at(&content.bytes(0, content.length as usize), 0).unwrap();
     if blob.stat().unwrap().fixed_length {
         blob.write_at(&spec.footer(), (length / SECTOR - 1) * SECTOR).unwrap();
     }
@@ -185,8 +183,8 @@ impl Lab {
             image.flush().unwrap();
             stamps = 2;
         }
-        put(&store, "leaf.vhd", &spec(setup, 5, "leaf.vhd"), room);
-        put(&store, "other.vhd", &spec(setup, 6, "other.vhd"), room);
+        put(&store, "leaf.vhd", &spec(setup, 5), room);
+        put(&store, "other.vhd", &spec(setup, 6), room);
         let chain = open(&store, setup, 1).unwrap();
         Self { setup, store, boot: 1, chain, cells, stamps }
     }
@@ -257,6 +255,7 @@ impl Lab {
             }
             Some(Fault::Crowded(call)) => self.store.crowded_after(Some(calls + call)),
             Some(Fault::Deaf(call)) => self.store.deaf_after(Some(calls + call)),
+            Some(Fault::Bad(call)) => self.store.bad_writes(calls + call..calls + call + 3),
             None => {}
         }
     }
@@ -274,6 +273,7 @@ impl Lab {
             let expected = match fault {
                 Some(Fault::Kill(_) | Fault::Cut { .. }) => dark,
                 Some(Fault::Crowded(_)) => error.is_no_space(),
+                Some(Fault::Bad(_)) => !matches!(error, Error::Unsynced { .. }),
                 Some(Fault::Deaf(_)) => {
                     matches!(error, Error::Unsynced { .. } | Error::Io { action: "sync", .. })
                 }
@@ -303,9 +303,13 @@ impl Lab {
                 self.store.crowded_after(None);
                 false
             }
+            Some(Fault::Bad(_)) => {
+                self.store.bad_writes(0..0);
+                false
+            }
             None => false,
         };
-        if !matches!(fault, None | Some(Fault::Crowded(_))) {
+        if !matches!(fault, None | Some(Fault::Crowded(_) | Fault::Bad(_))) {
             self.reopen(rng);
         }
         let rebooted = matches!(fault, Some(Fault::Cut { .. }));

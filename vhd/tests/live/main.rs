@@ -69,6 +69,7 @@ fn sequence(seed: u64) {
             1 | 2 => Some(Fault::Cut { call, luck: rng.below(9), seed: rng.next() }),
             3 => Some(Fault::Crowded(call)),
             4 if rng.below(3) == 0 => Some(Fault::Deaf(call)),
+            4 => Some(Fault::Bad(call)),
             _ => None,
         };
         lab.run(&batch, fault, &mut rng);
@@ -170,7 +171,7 @@ fn after_a_failed_sync_nothing_is_promised_any_more() {
     let mut rng = Rng::new(9);
     let setup =
         Setup { kind: Kind::Dynamic, block: 4096, sectors: 64, volume: false, notes: true };
-    let mut lab = Lab::new(setup, &mut rng);
+    let lab = Lab::new(setup, &mut rng);
     let calls = lab.store.calls();
     lab.store.deaf_after(Some(calls));
     lab.leaf().write_at(0, &[1; 512]).unwrap();
@@ -192,7 +193,7 @@ fn notes_of_another_image_or_of_another_state_are_not_taken() {
     let mut rng = Rng::new(11);
     let setup =
         Setup { kind: Kind::Dynamic, block: 4096, sectors: 640, volume: false, notes: true };
-    let mut lab = Lab::new(setup, &mut rng);
+    let lab = Lab::new(setup, &mut rng);
     lab.leaf().write_at(4096, &[1; 4096]).unwrap();
     // Somebody writes to the image who has not put the notes into it first.
     let other = lab.open_plain();

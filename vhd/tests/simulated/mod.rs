@@ -96,6 +96,8 @@ struct World {
     crowded_at: Option<u64>,
     /// Syncs after this call fail, and nobody knows what became of the data.
     deaf_at: Option<u64>,
+    /// Writes with these numbers fail, and change nothing.
+    bad: Range<u64>,
     dark: bool,
     stamp: i64,
 }
@@ -194,6 +196,11 @@ impl Simulated {
         self.world().crowded_at = call;
     }
 
+    /// Of the calls with these numbers, those that write fail.
+    pub(crate) fn bad_writes(&self, calls: Range<u64>) {
+        self.world().bad = calls;
+    }
+
     /// After this many calls syncs fail.
     pub(crate) fn deaf_after(&self, call: Option<u64>) {
         self.world().deaf_at = call;
@@ -269,7 +276,11 @@ impl Open {
     fn change(&self, changes: Vec<Change>) -> io::Result<()> {
         let mut world = self.world.world();
         let was_dark = world.dark;
+        let bad = world.bad.contains(&world.calls);
         let mut result = world.call();
+        if bad && result.is_ok() {
+            return Err(io::Error::other("a bad place"));
+        }
         let crowded = world.crowded_at.is_some_and(|at| world.calls > at);
         let Some(thing) = world.things.get_mut(&self.id) else {
             return Err(io::ErrorKind::NotFound.into());

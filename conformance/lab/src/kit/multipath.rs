@@ -1,0 +1,62 @@
+//! dm-multipath in a guest.
+
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::guest::Guest;
+use crate::wire::Step;
+
+/// A path to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The disk, `sda` for instance.
+    pub device: String,
+    /// What device-mapper says: `active`, `failed`, `undef`.
+    pub dm: String,
+    /// What the checker says: `ready`, `faulty`, `shaky`.
+    pub checker: String,
+}
+
+impl Path {
+    /// Whether it takes I/O.
+    pub fn is_up(&self) -> bool {
+        self.dm == "active" && self.checker == "ready"
+    }
+}
+
+/// Starts multipathd with a checker that looks each second. Needs [`super::udev::start`].
+/// `no_path_retry` is what happens when no path is left: `queue`, `fail`, or how often to retry.
+pub fn start(guest: &Guest, no_path_retry: &str) -> Result<()> {
+    let config = format!(
+        "defaults {{\n user_friendly_names no\n find_multipaths no\n polling_interval 1\n \
+         max_polling_interval 2\n path_checker tur\n no_path_retry {no_path_retry}\n \
+         fast_io_fail_tmo 3\n dev_loss_tmo 30\n path_grouping_policy multibus\n}}\n"
+    );
+    let modules = ["dm-mod", "dm-multipath", "dm-service-time", "dm-round-robin"];
+    let mut steps: Vec<Step> = modules.map(|name| Step::Module(name.into())).into();
+    steps.push(Step::Write("/etc/multipath.conf".into(), config));
+    guest.steps(steps)?;
+    guest.check(["multipathd"]).map(drop)
+}
+
+/// The paths that multipathd knows.
+pub fn paths(guest: &Guest) -> Result<Vec<Path>> {
+    let words = ["multipathd", "show", "paths", "raw", "format", "%d %t %T"];
+    let output = guest.run(words)?;
+    let text = output.text();
+    let lines = text.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().map(str::to_owned);
+        Some(Path { device: fields.next()?, dm: fields.next()?, checker: fields.next()? })
+    });
+    Ok(lines.collect())
+}
+
+/// Waits until so many paths are up and so many are not.
+pub fn wait_for(guest: &Guest, up: usize, down: usize, deadline: Duration) -> Result<()> {
+    guest.wait_for(&format!("{up} paths up and {down} down"), deadline, |guest| {
+        let paths = paths(guest)?;
+        let are_up = paths.iter().filter(|path| path.is_up()).count();
+        let as_wanted = are_up == up && paths.len() == up + down;
+        Ok(if as_wanted { Ok(()) } else { Err(format!("{paths:?}")) })
+    })
+}
