@@ -25,7 +25,8 @@ fn build() -> PathBuf {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--quiet", "--bins", "--lib", "--example", "scratch"])
-        .args(["-p", "datapath", "-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
+        .args(["-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
+        .args(["-p", "datapath"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");

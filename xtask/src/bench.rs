@@ -48,7 +48,8 @@ pub(crate) fn datapath(options: &[&str]) -> Result<ExitCode> {
     understood("datapath", &parts, options)?;
     setup::ensure()?;
     let words = ["--lib", "--bins", "--bench", "datapath"];
-    measure(build(&["datapath", "xtask"], &words)?, "--product", options)
+    let packages = ["smctl", "sm-driver-host", "sm-driver-file", "datapath", "xtask"];
+    measure(build(&packages, &words)?, "--product", options)
 }
 
 /// `parts` are what can be measured alone.

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: inputs that nobody thought of, for a bounded time.
 //!
-//! Why without a sanitizer: the crate under test forbids unsafe code, so there is nothing for one
-//! to find; and without one the fuzzer's flags are those of the stable compiler.
+//! Why without a sanitizer: what is under test has no unsafe code (`vhd` forbids it, `datapath` is
+//! built without its ring), so there is nothing for one to find; and without one the fuzzer's flags
+//! are those of the stable compiler.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -12,11 +13,30 @@ use crate::failure::{Failure, Result};
 use crate::project::{self, BUILD, cargo};
 use crate::setup;
 
-/// A target in `vhd/fuzz/fuzz_targets/`, and the longest input that is worth its time, bytes.
-const TARGETS: &[(&str, u32)] =
-    &[("parse", 8 << 10), ("open_chain", 64 << 10), ("check_repair", 64 << 10)];
+/// A folder of targets.
+struct Group {
+    /// From the root; the targets are in its `fuzz_targets`.
+    folder: &'static str,
+    /// Tells the targets where their seeds go.
+    seeds: &'static str,
+    /// Targets, and the longest input that is worth its time, bytes.
+    targets: &'static [(&'static str, u32)],
+}
 
-/// Seconds of a run that nobody has asked to be longer, over all targets.
+const GROUPS: &[Group] = &[
+    Group {
+        folder: "vhd/fuzz",
+        seeds: "VHD_FUZZ_SEEDS",
+        targets: &[("parse", 8 << 10), ("open_chain", 64 << 10), ("check_repair", 64 << 10)],
+    },
+    Group {
+        folder: "datapath/fuzz",
+        seeds: "DATAPATH_FUZZ_SEEDS",
+        targets: &[("nbd_server", 4 << 10), ("nbd_client", 8 << 10)],
+    },
+];
+
+/// Seconds of a run that nobody has asked to be longer, over all targets of a folder.
 pub(crate) const SECONDS: u64 = 60;
 
 /// Seconds that one input may take.
@@ -56,60 +76,76 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Builds and runs one target, or each of them for its part of the time.
+/// Builds and runs one target, or each of a folder for its part of the time, folder by folder.
 pub(crate) fn all(only: Option<&str>, seconds: u64) -> Result<Vec<Outcome>> {
-    let chosen: Vec<_> =
-        TARGETS.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
-    if chosen.is_empty() {
-        return Err(usage());
-    }
-    setup::ensure_fuzzer()?;
-    // Of its own: the flags differ, and cargo would build everything anew at each change of them.
-    let target_dir = project::target().join("fuzz");
-    let place = |words: &[&str]| {
-        cargo()
-            .args(["fuzz"])
-            .args(words)
-            .args(["--fuzz-dir", "vhd/fuzz", "--sanitizer", "none", "--target-dir"])
-            .arg(&target_dir)
-    };
-    let mut tail = std::collections::VecDeque::new();
-    let build = place(&["build"]).env("RUST_BACKTRACE", "0").deadline(BUILD);
-    if !build.lines(|line| keep(&mut tail, line))?.success() {
-        let said = Vec::from(tail).join("\n");
-        return Err(Failure::new("the fuzz targets do not build").cause(said));
-    }
-    let each = (seconds / chosen.len() as u64).max(1);
     let mut outcomes = Vec::new();
-    for (target, longest) in chosen {
-        let folder = |name: &str| -> PathBuf { target_dir.join(name).join(target) };
-        let (seeds, corpus) = (folder("seeds"), folder("corpus"));
-        for folder in [&seeds, &corpus] {
-            std::fs::create_dir_all(folder)
-                .map_err(|error| Failure::new("cannot make a folder").cause(error))?;
+    for group in GROUPS {
+        let chosen: Vec<_> = group
+            .targets
+            .iter()
+            .filter(|(name, _)| only.is_none_or(|only| only == *name))
+            .copied()
+            .collect();
+        if !chosen.is_empty() {
+            outcomes.extend(group.run(&chosen, seconds)?);
         }
-        let mut report = Report::default();
-        let status = place(&["run", target])
-            .arg(&corpus)
-            .arg(&seeds)
-            .arg("--")
-            .arg(format!("-max_total_time={each}"))
-            .arg(format!("-max_len={longest}"))
-            .arg(format!("-timeout={HANG}"))
-            .arg(format!("-rss_limit_mb={MEMORY}"))
-            .arg("-print_final_stats=1")
-            .env("VHD_FUZZ_SEEDS", &seeds)
-            .env("RUST_BACKTRACE", "1")
-            .deadline(BUILD + Duration::from_secs(each + 2 * u64::from(HANG)))
-            .lines(|line| report.line(line))?;
-        let good = status.success() && report.executions.is_some_and(|count| count > 0);
-        println!("{}", report.text(target, good));
-        if !good {
-            println!("{}", report.explain(target));
-        }
-        outcomes.push(Outcome { target, good });
     }
-    Ok(outcomes)
+    if outcomes.is_empty() { Err(usage()) } else { Ok(outcomes) }
+}
+
+impl Group {
+    fn run(&self, chosen: &[(&'static str, u32)], seconds: u64) -> Result<Vec<Outcome>> {
+        setup::ensure_fuzzer()?;
+        // Of its own: the flags differ, and cargo would build everything anew at each change of
+        // them.
+        let target_dir = project::target().join("fuzz");
+        let place = |words: &[&str]| {
+            cargo()
+                .args(["fuzz"])
+                .args(words)
+                .args(["--fuzz-dir", self.folder, "--sanitizer", "none", "--target-dir"])
+                .arg(&target_dir)
+        };
+        let mut tail = std::collections::VecDeque::new();
+        let build = place(&["build"]).env("RUST_BACKTRACE", "0").deadline(BUILD);
+        if !build.lines(|line| keep(&mut tail, line))?.success() {
+            let said = Vec::from(tail).join("\n");
+            return Err(
+                Failure::new(format!("the targets in {} do not build", self.folder)).cause(said)
+            );
+        }
+        let each = (seconds / chosen.len() as u64).max(1);
+        let mut outcomes = Vec::new();
+        for (target, longest) in chosen {
+            let folder = |name: &str| -> PathBuf { target_dir.join(name).join(target) };
+            let (seeds, corpus) = (folder("seeds"), folder("corpus"));
+            for folder in [&seeds, &corpus] {
+                std::fs::create_dir_all(folder)
+                    .map_err(|error| Failure::new("cannot make a folder").cause(error))?;
+            }
+            let mut report = Report::default();
+            let status = place(&["run", target])
+                .arg(&corpus)
+                .arg(&seeds)
+                .arg("--")
+                .arg(format!("-max_total_time={each}"))
+                .arg(format!("-max_len={longest}"))
+                .arg(format!("-timeout={HANG}"))
+                .arg(format!("-rss_limit_mb={MEMORY}"))
+                .arg("-print_final_stats=1")
+                .env(self.seeds, &seeds)
+                .env("RUST_BACKTRACE", "1")
+                .deadline(BUILD + Duration::from_secs(each + 2 * u64::from(HANG)))
+                .lines(|line| report.line(line))?;
+            let good = status.success() && report.executions.is_some_and(|count| count > 0);
+            println!("{}", report.text(target, good));
+            if !good {
+                println!("{}", report.explain(self.folder, target));
+            }
+            outcomes.push(Outcome { target, good });
+        }
+        Ok(outcomes)
+    }
 }
 
 fn number(text: &str) -> Result<u64> {
@@ -117,7 +153,8 @@ fn number(text: &str) -> Result<u64> {
 }
 
 fn usage() -> Failure {
-    let names: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
+    let targets = GROUPS.iter().flat_map(|group| group.targets);
+    let names: Vec<&str> = targets.map(|(name, _)| *name).collect();
     Failure::new("cargo xtask fuzz [TARGET] [--seconds N]")
         .hint(format!("targets: {}", names.join(", ")))
 }
@@ -160,12 +197,12 @@ impl Report {
         )
     }
 
-    fn explain(&self, target: &str) -> String {
+    fn explain(&self, folder: &str, target: &str) -> String {
         let mut text = Vec::from(self.tail.clone()).join("\n");
         if let Some(input) = &self.input {
             let _ = write!(
                 text,
-                "\ninput: {input}\nreplay: cargo fuzz run --fuzz-dir vhd/fuzz --sanitizer none \
+                "\ninput: {input}\nreplay: cargo fuzz run --fuzz-dir {folder} --sanitizer none \
                  --target-dir target/fuzz {target} {input}"
             );
         }
@@ -204,7 +241,7 @@ mod tests {
             "thread '<unnamed>' panicked at fuzz_targets/parse.rs:9:5:\n\
              artifact_prefix='/a/'; Test unit written to /a/crash-1f\n",
         );
-        let text = report.explain("parse");
+        let text = report.explain("vhd/fuzz", "parse");
         assert!(text.contains("panicked at"), "{text}");
         assert!(text.ends_with("--target-dir target/fuzz parse /a/crash-1f"), "{text}");
     }

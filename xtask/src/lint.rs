@@ -33,13 +33,15 @@ pub(crate) fn run() -> Result<ExitCode> {
         ];
         Ok(cargo().args(words).show()?.success())
     })?;
-    step("vhd/fuzz", &mut || {
-        // A workspace of its own, which the two above do not see.
-        let there = |words: &[&str]| cargo().args(words).directory(&root().join("vhd/fuzz"));
-        let clippy = ["clippy", "--quiet", "--lib", "--bins", "--", "-D", "warnings"];
-        Ok(there(&["fmt", "--check"]).show()?.success()
-            && there(&clippy).env("CARGO_TARGET_DIR", target().join("fuzz")).show()?.success())
-    })?;
+    for folder in ["vhd/fuzz", "datapath/fuzz"] {
+        step(folder, &mut || {
+            // A workspace of its own, which the two above do not see.
+            let there = |words: &[&str]| cargo().args(words).directory(&root().join(folder));
+            let clippy = ["clippy", "--quiet", "--lib", "--bins", "--", "-D", "warnings"];
+            Ok(there(&["fmt", "--check"]).show()?.success()
+                && there(&clippy).env("CARGO_TARGET_DIR", target().join("fuzz")).show()?.success())
+        })?;
+    }
     step("docs/operations.md", &mut || docs::is_current())?;
     step("rustdoc", &mut || {
         let words = ["doc", "--quiet", "--workspace", "--no-deps"];

@@ -8,6 +8,7 @@
 //! | [`fuzz`] | the fuzz targets, for a bounded time |
 //! | [`lint`] | formatting, clippy, documentation |
 //! | [`docs`] | what is generated from the model and from `smctl` |
+//! | [`mod@lab`] | guests with real kernels |
 //! | [`mod@bench`] | the measured figures |
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ mod demo;
 mod docs;
 mod failure;
 mod fuzz;
+mod lab;
 mod lint;
 mod operations;
 mod project;
@@ -34,6 +36,10 @@ cargo xtask demo [--release]           the main job on a real disk image, checke
 cargo xtask test [ARGUMENTS]           all tests; arguments go to `cargo test`
 cargo xtask fuzz [TARGET] [--seconds N]
                                        the fuzz targets of vhd, 60 s in all if not said otherwise
+cargo xtask lab run [--memory MIB] [--disk FILE] [--share FOLDER] [--module NAME] [--seconds N]
+                [--keep-logs] -- COMMAND
+                                       a command in a guest with a kernel of its own
+cargo xtask lab check [--keep-logs]    which features of the kernel work in guests here
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
 cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
 cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
@@ -62,6 +68,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo", options @ ..] => demo::run(flag(options, "--release")?),
         ["test", rest @ ..] => test::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["lab", rest @ ..] => lab::run(rest),
         ["lint"] => lint::run(),
         ["docs", options @ ..] => docs::run(flag(options, "--check")?),
         ["bench", "control", rest @ ..] => bench::control(rest),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::failure::{Failure, Result};
+use crate::lab;
 use crate::project::{BUILD, cargo};
 use crate::tool::{self, Tool};
 
@@ -76,6 +77,7 @@ const RIVALS: &[&str] = &["rustc", "rustc-mozilla", "rustup"];
 pub(crate) fn run(check: bool) -> Result<ExitCode> {
     let missing = missing();
     let fuzzer = has_fuzzer();
+    let guests = lab::packages::are_there();
     let purpose = "feeds the readers of images what nobody thought of";
     if check {
         for package in &missing {
@@ -88,17 +90,23 @@ pub(crate) fn run(check: bool) -> Result<ExitCode> {
             println!("{:<15} is missing: {purpose}", "cargo-fuzz");
             println!("to install: cargo {}", FUZZER.join(" "));
         }
+        if !guests {
+            println!("{:<15} is missing: kernel and programs of guests; not installed", "lab");
+            println!("to unpack: cargo xtask setup");
+        }
     } else {
         if !missing.is_empty() {
             install(&missing)?;
         }
         ensure_fuzzer()?;
+        lab::packages::ensure()?;
     }
-    if !check || (missing.is_empty() && fuzzer) {
+    if !check || (missing.is_empty() && fuzzer && guests) {
         for package in PACKAGES {
             println!("{:<15} is there: {}", package.name, package.purpose);
         }
         println!("{:<15} is there: {purpose}", "cargo-fuzz");
+        println!("{:<15} is there: kernel and programs of guests", "lab");
         return Ok(ExitCode::SUCCESS);
     }
     Ok(ExitCode::FAILURE)

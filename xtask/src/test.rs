@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Result};
 use crate::fuzz;
+use crate::lab;
 use crate::project::cargo;
 use crate::setup;
 
@@ -20,6 +21,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     if let Err(failure) = setup::ensure() {
         // Most tests do not need the tools, and those that do say so by failing.
         eprintln!("xtask: {failure}\n  the tests that need them will fail");
+    }
+    if let Err(failure) = lab::packages::ensure() {
+        eprintln!("xtask: {failure}\n  the tests that need guests will fail");
     }
     let chosen = arguments
         .iter()

@@ -173,8 +173,7 @@ impl Running {
         let (sender, frames) = channel();
         lock(&line.calls).insert(call, sender);
         let heard: Arc<(Mutex<Heard>, Condvar)> = Arc::default();
-        let running =
-            Self { guest: guest.clone(), line, call, text, heard: Arc::clone(&heard) };
+        let running = Self { guest: guest.clone(), line, call, text, heard: Arc::clone(&heard) };
         if running.put(Kind::Ask, file.display().to_string().as_bytes()).is_err() {
             let _ = std::fs::remove_file(&file);
             return Err(guest.gone(running.text.clone()));

@@ -51,7 +51,8 @@ impl Disk {
 /// A path goes through the command line of a kernel, which ends words at blanks, and of disks
 /// also at commas and colons.
 pub(crate) fn plain(path: &Path) -> Result<()> {
-    let text = path.to_str().filter(|text| path.is_absolute() && !text.contains([' ', ',', ':', '"']));
+    let text =
+        path.to_str().filter(|text| path.is_absolute() && !text.contains([' ', ',', ':', '"']));
     match text {
         Some(_) => Ok(()),
         None => Err(Error::Wrong(format!(

@@ -205,7 +205,8 @@ impl Guest {
 
     /// Its address on a network that it is plugged into.
     pub fn address(&self, network: &Network) -> Result<Ipv4Addr> {
-        let card = self.inner.cards.iter().find(|card| card.address.octets()[2] == network.number());
+        let card =
+            self.inner.cards.iter().find(|card| card.address.octets()[2] == network.number());
         let none = || Error::Wrong(format!("{} has no card in that network", self.inner.name));
         card.map(|card| card.address).ok_or_else(none)
     }
@@ -401,7 +402,8 @@ impl Inner {
         let spec = self.folder.join("spec");
         let text = serde_json::to_vec(&self.spec()).map_err(std::io::Error::from).doing(doing)?;
         std::fs::write(&spec, text).doing(doing)?;
-        let console = OpenOptions::new().create(true).append(true).open(self.folder.join("console"));
+        let console =
+            OpenOptions::new().create(true).append(true).open(self.folder.join("console"));
         let console = console.doing(doing)?;
         let (control, orders) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -508,13 +510,13 @@ impl Inner {
         command.push(format!("init={}", text(&machine.agent)));
         command.push(format!("LAB_FOLDER={}", text(&self.folder)));
         let disks = self.disks.iter().map(|disk| disk.path().to_owned());
-        let writable = [self.folder.clone()].into_iter().chain(self.shares.iter().cloned()).chain(disks);
+        let writable =
+            [self.folder.clone()].into_iter().chain(self.shares.iter().cloned()).chain(disks);
         Spec {
             name: self.name.clone(),
             command,
             processor: self.processor,
             folder: self.folder.clone(),
-            lab: self.lab.folder.path().to_owned(),
             memory: self.memory,
             writable: writable.collect(),
             shares: self.shares.clone(),

@@ -1,6 +1,8 @@
 //! A lab: guests that belong together, and the folder they live in.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
@@ -25,6 +27,8 @@ pub struct Lab {
 pub(crate) struct Inner {
     pub(crate) machine: Machine,
     pub(crate) folder: TempDir,
+    /// Removes the folder if we cannot.
+    sweeper: Child,
     processors: Vec<usize>,
     guests: AtomicU8,
     networks: AtomicU8,
@@ -47,9 +51,19 @@ impl Lab {
         for name in ["share", "disks"] {
             std::fs::create_dir(folder.path().join(name)).doing(|| format!("make {name}"))?;
         }
+        // Of a group of its own: Ctrl-C is for us only.
+        let sweeper = Command::new(&machine.agent)
+            .arg("sweep")
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .doing(|| "start the lab's sweeper".into())?;
         let inner = Inner {
             machine,
             folder,
+            sweeper,
             processors: machine::processors(),
             guests: AtomicU8::new(0),
             networks: AtomicU8::new(0),
@@ -125,11 +139,15 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // Every guest has a handle to this, so none is on any more.
         if self.keep.load(Ordering::Relaxed) || std::thread::panicking() {
             match self.save_logs() {
                 Ok(kept) => eprintln!("lab: the guests' consoles are in {}", kept.display()),
                 Err(error) => eprintln!("lab: the guests' consoles cannot be kept: {error}"),
             }
         }
+        let _ = std::fs::remove_dir_all(self.folder.path());
+        drop(self.sweeper.stdin.take());
+        let _ = self.sweeper.wait();
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use crate::disk::Disk;
 use crate::error::{Doing, Error, Result};
 
-const MAGIC: u64 = 0x006a_7366_7768_7372;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
 const FLUSH: u64 = 1;
 const FUA: u64 = 1 << 1;
 const DISCARD: u64 = 1 << 2;

@@ -44,7 +44,8 @@ fn look() -> Result<Machine> {
         return Err(unavailable("user-mode Linux runs on x86-64 only", "use such a machine"));
     }
     if !rustix::process::geteuid().is_root() {
-        let reason = "a guest runs behind a read-only view of the machine, which only root can make";
+        let reason =
+            "a guest runs behind a read-only view of the machine, which only root can make";
         return Err(unavailable(reason, "run as root"));
     }
     let agent = agent()?;
@@ -60,8 +61,9 @@ fn look() -> Result<Machine> {
         let versions = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
         versions.filter(|path| path.join("modules.dep").is_file()).max()
     });
-    let modules = modules
-        .ok_or_else(|| unavailable("user-mode Linux has no modules in usr/lib/uml/modules", setup))?;
+    let modules = modules.ok_or_else(|| {
+        unavailable("user-mode Linux has no modules in usr/lib/uml/modules", setup)
+    })?;
     for path in [&agent, &kernel, &modules].into_iter().chain(&tools) {
         crate::disk::plain(path)?;
     }

@@ -76,7 +76,8 @@ impl Network {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .doing(|| "make an event".into())?;
         let shared = Arc::new(Shared { state: Mutex::default(), wake });
-        let switch = Switch { shared: Arc::clone(&shared), known: HashMap::new(), late: BinaryHeap::new() };
+        let switch =
+            Switch { shared: Arc::clone(&shared), known: HashMap::new(), late: BinaryHeap::new() };
         thread::Builder::new()
             .name(format!("switch {number}"))
             .spawn(move || switch.run())
@@ -146,9 +147,8 @@ impl Network {
         change: impl FnOnce(&mut HashSet<(usize, usize)>, (usize, usize)),
     ) {
         self.shared.change(|state| {
-            let place = |guest: &Guest| {
-                state.ports.iter().position(|port| port.guest == guest.number())
-            };
+            let place =
+                |guest: &Guest| state.ports.iter().position(|port| port.guest == guest.number());
             if let (Some(one), Some(other)) = (place(one), place(other)) {
                 change(&mut state.apart, (one.min(other), one.max(other)));
             }
@@ -181,30 +181,49 @@ impl Switch {
                 state.ports.iter().map(|port| Arc::clone(&port.socket)).collect()
             };
             let mut watched = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-            watched.extend(sockets.iter().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+            watched.extend(
+                sockets
+                    .iter()
+                    .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)),
+            );
             let wait = self.late.peek().map(|Reverse((when, ..))| {
                 let left = when.saturating_duration_since(Instant::now());
-                Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: i64::from(left.subsec_nanos()) }
+                Timespec {
+                    tv_sec: left.as_secs().cast_signed(),
+                    tv_nsec: i64::from(left.subsec_nanos()),
+                }
             });
             // Interrupted or not: what is readable is asked of the sockets below.
             let _ = poll(&mut watched, wait.as_ref());
-            let ready: Vec<bool> = watched.iter().skip(1).map(|port| !port.revents().is_empty()).collect();
+            let ready: Vec<bool> =
+                watched.iter().skip(1).map(|port| !port.revents().is_empty()).collect();
             let _ = rustix::io::read(&self.shared.wake, &mut [0_u8; 8]);
             while self.late.peek().is_some_and(|Reverse((when, ..))| *when <= Instant::now()) {
                 if let Some(Reverse((_, _, from, frame))) = self.late.pop() {
                     self.forward(from, &frame);
                 }
             }
-            for (from, socket) in sockets.iter().enumerate().filter(|(port, _)| ready.get(*port) == Some(&true)) {
+            for (from, socket) in
+                sockets.iter().enumerate().filter(|(port, _)| ready.get(*port) == Some(&true))
+            {
                 for _ in 0..TURN {
-                    let Ok((_, length @ 14..)) = recv(socket, frame.as_mut_slice(), RecvFlags::DONTWAIT) else { break };
+                    let Ok((_, length @ 14..)) =
+                        recv(socket, frame.as_mut_slice(), RecvFlags::DONTWAIT)
+                    else {
+                        break;
+                    };
                     let frame = frame.get(..length).unwrap_or_default();
                     let delay = self.delay(from, frame);
                     if delay.is_zero() {
                         self.forward(from, frame);
                     } else {
                         count += 1;
-                        self.late.push(Reverse((Instant::now() + delay, count, from, frame.to_vec())));
+                        self.late.push(Reverse((
+                            Instant::now() + delay,
+                            count,
+                            from,
+                            frame.to_vec(),
+                        )));
                     }
                 }
             }

@@ -148,8 +148,6 @@ pub struct Spec {
     pub processor: usize,
     /// Its own folder on the machine.
     pub folder: PathBuf,
-    /// The folder of the whole lab, removed if the runner dies.
-    pub lab: PathBuf,
     /// Size of its memory in MiB.
     pub memory: u64,
     /// What it may write on the machine.
@@ -175,11 +173,13 @@ pub fn identity() -> String {
         include_str!("agent/init.rs"),
         include_str!("agent/serve.rs"),
         include_str!("agent/supervise.rs"),
+        include_str!("agent/sweep.rs"),
     ];
     // FNV-1a: it need not withstand anybody.
-    let hash = sources.iter().flat_map(|text| text.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash =
+        sources.iter().flat_map(|text| text.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
     format!("{hash:016x}")
 }
 

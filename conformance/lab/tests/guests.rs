@@ -11,7 +11,10 @@ use lab::{Error, Lab, Result, Step};
 fn a_command_runs_and_its_status_and_outputs_come_back() -> Result<()> {
     let guest = Lab::new()?.guest("alone").boot()?;
     let output = guest.run(["sh", "-c", "echo out; echo err >&2; exit 3"])?;
-    assert_eq!((output.status, output.text().as_str(), output.errors().as_str()), (3, "out", "err"));
+    assert_eq!(
+        (output.status, output.text().as_str(), output.errors().as_str()),
+        (3, "out", "err")
+    );
     assert_eq!(guest.run(["sh", "-c", "kill -9 $$"])?.status, 128 + 9);
     assert_eq!(guest.run(["no-such-program"])?.status, 127);
     assert_eq!(guest.check(["uname", "-n"])?, "alone");

@@ -15,7 +15,8 @@ fn round_trip(from: &Guest, to: &Guest, network: &Network) -> Result<f64> {
     let address = to.address(network)?.to_string();
     // The first one also asks for the address.
     let text = from.check(["ping", "-c3", "-i0.2", "-W5", &address])?;
-    let times = text.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse().ok());
+    let times =
+        text.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse().ok());
     Ok(times.fold(f64::MAX, f64::min))
 }
 

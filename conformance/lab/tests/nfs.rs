@@ -35,6 +35,7 @@ fn two_hosts_share_files_and_locks() -> Result<()> {
     let site = site(&["host-a", "host-b"])?;
     let (a, b) = (&site.hosts[0], &site.hosts[1]);
     mount(&site, 0, "/sr", "vers=4.2,soft,timeo=100")?;
+    nfs::client_locks(b)?;
     mount(&site, 1, "/sr", "vers=3,soft,timeo=100")?;
     a.check(["dd", "if=/dev/urandom", "of=/sr/one", "bs=1M", "count=4", "conv=fsync"])?;
     assert_eq!(a.check(["sha256sum", "/sr/one"])?, b.check(["sha256sum", "/sr/one"])?);
@@ -42,7 +43,8 @@ fn two_hosts_share_files_and_locks() -> Result<()> {
     a.check(["cp", "--reflink=always", "/sr/one", "/sr/two"])?;
     site.nas.check(["cmp", "/srv/nfs/one", "/srv/nfs/two"])?;
 
-    let holder = a.command(["flock", "/sr/lock", "sh", "-c", "echo held; exec cat"]).start()?;
+    let holder =
+        a.command(["flock", "/sr/lock", "sh", "-c", "echo held; exec sleep 1000"]).start()?;
     a.wait_for("the lock", Duration::from_secs(30), |_| {
         Ok(if holder.so_far().contains("held") { Ok(()) } else { Err(holder.so_far()) })
     })?;

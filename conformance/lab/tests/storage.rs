@@ -12,7 +12,8 @@ const MIB: u64 = 1 << 20;
 /// One block written past the page cache; whether it worked.
 fn write(guest: &Guest, device: &str) -> Result<bool> {
     let to = format!("of={device}");
-    let words = ["dd", "if=/dev/urandom", &to, "bs=4096", "count=1", "oflag=direct", "conv=notrunc"];
+    let words =
+        ["dd", "if=/dev/urandom", &to, "bs=4096", "count=1", "oflag=direct", "conv=notrunc"];
     let output = guest.run(words)?;
     assert!(output.status == 0 || output.errors().contains("Input/output error"), "{output:?}");
     Ok(output.status == 0)
@@ -20,7 +21,15 @@ fn write(guest: &Guest, device: &str) -> Result<bool> {
 
 fn sum(guest: &Guest, device: &str) -> Result<String> {
     let from = format!("if={device}");
-    guest.check(["dd", &from, "bs=4096", "count=1", "iflag=direct", "of=/tmp/block", "status=none"])?;
+    guest.check([
+        "dd",
+        &from,
+        "bs=4096",
+        "count=1",
+        "iflag=direct",
+        "of=/tmp/block",
+        "status=none",
+    ])?;
     guest.check(["sha256sum", "/tmp/block"])
 }
 
@@ -89,7 +98,8 @@ fn a_disk_fails_on_demand() -> Result<()> {
     faulty.healthy()?;
     faulty.hang()?;
     let to = format!("of={path}");
-    let writer = host.command(["dd", "if=/dev/zero", &to, "bs=4096", "count=1", "oflag=direct"]).start()?;
+    let writer =
+        host.command(["dd", "if=/dev/zero", &to, "bs=4096", "count=1", "oflag=direct"]).start()?;
     host.wait_for("a writer that hangs", Duration::from_secs(10), |host| {
         let states = host.run(["sh", "-c", "cat /proc/[0-9]*/stat | grep '(dd)'"])?.text();
         Ok(if states.contains("(dd) D") { Ok(()) } else { Err(states) })
@@ -107,7 +117,13 @@ fn a_log_of_writes_replays_to_what_the_disk_was() -> Result<()> {
     let (disk, log) = (lab.disk("a", 16 * MIB)?, lab.disk("b", 128 * MIB)?);
     let host = lab.guest("host").disk(&disk).disk(&log).boot()?;
     let recorder = dm::Recorder::over(&host, "recorder", "/dev/ubda", "/dev/ubdb")?;
-    host.check(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", &recorder.path()])?;
+    host.check([
+        "mkfs.ext4",
+        "-q",
+        "-E",
+        "lazy_itable_init=0,lazy_journal_init=0",
+        &recorder.path(),
+    ])?;
     recorder.mark("made")?;
     host.check(["mount", &recorder.path(), "/mnt"])?;
     for number in 0..4 {
@@ -138,7 +154,10 @@ fn a_log_of_writes_replays_to_what_the_disk_was() -> Result<()> {
         let check = std::process::Command::new("e2fsck").arg("-p").arg(&image).output().unwrap();
         assert!(check.status.code().unwrap() <= 1, "seed {number} at {point}: {check:?}");
         let list = std::process::Command::new("debugfs")
-            .args(["-R", "ls -p /"]).arg(&image).output().unwrap();
+            .args(["-R", "ls -p /"])
+            .arg(&image)
+            .output()
+            .unwrap();
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
         assert!(*point < third || list.contains("/2/49152/"), "at {point}: {list}");
     }

@@ -140,10 +140,33 @@ impl Place {
     }
 
     fn restore(&self, name: &str) {
+        self.kill_datapaths();
         copy(&self.file(&format!("{name}.state")), &self.file("state"));
         copy(&self.file(&format!("{name}.images")), &self.images());
         let _ = fs::remove_dir_all(self.file("out"));
         fs::create_dir_all(self.file("out")).unwrap();
+    }
+
+    /// The images are about to be others: no process may have the old ones open.
+    fn kill_datapaths(&self) {
+        for place in self.datapaths() {
+            if let Some(process) = place.process().filter(|process| process.is_alive()) {
+                let pid = process.pid.to_string();
+                assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+            }
+            let until = Instant::now() + Duration::from_secs(10);
+            while place.exists() && place.lock().unwrap().is_none() {
+                assert!(Instant::now() < until, "{place:?} does not end");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let _ = fs::remove_dir_all(self.file("run"));
+    }
+
+    fn datapaths(&self) -> Vec<datapath::control::Place> {
+        let installations = fs::read_dir(self.file("run")).into_iter().flatten();
+        let disks = installations.flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap());
+        disks.map(|entry| datapath::control::Place::at(entry.unwrap().path())).collect()
     }
 
     /// Runs the command under test, killed at a step if one is armed.
@@ -274,7 +297,8 @@ impl Place {
             }
         }
         let mut files = BTreeMap::new();
-        for root in [self.images(), self.file("out"), self.file("state").join("locks")] {
+        let roots = ["images", "out", "run", "state/locks"];
+        for root in roots.map(|root| self.file(root)) {
             count(&root, &self.folder, &mut files);
         }
         State { srs, disks, attached, files }
@@ -297,6 +321,7 @@ impl Place {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("SMCTL_STATE_DIR", self.file("state"))
+            .env("SM_RUN_DIR", self.file("run"))
             .env("SMCTL_ISOLATION", self.isolation)
             .env("SMCTL_SR", SR)
             .current_dir(&self.folder)
@@ -320,6 +345,12 @@ impl Place {
             String::from_utf8_lossy(&output.stderr)
         );
         End::Ok
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.kill_datapaths();
     }
 }
 
@@ -391,6 +422,10 @@ fn count(folder: &Path, root: &Path, files: &mut BTreeMap<String, usize>) {
             }
             // Only the lock of an SR is kept between commands.
             _ if name.starts_with("sr-") => continue,
+            // Its presence depends on what was written, and when.
+            _ if name == "pending" => continue,
+            // Who has the disk open, and since when.
+            _ if folder.ends_with(".sm/open") && name.contains("writing") => "writer".to_owned(),
             _ => name.to_owned(),
         };
         let parent = path.parent().unwrap().strip_prefix(root).unwrap().display();

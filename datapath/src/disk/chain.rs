@@ -1,34 +1,151 @@
-//! The files of a disk as one.
+//! The files of a disk as one: a leaf that is written, and what it is based on.
+//!
+//! A request for parts of sectors, or of pages where data goes past the page cache, reads the rest
+//! first; it is alone with its neighbours while it writes. All others run at once.
 
-use std::sync::Arc;
+use std::io::IoSliceMut;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use vhd::{Disk, ExtentKind};
+use rustix::fs::{Mode as FileMode, OFlags};
+use vhd::image::{Live, Place};
+use vhd::store::Blob;
+use vhd::{Image, SECTOR};
 
 use super::drive::Options;
-use super::plan::{Format, Plan};
-use crate::error::Result;
-use crate::export::{Extent, Piece};
+use super::gate::{Gate, NotClosed};
+use super::level::Level;
+use super::owners::{Owners, Piece, push};
+use super::plan::Plan;
+use crate::error::{Errno, Error, Result};
+use crate::export;
+use crate::export::Extent;
+
+/// Pieces of a file that are this near to each other are read with one call, bytes.
+const GAP: u64 = 8 << 10;
+
+/// Buffers in one call, at most; the system's limit is 1024.
+const SLICES: usize = 512;
+
+/// Long ranges are gone through in steps of this many bytes.
+const WINDOW: u64 = 64 << 20;
+
+/// Pieces shorter than this are not looked at for holes, bytes.
+const LOOK: u64 = 64 << 10;
+
+/// How long a request waits for those beside it. They are single transfers, so this is a failure
+/// of the storage.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The files of a disk, open.
 pub(super) struct Chain {
     plan: Plan,
-    disk: vhd::Chain,
+    /// The leaf first.
+    levels: Vec<Arc<Level>>,
+    owners: Owners,
+    /// Passed by requests for whole units; closed by one for parts of them.
+    neighbours: Gate,
+    notes: Mutex<Option<PathBuf>>,
 }
 
 impl Chain {
-    pub(super) fn open(plan: &Plan, _options: &Options, _old: Option<&Arc<Self>>) -> Result<Self> {
-        let layers: Vec<_> = plan
-            .layers()
-            .map(|layer| match layer.format {
-                Format::Vhd => vhd::Layer::Vhd(&layer.path),
-                Format::Raw => vhd::Layer::Raw(&layer.path),
-            })
-            .collect();
-        let mode = if plan.read_only { vhd::Mode::Read } else { vhd::Mode::Write };
-        Ok(Self { plan: plan.clone(), disk: vhd::Chain::open(&layers, mode)? })
+    /// Opens the files of a plan. Those of `old` are taken where nobody can have written to them.
+    pub(super) fn open(plan: &Plan, options: &Options, old: Option<&Self>) -> Result<Self> {
+        let mut levels: Vec<Arc<Level>> = Vec::new();
+        let layers: Vec<_> = plan.layers().collect();
+        for (index, layer) in layers.iter().enumerate() {
+            let write = index == 0 && !plan.read_only;
+            let known = old.filter(|_| index > 0).and_then(|old| {
+                let above = layers.get(index - 1).map(|layer| layer.path.as_path());
+                let below = layers.get(index + 1).map(|layer| layer.path.as_path());
+                old.unchanged(&layer.path, above, below)
+            });
+            levels.push(match known {
+                Some(level) => level,
+                None => Arc::new(Level::open(layer, write, options.direct)?),
+            });
+        }
+        let members: Vec<_> = levels.iter().map(|level| level.member()).collect();
+        vhd::chain::verify(&members)?;
+        drop(members);
+        let share = if levels.len() > 1 { options.memory / 3 } else { options.memory };
+        for (index, level) in levels.iter().enumerate() {
+            if let Some(image) = level.image() {
+                // What lies below is asked once for each page of the index.
+                let in_use = old.and_then(|old| old.levels.first()).is_some_and(|l| Arc::ptr_eq(l, level));
+                if !in_use {
+                    image.set_memory(if index == 0 { share } else { 32 << 10 });
+                }
+            }
+        }
+        let owners = Owners::new(levels.get(1..).unwrap_or_default().to_vec(), options.memory - share);
+        let chain = Self {
+            plan: plan.clone(),
+            levels,
+            owners,
+            neighbours: Gate::new(),
+            notes: Mutex::new(None),
+        };
+        if !plan.read_only {
+            chain.check_notes_below(options)?;
+        }
+        Ok(chain)
     }
 
-    pub(super) fn begin(&self, _options: &Options) -> Result<()> {
+    /// A file that is in use here, if it is between the same neighbours in a new plan: whoever
+    /// merges images changes those beside the one that goes.
+    fn unchanged(
+        &self,
+        path: &Path,
+        above: Option<&Path>,
+        below: Option<&Path>,
+    ) -> Option<Arc<Level>> {
+        let index = self.levels.iter().position(|level| level.path == path)?;
+        let at = |index: usize| self.levels.get(index).map(|level| level.path.as_path());
+        // The leaf is written by nobody but us until the new plan is in use.
+        let is_leaf = index == 0;
+        let same_above = is_leaf || at(index - 1) == above;
+        let level = self.levels.get(index)?;
+        (same_above && at(index + 1) == below && level.is_still(path, is_leaf))
+            .then(|| level.clone())
+    }
+
+    /// Notes that a process has left for an image that is a parent by now were never put into it:
+    /// what they are about would be lost without a word.
+    fn check_notes_below(&self, options: &Options) -> Result<()> {
+        for level in self.levels.iter().skip(1) {
+            let Some(path) = notes_path(options, level) else { continue };
+            if path.exists() && std::fs::metadata(&path).is_ok_and(|found| found.len() > 0) {
+                let is_ours = level.image().is_some_and(Image::is_live);
+                if !is_ours && noted(&path, level)? {
+                    let what = format!(
+                        "{}: {} has notes of writes that were not put into it",
+                        level.path.display(),
+                        path.display()
+                    );
+                    return Err(Error::new(Errno::Io, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to write: what a process that died has noted is put into the leaf.
+    pub(super) fn begin(&self, options: &Options) -> Result<()> {
+        let leaf = self.leaf()?;
+        let Some(image) = leaf.image().filter(|image| !image.is_live()) else { return Ok(()) };
+        if self.plan.read_only {
+            return Ok(());
+        }
+        let path = notes_path(options, leaf);
+        let notes = path.as_deref().map(open_notes).transpose()?;
+        image.go_live(Live {
+            notes: notes.map(|file| Box::new(file) as Box<dyn Blob>),
+            notes_path: path.clone().unwrap_or_default(),
+            boot: boot()?,
+        })?;
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = path;
         Ok(())
     }
 
@@ -36,63 +153,320 @@ impl Chain {
         &self.plan
     }
 
+    fn leaf(&self) -> Result<&Arc<Level>> {
+        self.levels.first().ok_or_else(|| Error::new(Errno::Io, "a disk without files"))
+    }
+
     pub(super) fn leaf_id(&self) -> (u64, u64) {
-        self.disk.leaf().map_or((0, 0), |leaf| leaf.info().file_id)
+        self.levels.first().map_or((0, 0), |leaf| leaf.stat.id)
     }
 
     pub(super) fn is_direct(&self) -> bool {
-        false
+        self.levels.first().is_some_and(|leaf| leaf.storage.direct.is_some())
     }
 
     pub(super) fn size(&self) -> u64 {
-        self.disk.size()
+        self.levels.first().map_or(0, |leaf| leaf.size())
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<()> {
+        let size = self.size();
+        if offset.checked_add(length).is_some_and(|end| end <= size) {
+            return Ok(());
+        }
+        let what = format!("{length} bytes at {offset} are outside of a disk of {size} bytes");
+        Err(Error::new(Errno::Invalid, what))
+    }
+
+    /// Where a range is when one answer does for all of it.
+    fn locate(&self, offset: u64, length: u64) -> Result<Option<Piece>> {
+        let leaf = self.leaf()?;
+        let Some(image) = leaf.image() else {
+            return Ok(Some(Piece { length, place: Some((0, offset)) }));
+        };
+        match image.locate(offset, length)? {
+            Place::At(at) => Ok(Some(Piece { length, place: Some((0, at)) })),
+            Place::Absent => self.owners.locate(offset, length),
+            Place::Mixed => Ok(None),
+        }
+    }
+
+    /// Where a range is: pieces in order.
+    fn resolve(&self, offset: u64, length: u64) -> Result<Vec<Piece>> {
+        let mut runs = Vec::new();
+        self.leaf()?.map(offset, length, &mut runs)?;
+        let mut pieces = Vec::with_capacity(runs.len());
+        for run in &runs {
+            match run.at {
+                Some(at) => push(&mut pieces, Piece { length: run.length, place: Some((0, at)) }),
+                None => self.owners.resolve(run.offset, run.length, &mut pieces)?,
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn level(&self, index: usize) -> Result<&Arc<Level>> {
+        self.levels.get(index).ok_or_else(|| Error::new(Errno::Io, "a file that is not there"))
     }
 
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        Ok(self.disk.read_at(offset, buf)?)
+        self.check(offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        match self.locate(offset, buf.len() as u64)? {
+            Some(Piece { place: Some((level, at)), .. }) => self.level(level)?.read(buf, at),
+            Some(Piece { place: None, .. }) => {
+                buf.fill(0);
+                Ok(())
+            }
+            None => self.gather(&self.resolve(offset, buf.len() as u64)?, buf),
+        }
+    }
+
+    /// Reads pieces into a buffer, those of a file that are near to each other with one call.
+    fn gather(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+        let mut parts: Vec<Vec<(u64, &mut [u8])>> = Vec::new();
+        let mut rest = buf;
+        for piece in pieces {
+            let (part, tail) = rest.split_at_mut(piece.length as usize);
+            rest = tail;
+            match piece.place {
+                None => part.fill(0),
+                Some((level, at)) => {
+                    if parts.len() <= level {
+                        parts.resize_with(level + 1, Vec::new);
+                    }
+                    if let Some(of) = parts.get_mut(level) {
+                        of.push((at, part));
+                    }
+                }
+            }
+        }
+        for (index, parts) in parts.into_iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
+            let level = self.level(index)?;
+            let mut group: Vec<(u64, &mut [u8])> = Vec::new();
+            for (at, part) in parts {
+                let near = group.last().is_some_and(|(last, bytes)| {
+                    let end = last + bytes.len() as u64;
+                    at >= end && at - end <= GAP
+                });
+                if !near || group.len() * 2 >= SLICES {
+                    read_group(level, std::mem::take(&mut group))?;
+                }
+                group.push((at, part));
+            }
+            read_group(level, group)?;
+        }
+        Ok(())
     }
 
     pub(super) fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        Ok(self.disk.write_at(offset, buf)?)
+        self.check(offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let leaf = self.leaf()?;
+        if is_whole(leaf.unit(), offset, buf.len() as u64) {
+            let _pass = self.beside()?;
+            return leaf.write(offset, buf);
+        }
+        self.alone(|| self.write_parts(leaf, offset, buf))
     }
 
-    pub(super) fn zero(&self, offset: u64, length: u64, _keep_space: bool) -> Result<()> {
-        Ok(self.disk.write_zeros(offset, length)?)
+    /// Writes anything, with nobody beside it.
+    fn write_parts(&self, leaf: &Level, offset: u64, buf: &[u8]) -> Result<()> {
+        if leaf.image().is_none() || is_whole(SECTOR, offset, buf.len() as u64) {
+            return leaf.write(offset, buf);
+        }
+        let end = offset + buf.len() as u64;
+        let first = offset / SECTOR * SECTOR;
+        // A disk ends with a whole sector: only raw files do not, and they are not written here.
+        let mut whole = vec![0; (end.next_multiple_of(SECTOR) - first) as usize];
+        let sector = SECTOR as usize;
+        let last = whole.len() - sector;
+        if first < offset {
+            self.read(first, &mut whole[..sector])?;
+        }
+        if !end.is_multiple_of(SECTOR) && (last > 0 || first == offset) {
+            self.read(first + last as u64, &mut whole[last..])?;
+        }
+        let start = (offset - first) as usize;
+        whole[start..start + buf.len()].copy_from_slice(buf);
+        leaf.write(first, &whole)
+    }
+
+    /// Beside others that write whole units.
+    fn beside(&self) -> Result<super::gate::Pass<'_>> {
+        self.neighbours.enter().map_err(|_| Error::new(Errno::Shutdown, "the disk is closed"))
+    }
+
+    /// With nobody else writing.
+    fn alone<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self.neighbours.close(Instant::now() + PATIENCE) {
+            Ok(()) => {}
+            Err(NotClosed::Busy(_) | NotClosed::Taken | NotClosed::Shut) => {
+                return Err(Error::new(Errno::Io, "writes beside this one do not end"));
+            }
+        }
+        let _open = Opens(&self.neighbours);
+        run()
+    }
+
+    /// Makes a range read as zeros.
+    pub(super) fn zero(&self, offset: u64, length: u64, keep_space: bool) -> Result<()> {
+        self.check(offset, length)?;
+        let end = offset + length;
+        let (first, last) = (offset.next_multiple_of(SECTOR), end / SECTOR * SECTOR);
+        if self.leaf()?.image().is_none() {
+            return self.zero_whole(offset, length, keep_space);
+        }
+        if first >= last {
+            return self.write(offset, &vec![0; length as usize]);
+        }
+        self.write(offset, &vec![0; (first - offset) as usize])?;
+        self.write(last, &vec![0; (end - last) as usize])?;
+        self.zero_whole(first, last - first, keep_space)
+    }
+
+    /// As [`Chain::zero`], of whole sectors.
+    fn zero_whole(&self, offset: u64, length: u64, keep_space: bool) -> Result<()> {
+        if keep_space {
+            let zeros = vec![0; length.min(1 << 20) as usize];
+            let mut done = 0;
+            while done < length {
+                let count = (length - done).min(zeros.len() as u64);
+                self.write(offset + done, zeros.get(..count as usize).unwrap_or(&zeros))?;
+                done += count;
+            }
+            return Ok(());
+        }
+        let leaf = self.leaf()?;
+        let mut at = offset;
+        while at < offset + length {
+            let count = (offset + length - at).min(WINDOW);
+            for (start, bytes) in self.not_zero(at, count)? {
+                if is_whole(leaf.unit(), start, bytes) {
+                    let _pass = self.beside()?;
+                    leaf.zero(start, bytes)?;
+                } else {
+                    self.alone(|| leaf.zero(start, bytes))?;
+                }
+            }
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// The parts of a range that must be touched for it to read as zeros.
+    fn not_zero(&self, offset: u64, length: u64) -> Result<Vec<(u64, u64)>> {
+        if self.owners.is_empty() {
+            return Ok(vec![(offset, length)]);
+        }
+        let mut parts: Vec<(u64, u64)> = Vec::new();
+        let mut at = offset;
+        for piece in self.resolve(offset, length)? {
+            if piece.place.is_some() {
+                match parts.last_mut() {
+                    Some(last) if last.0 + last.1 == at => last.1 += piece.length,
+                    _ => parts.push((at, piece.length)),
+                }
+            }
+            at += piece.length;
+        }
+        Ok(parts)
     }
 
     pub(super) fn zeroes_are_fast(&self) -> bool {
-        false
+        self.levels.first().is_some_and(|leaf| leaf.punches)
     }
 
     pub(super) fn flush(&self) -> Result<()> {
-        Ok(self.disk.flush()?)
+        self.leaf()?.flush()
     }
 
+    /// Puts new metadata into the leaf, if there is any.
     pub(super) fn publish(&self) -> Result<()> {
-        Ok(())
+        let waiting =
+            self.leaf()?.image().is_some_and(|image| image.is_live() && image.has_unpublished());
+        if waiting { self.flush() } else { Ok(()) }
     }
 
     pub(super) fn wants_publishing(&self) -> bool {
-        false
+        let image = self.levels.first().and_then(|leaf| leaf.image());
+        image.is_some_and(Image::wants_publishing)
     }
 
-    pub(super) fn end_notes(&self) -> Result<()> {
+    /// The leaf is not written any more; all of it is published. `new` has its place.
+    pub(super) fn retire(&self, new: &Self) {
+        let Some(leaf) = self.levels.first() else { return };
+        if new.levels.first().is_some_and(|other| Arc::ptr_eq(leaf, other)) {
+            return;
+        }
+        leaf.seal();
+        if let Some(image) = leaf.image() {
+            image.set_memory(32 << 10);
+        }
+        self.drop_notes();
+    }
+
+    /// What the notes say is in the image.
+    fn drop_notes(&self) {
+        let path = self.notes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(path) = path {
+            // What stays of them says nothing new.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    pub(super) fn close(&self) -> Result<()> {
+        self.leaf()?.close()?;
+        self.drop_notes();
         Ok(())
     }
 
-    pub(super) fn retire(&self, _new: &Self) {}
-
-    pub(super) fn close(&self) -> Result<()> {
-        self.flush()
-    }
-
+    /// A request as transfers that somebody else does, past the page cache; none where it is more
+    /// than that.
     pub(super) fn map(
         &self,
-        _offset: u64,
-        _length: u64,
-        _write: bool,
-    ) -> Option<(Vec<Piece>, Box<dyn Send>)> {
-        None
+        offset: u64,
+        length: u64,
+        write: bool,
+    ) -> Option<(Vec<export::Piece>, Box<dyn Send>)> {
+        self.levels.first()?.storage.direct.as_ref()?;
+        self.check(offset, length).ok()?;
+        let held: Box<dyn Send> = if write {
+            let leaf = self.levels.first()?;
+            if !leaf.takes_writes() || !is_whole(leaf.unit(), offset, length) {
+                return None;
+            }
+            Box::new(self.neighbours.try_enter()?)
+        } else {
+            Box::new(())
+        };
+        let single = self.locate(offset, length).ok()?;
+        let pieces = match single {
+            Some(piece) => vec![piece],
+            None if write => return None,
+            None => self.resolve(offset, length).ok()?,
+        };
+        let mut parts = Vec::with_capacity(pieces.len());
+        let mut start = 0;
+        for piece in pieces {
+            let part = start..start + piece.length as usize;
+            start = part.end;
+            let place = match piece.place {
+                Some((level, _)) if write && level != 0 => return None,
+                None if write => return None,
+                Some((level, at)) => {
+                    let file = self.levels.get(level)?.storage.for_ring(at, piece.length)?;
+                    Some((file, at))
+                }
+                None => None,
+            };
+            parts.push(export::Piece { part, place });
+        }
+        Some((parts, held))
     }
 
     pub(super) fn extents(
@@ -102,10 +476,141 @@ impl Chain {
         limit: usize,
         into: &mut Vec<Extent>,
     ) -> Result<()> {
-        for extent in self.disk.extents(offset, length)?.iter().take(limit) {
-            let zero = extent.kind == ExtentKind::Zero;
-            into.push(Extent { length: extent.length, hole: zero, zero });
+        self.check(offset, length)?;
+        let mut found = Limited { into, first: None, limit };
+        let mut at = offset;
+        while at < offset + length {
+            let count = (offset + length - at).min(WINDOW);
+            for piece in self.resolve(at, count)? {
+                if !self.holes(piece, &mut found)? {
+                    return Ok(());
+                }
+            }
+            at += count;
         }
         Ok(())
     }
+
+    /// Hands on a piece, and the holes that its file has there. Answers whether more is wanted.
+    fn holes(&self, piece: Piece, found: &mut Limited<'_>) -> Result<bool> {
+        let Some((index, at)) = piece.place else { return Ok(found.add(piece.length, true)) };
+        if piece.length < LOOK {
+            return Ok(found.add(piece.length, false));
+        }
+        let level = self.level(index)?;
+        let (mut at, end) = (at, at + piece.length);
+        while at < end {
+            let data = level.storage.next_data(at).map_err(|error| {
+                Error::io(format_args!("{}: seek", level.path.display()), &error)
+            })?;
+            let data = data.unwrap_or(end..end);
+            // Holes by sector: beyond it may be another piece's.
+            let start = (data.start / SECTOR * SECTOR).clamp(at, end);
+            let stop = data.end.checked_next_multiple_of(SECTOR).unwrap_or(end).clamp(start, end);
+            if !found.add(start - at, true) || !found.add(stop - start, false) {
+                return Ok(false);
+            }
+            at = stop;
+        }
+        Ok(true)
+    }
+}
+
+/// Opens a gate again.
+struct Opens<'a>(&'a Gate);
+
+impl Drop for Opens<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+/// Extents, as many as are wanted.
+struct Limited<'a> {
+    into: &'a mut Vec<Extent>,
+    /// Where ours begin.
+    first: Option<usize>,
+    limit: usize,
+}
+
+impl Limited<'_> {
+    /// Adds bytes that are zeros without space, or data. Answers whether more is wanted.
+    fn add(&mut self, length: u64, zero: bool) -> bool {
+        let first = *self.first.get_or_insert(self.into.len());
+        if length == 0 {
+            return true;
+        }
+        let count = self.into.len() - first;
+        match self.into.last_mut() {
+            Some(last) if count > 0 && last.zero == zero => last.length += length,
+            _ if count >= self.limit.max(1) => return false,
+            _ => self.into.push(Extent { length, hole: zero, zero }),
+        }
+        true
+    }
+}
+
+fn is_whole(unit: u64, offset: u64, length: u64) -> bool {
+    offset.is_multiple_of(unit) && length.is_multiple_of(unit)
+}
+
+/// Reads parts of a file that are near to each other, in order.
+fn read_group(level: &Level, mut group: Vec<(u64, &mut [u8])>) -> Result<()> {
+    let (Some(start), Some(end)) = (
+        group.first().map(|(at, _)| *at),
+        group.last().map(|(at, part)| at + part.len() as u64),
+    ) else {
+        return Ok(());
+    };
+    if let [(at, part)] = &mut group[..] {
+        return level.read(part, *at);
+    }
+    let mut skipped: Vec<Vec<u8>> = Vec::with_capacity(group.len());
+    let mut next = start;
+    for (at, part) in &group {
+        skipped.push(vec![0; (at - next) as usize]);
+        next = at + part.len() as u64;
+    }
+    let mut slices: Vec<IoSliceMut<'_>> = Vec::with_capacity(group.len() * 2);
+    for ((_, part), skipped) in group.iter_mut().zip(&mut skipped) {
+        if !skipped.is_empty() {
+            slices.push(IoSliceMut::new(skipped));
+        }
+        slices.push(IoSliceMut::new(part));
+    }
+    let got = rustix::io::preadv(&*level.storage.cached, &mut slices, start);
+    if got.is_ok_and(|got| got as u64 == end - start) {
+        return Ok(());
+    }
+    // Short at the end of a raw file, or interrupted: one by one tells.
+    group.into_iter().try_for_each(|(at, part)| level.read(part, at))
+}
+
+/// Where the notes of an image are: a file for each, so that those of one are never taken for those
+/// of another.
+fn notes_path(options: &Options, level: &Level) -> Option<PathBuf> {
+    let prefix = options.pending.as_ref()?;
+    let mut name = prefix.file_name()?.to_os_string();
+    name.push(format!(".{:x}-{:x}", level.stat.id.0, level.stat.id.1));
+    Some(prefix.with_file_name(name))
+}
+
+fn open_notes(path: &Path) -> Result<std::fs::File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, FileMode::RUSR | FileMode::WUSR)
+        .map(std::fs::File::from)
+        .map_err(|errno| Error::io(format_args!("{}: open", path.display()), &errno.into()))
+}
+
+/// Whether a file of notes has any that are still good for an image.
+fn noted(path: &Path, level: &Level) -> Result<bool> {
+    let Some(image) = level.image() else { return Ok(false) };
+    Ok(image.is_noted(&open_notes(path)?, path, boot()?)?)
+}
+
+/// Which run of the system this is.
+fn boot() -> Result<uuid::Uuid> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
+    text.trim().parse().map_err(|_| Error::new(Errno::Io, format!("{path}: is no UUID")))
 }

@@ -19,8 +19,11 @@ use crate::export::{Export, Extent, Mapped, Transfer, Zeroes};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where new metadata is noted until it is in the image, so that a death of this process loses
-    /// nothing that was answered: a file in a directory that lives in memory, made when it is not
-    /// there. Without it, a death loses what was not flushed, as a power cut does.
+    /// nothing that was answered: the beginning of a path in a directory that lives in memory. The
+    /// device and inode numbers of the leaf are appended, since each image has notes of its own;
+    /// the file is made when it is not there, and removed when what it says is in the image for
+    /// good. Whoever opens the same image after a death must say the same path. Without it, a
+    /// death loses what was not flushed, as a power cut does.
     pub pending: Option<PathBuf>,
     /// Data goes past the system's page cache where the storage takes that.
     pub direct: bool,
@@ -172,7 +175,7 @@ impl Drive {
                 "a disk stays read-only, or writable, as long as it is open",
             ));
         }
-        let new = Chain::open(plan, &self.options, Some(&chain))?;
+        let new = Chain::open(plan, &self.options, Some(chain.as_ref()))?;
         if new.size() < chain.size() {
             let what =
                 format!("a disk of {} bytes cannot become one of {}", chain.size(), new.size());
@@ -245,8 +248,9 @@ impl Drive {
     pub fn write_aside(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let _pass = self.enter()?;
         self.writable()?;
-        self.underneath().chain.write(offset, buf)?;
-        self.mind_memory();
+        let underneath = self.underneath();
+        underneath.chain.write(offset, buf)?;
+        self.mind_memory(&underneath.chain);
         Ok(())
     }
 
@@ -254,8 +258,9 @@ impl Drive {
     pub fn zero_aside(&self, offset: u64, length: u64, keep_space: bool) -> Result<()> {
         let _pass = self.enter()?;
         self.writable()?;
-        self.underneath().chain.zero(offset, length, keep_space)?;
-        self.mind_memory();
+        let underneath = self.underneath();
+        underneath.chain.zero(offset, length, keep_space)?;
+        self.mind_memory(&underneath.chain);
         Ok(())
     }
 
@@ -322,14 +327,14 @@ impl Drive {
             }
             result
         };
-        self.mind_memory();
+        self.mind_memory(chain);
         result?;
         if durable { flush(underneath) } else { Ok(()) }
     }
 
     /// Has metadata published early when there is much of it.
-    fn mind_memory(&self) {
-        if self.underneath().chain.wants_publishing() {
+    fn mind_memory(&self, chain: &Chain) {
+        if chain.wants_publishing() {
             self.publisher.wake();
         }
     }
@@ -442,7 +447,6 @@ impl Prepared {
         let chain = drive.underneath().chain.clone();
         if !drive.read_only {
             chain.flush()?;
-            chain.end_notes()?;
         }
         Ok(Self { chain })
     }
@@ -464,12 +468,8 @@ impl Paused {
             return Err(Error::new(Errno::Invalid, "not a successor of the disk that is paused"));
         }
         if !drive.read_only {
-            // The notes of the old leaf are in it since the pause, so they are not needed again.
-            old.end_notes()?;
-            if let Err(error) = new.begin(&drive.options) {
-                old.begin(&drive.options)?;
-                return Err(error);
-            }
+            new.begin(&drive.options)?;
+            // All of it is published since the pause, and nothing was written after.
             old.retire(&new);
         }
         underneath.chain = new;

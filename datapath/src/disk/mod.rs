@@ -11,9 +11,12 @@
 mod chain;
 mod drive;
 mod gate;
+mod level;
 mod limit;
+mod owners;
 mod plan;
 mod stats;
+mod storage;
 mod watch;
 
 pub use drive::{Drive, Options, Paused, Prepared, WatcherId};

@@ -2,8 +2,10 @@
 //! only as far as it is touched.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::inbox::{Inbox, Message};
 use super::link::Link;
 use super::protocol::REQUEST_LENGTH;
 use super::reply::HEAD;
@@ -110,14 +112,16 @@ pub(super) struct Output {
     end: usize,
     /// When the first of those that wait was put in.
     since: Option<Instant>,
+    /// Where they go; none: to the client.
+    inbox: Option<Arc<Inbox>>,
 }
 
 /// Where the first reply goes: the data of a read is then aligned.
 const BEGIN: usize = ALIGNMENT - HEAD;
 
 impl Output {
-    pub(super) fn new() -> Self {
-        Self { memory: Aligned::new(BEGIN + OUTPUT), end: BEGIN, since: None }
+    pub(super) fn new(inbox: Option<Arc<Inbox>>) -> Self {
+        Self { memory: Aligned::new(BEGIN + OUTPUT), end: BEGIN, since: None, inbox }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -169,6 +173,24 @@ impl Output {
         }
         let end = self.end;
         (self.end, self.since) = (BEGIN, None);
-        link.send(self.memory.get().get(BEGIN..end).unwrap_or_default(), &[])
+        let bytes = self.memory.get().get(BEGIN..end).unwrap_or_default();
+        match &self.inbox {
+            None => link.send(bytes, &[])?,
+            Some(inbox) => inbox.put(Message::Reply(bytes.to_vec())),
+        }
+        Ok(())
+    }
+
+    /// Sends what is there, then a reply that is too long to be kept.
+    pub(super) fn send_long(&mut self, link: &Link, head: &[u8], data: Vec<u8>) -> io::Result<()> {
+        self.send(link)?;
+        match &self.inbox {
+            None => link.send(head, &data)?,
+            Some(inbox) => {
+                inbox.put(Message::Reply(head.to_vec()));
+                inbox.put(Message::Reply(data));
+            }
+        }
+        Ok(())
     }
 }

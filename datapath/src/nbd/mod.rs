@@ -14,6 +14,7 @@ mod buffer;
 pub mod client;
 pub mod context;
 pub mod handshake;
+mod inbox;
 mod link;
 mod perform;
 pub mod protocol;

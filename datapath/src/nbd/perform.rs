@@ -172,8 +172,7 @@ fn read_whole(link: &Link, request: &Request, out: &mut Output) -> io::Result<()
         if let Err(error) = export.read(offset, &mut data) {
             return failed(link, request, &error, out);
         }
-        out.send(link)?;
-        return link.send(head, &data);
+        return out.send_long(link, head, data);
     }
     if structured {
         return refuse(link, request, Errno::Overflow, "too much for one chunk just now", out);

@@ -182,6 +182,27 @@ impl Server {
     }
 }
 
+/// Serves one client over whatever carries it, without TLS, in the calling thread. Whether the
+/// client behaved: it left as the protocol wants it, or between two requests.
+pub fn serve_wire(wire: Box<dyn Wire>, exports: &dyn Exports, limits: &Limits) -> bool {
+    let until = Instant::now() + limits.handshake;
+    let negotiated = {
+        let handshake = Handshake { wire: wire.as_ref(), exports, tls: false, until };
+        handshake.greet().and_then(|greeted| match greeted {
+            Some(no_zeroes) => handshake.negotiate(no_zeroes, false),
+            None => Ok(Outcome::Left),
+        })
+    };
+    match negotiated {
+        Ok(Outcome::Use(agreed)) => {
+            let link = Link::new(wire, agreed, Arc::default());
+            matches!(Session::new(Arc::new(link)).run(), End::Left | End::Gone)
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
 impl State {
     fn take_number(&mut self) -> u64 {
         self.next += 1;

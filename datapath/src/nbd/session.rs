@@ -14,7 +14,7 @@ use super::link::{Kind, Link};
 use super::perform::{self, kind};
 use super::protocol::{REQUEST_LENGTH, Request};
 use super::request::Action;
-use super::workers::Workers;
+use super::workers::{Job, Workers};
 
 /// Writes up to this are kept with their request until they are there as a whole, bytes.
 const SMALL: usize = 64 * 1024;
@@ -73,7 +73,7 @@ enum Next {
 
 impl Session {
     pub(super) fn new(link: Arc<Link>) -> Self {
-        let (input, out, found) = (Input::new(), Output::new(), Found::default());
+        let (input, out, found) = (Input::new(), Output::new(None), Found::default());
         Self { link, input, out, found, payload: None, workers: None }
     }
 
@@ -156,8 +156,8 @@ impl Session {
             // What is done already need not wait for what is slow.
             self.out.send(&self.link)?;
             let link = &self.link;
-            let workers = self.workers.get_or_insert_with(|| Workers::new(Arc::clone(link)));
-            workers.give(*request, action, payload)?;
+            let workers = self.workers.get_or_insert_with(|| Workers::new(Arc::clone(link), None));
+            workers.give(Job { request: *request, action, payload, part_of: None })?;
             return Ok(Next::Go);
         }
         if kind == Kind::Durable {

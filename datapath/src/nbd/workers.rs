@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::buffer::Output;
 use super::context::Found;
+use super::inbox::{Inbox, Message};
 use super::link::{Link, lock};
 use super::perform;
 use super::protocol::Request;
@@ -17,8 +18,8 @@ use super::request::Action;
 /// Threads of one connection. Disks of one machine are seldom faster with more.
 pub(super) const THREADS: usize = 16;
 
-/// Payload that may wait, bytes.
-const PAYLOAD: usize = 4 << 20;
+/// What requests that wait or are being done may hold, bytes; one may be larger.
+const WEIGHT: usize = 4 << 20;
 
 /// Requests that may wait.
 const WAITING: usize = 64;
@@ -29,17 +30,28 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Of a thread. The disk's engine runs on it.
 pub(super) const STACK: usize = 512 * 1024;
 
-struct Job {
-    request: Request,
-    action: Action,
-    payload: Vec<u8>,
+/// A request for another thread.
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) action: Action,
+    pub(super) payload: Vec<u8>,
+    /// It is a part of a longer write with this number: who asked for it answers, not the worker.
+    pub(super) part_of: Option<usize>,
+}
+
+impl Job {
+    /// Bytes that it holds.
+    fn weight(&self) -> usize {
+        let read = matches!(self.action, Action::Read { .. });
+        if read { self.request.length as usize } else { self.payload.len() }
+    }
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Bytes of their payloads, and of those that are being done.
-    payload: usize,
+    /// Bytes that they hold, and those that are being done.
+    weight: usize,
     threads: usize,
     idle: usize,
     /// Jobs that wait or are being done.
@@ -47,8 +59,16 @@ struct Queue {
     closed: bool,
 }
 
+impl Queue {
+    fn is_full(&self, more: usize) -> bool {
+        self.busy > 0 && (self.jobs.len() >= WAITING || self.weight + more > WEIGHT)
+    }
+}
+
 struct Shared {
     link: Arc<Link>,
+    /// Where replies go; none: to the client.
+    inbox: Option<Arc<Inbox>>,
     queue: Mutex<Queue>,
     /// There is a job, or there will be none.
     more: Condvar,
@@ -63,9 +83,9 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn new(link: Arc<Link>) -> Self {
+    pub(super) fn new(link: Arc<Link>, inbox: Option<Arc<Inbox>>) -> Self {
         let (more, less) = (Condvar::new(), Condvar::new());
-        let shared = Shared { link, queue: Mutex::default(), more, less };
+        let shared = Shared { link, inbox, queue: Mutex::default(), more, less };
         Self { shared: Arc::new(shared), threads: Vec::new() }
     }
 
@@ -74,17 +94,17 @@ impl Workers {
         lock(&self.shared.queue).busy
     }
 
+    /// Whether [`Workers::give`] would not wait.
+    #[cfg(feature = "ring")]
+    pub(super) fn has_room(&self) -> bool {
+        !lock(&self.shared.queue).is_full(0)
+    }
+
     /// Gives away a request; waits while there are too many.
-    pub(super) fn give(
-        &mut self,
-        request: Request,
-        action: Action,
-        payload: Vec<u8>,
-    ) -> io::Result<()> {
+    pub(super) fn give(&mut self, job: Job) -> io::Result<()> {
+        let weight = job.weight();
         let mut queue = lock(&self.shared.queue);
-        while queue.busy > 0
-            && (queue.jobs.len() >= WAITING || queue.payload + payload.len() > PAYLOAD)
-        {
+        while queue.is_full(weight) {
             queue = self.shared.less.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         if queue.idle <= queue.jobs.len() && queue.threads < THREADS {
@@ -100,21 +120,12 @@ impl Workers {
                 Err(_) => {}
             }
         }
-        queue.payload += payload.len();
+        queue.weight += weight;
         queue.busy += 1;
-        queue.jobs.push_back(Job { request, action, payload });
+        queue.jobs.push_back(job);
         drop(queue);
         self.shared.more.notify_one();
         Ok(())
-    }
-
-    /// Waits until nothing is being done.
-    #[cfg(feature = "ring")]
-    pub(super) fn drain(&self) {
-        let mut queue = lock(&self.shared.queue);
-        while queue.busy > 0 {
-            queue = self.shared.less.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 }
 
@@ -143,7 +154,7 @@ impl Drop for Doing<'_> {
     fn drop(&mut self) {
         let mut queue = lock(&self.0.queue);
         queue.busy -= 1;
-        queue.payload -= self.1;
+        queue.weight -= self.1;
         self.0.link.gauge.remove();
         drop(queue);
         self.0.less.notify_all();
@@ -152,20 +163,29 @@ impl Drop for Doing<'_> {
 
 impl Shared {
     fn work(&self) {
-        let mut out = Output::new();
+        let mut out = Output::new(self.inbox.clone());
         let mut found = Found::default();
         while let Some(job) = self.next() {
-            let _doing = Doing(self, job.payload.len());
-            let Job { request, action, payload } = job;
+            let _doing = Doing(self, job.weight());
+            let Job { request, action, payload, part_of } = job;
+            let link = &self.link;
+            if let (Some(number), Some(inbox)) = (part_of, &self.inbox) {
+                let written = link.agreed.export.write(request.offset, &payload, false);
+                let failed = written.err().map(|error| {
+                    link.log(&error);
+                    error.errno
+                });
+                inbox.put(Message::Part(number, failed));
+                continue;
+            }
             let began = Instant::now();
-            let done =
-                perform::perform(&self.link, &request, action, &payload, &mut found, &mut out);
+            let done = perform::perform(link, &request, action, &payload, &mut found, &mut out);
             let bytes = if matches!(action, Action::Read { .. }) { request.length } else { 0 };
             let bytes = payload.len().max(bytes as usize);
-            self.link.pace.add(perform::kind(action), began.elapsed(), bytes);
-            if done.and_then(|()| out.send(&self.link)).is_err() {
+            link.pace.add(perform::kind(action), began.elapsed(), bytes);
+            if done.and_then(|()| out.send(link)).is_err() {
                 // The thread that receives sees the end.
-                self.link.wire.close();
+                link.wire.close();
             }
         }
     }

@@ -4,12 +4,13 @@
 //! |---|---|
 //! | [`cli`] | what can be typed |
 //! | [`session`] | opens the storage manager; what is meant by a name; signals |
-//! | [`driver`], [`sr`], [`vdi`], [`transfer`], [`maintain`], [`job`], [`mod@vhd`], [`pages`] | the commands |
+//! | [`driver`], [`sr`], [`vdi`], [`attach`], [`transfer`], [`maintain`], [`job`], [`mod@vhd`], [`pages`] | the commands |
 //! | [`config`], [`shell`] | `key=value` words and secrets; words for a shell |
 //! | [`output`], [`tree`], [`progress`], [`errors`] | what is printed, and the exit status |
 
 #![forbid(unsafe_code)]
 
+mod attach;
 mod cli;
 mod config;
 mod driver;

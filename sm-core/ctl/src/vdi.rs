@@ -1,20 +1,18 @@
 //! `smctl vdi`, all but the commands that move bytes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use sm_core::{AttachmentRecord, CancelFlag, NewSnapshot, NewVdi, Sr};
-use sm_model::access::Access;
+use sm_core::{AttachmentRecord, NewSnapshot, NewVdi, Sr};
 use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
-use sm_model::{AttachMode, Changed, Kind, VdiUuid};
+use sm_model::{Changed, VdiUuid};
 
-use crate::cli::vdi::{Change, Datapath, New, VdiArgs, VdiCommand};
+use crate::attach;
+use crate::cli::vdi::{Change, New, VdiArgs, VdiCommand};
 use crate::config::pairs;
 use crate::errors::{Failure, Result, Status};
 use crate::output::{Align, Block, Report, Style, Table, escape, timestamp, yes};
 use crate::session::Session;
-use crate::shell;
 use crate::sr::changed_text;
 use crate::tree::{self, health_text};
 
@@ -29,7 +27,8 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let done = sr.vdi_create(op, new).await?;
             Ok(made(json, &done))
         }
-        VdiCommand::List { attached } => list(session, &sr, *attached).await,
+        VdiCommand::List { attached: true } => attach::list(session, &sr).await,
+        VdiCommand::List { attached: false } => list(session, &sr).await,
         VdiCommand::Show(selector) => show(session, &sr, &selector.vdi).await,
         VdiCommand::Introduce { uuid, name, description, vdi_type, keys } => {
             let request = VdiIntroduce {
@@ -80,14 +79,17 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
                 changed_text(done.changed, &format!("VDI {vdi} is destroyed"))
             }))
         }
-        VdiCommand::Attach { vdi, read_only, no_activate, datapath } => {
+        VdiCommand::Attach { vdi, how, datapath } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
-            let mode = if *read_only { AttachMode::ReadOnly } else { AttachMode::ReadWrite };
-            attach(session, &sr, vdi, mode, !no_activate, datapath).await
+            attach::attach(session, &sr, vdi, how, datapath).await
         }
         VdiCommand::Detach { vdi, datapath } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
-            detach(session, &sr, vdi, datapath).await
+            attach::detach(session, &sr, vdi, datapath).await
+        }
+        VdiCommand::Limit { vdi, limits } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            attach::limit(session, &sr, vdi, limits).await
         }
         VdiCommand::Import { file, name, format, size, new } => {
             let new = new_vdi(name, new)?;
@@ -204,98 +206,13 @@ async fn snapshot(
     })
 }
 
-async fn attach(
-    session: &Session,
-    sr: &Sr,
-    vdi: VdiUuid,
-    mode: AttachMode,
-    activate: bool,
-    datapath: &Datapath,
-) -> Result<Report> {
-    let name = &datapath.datapath;
-    let held = holders(sr, vdi)?.contains(name);
-    let access = sr.vdi_attach(&session.op, vdi, name, mode).await?;
-    if activate && let Err(error) = sr.vdi_activate(&session.op, vdi, name).await {
-        // One command, one effect: without I/O there shall be no attachment either, unless it was
-        // there before or nobody knows what is.
-        if !held && error.kind != Kind::Unknown {
-            let undo = session.op.clone().with_cancel(CancelFlag::default());
-            if let Err(also) = sr.vdi_detach(&undo, vdi, name).await {
-                tracing::warn!(%vdi, error = %also, "what was attached could not be detached");
-            }
-        }
-        return Err(error.into());
-    }
-    let document = json!({
-        "vdi": vdi,
-        "datapath": name,
-        "mode": mode,
-        "activated": activate,
-        "access": access,
-    });
-    Ok(Report::new(session.json, &document, || lines(access.iter().map(access_text))))
-}
-
 /// Each text on a line.
-fn lines(texts: impl Iterator<Item = String>) -> String {
+pub(crate) fn lines(texts: impl Iterator<Item = String>) -> String {
     texts.fold(String::new(), |all, text| all + &text + "\n")
 }
 
-async fn detach(session: &Session, sr: &Sr, vdi: VdiUuid, datapath: &Datapath) -> Result<Report> {
-    let name = &datapath.datapath;
-    let held = holders(sr, vdi)?.contains(name);
-    // Asked of the engine in any case: an earlier detach may have failed half-way.
-    sr.vdi_deactivate(&session.op, vdi, name).await?;
-    sr.vdi_detach(&session.op, vdi, name).await?;
-    let changed = if held { Changed::Modified } else { Changed::Already };
-    let document = json!({"changed": changed, "vdi": vdi, "datapath": name});
-    let report = Report::new(session.json, &document, || {
-        let who = escape(name);
-        if held {
-            format!("VDI {vdi} is not attached by \"{who}\" any more\n")
-        } else {
-            format!("VDI {vdi} was not attached by \"{who}\"\n")
-        }
-    });
-    let others: Vec<String> = holders(sr, vdi)?
-        .iter()
-        .map(|other| format!("--datapath={}", shell::quote(other)))
-        .collect();
-    Ok(if others.is_empty() {
-        report
-    } else {
-        report.note(session.json, format!("smctl: it is still attached: {}", others.join(", ")))
-    })
-}
-
-/// The data paths of this host that hold a VDI.
-fn holders(sr: &Sr, vdi: VdiUuid) -> Result<Vec<String>> {
-    let held = sr.attachments()?.into_iter().find(|record| record.vdi == vdi);
-    Ok(held.map(|record| record.datapaths.into_keys().collect()).unwrap_or_default())
-}
-
-/// How to reach a disk, in a line.
-fn access_text(access: &Access) -> String {
-    match access {
-        Access::BlockDevice { path } => format!("block device {}", escape(path.as_str())),
-        Access::File { path, format, backing } => {
-            let mut text = format!("file {} (format {format}", escape(path.as_str()));
-            if !backing.is_empty() {
-                let _ = write!(text, ", based on {} more", backing.len());
-            }
-            text.push(')');
-            text
-        }
-        Access::Nbd { uri } => format!("NBD {}", escape(uri)),
-    }
-}
-
-async fn list(session: &Session, sr: &Sr, attached: bool) -> Result<Report> {
+async fn list(session: &Session, sr: &Sr) -> Result<Report> {
     let mut vdis = sr.vdis(&session.op).await?;
-    if attached {
-        let held: Vec<VdiUuid> = sr.attachments()?.iter().map(|record| record.vdi).collect();
-        vdis.retain(|vdi| held.contains(&vdi.uuid));
-    }
     by_name(&mut vdis);
     Ok(Report::new(session.json, &json!({"vdis": vdis}), || vdi_table(&vdis, session.style)))
 }
@@ -361,17 +278,23 @@ async fn show(session: &Session, sr: &Sr, selector: &str) -> Result<Report> {
     let vdi = session.vdi(sr, selector).await?;
     let vdi = sr.vdi_stat(&session.op, vdi, true).await?;
     let attachment = sr.attachments()?.into_iter().find(|record| record.vdi == vdi.uuid);
+    let datapath = match &attachment {
+        Some(_) => attach::look(sr, vdi.uuid).await,
+        None => None,
+    };
     let document = json!({
         "vdi": vdi,
         "sr": sr.uuid(),
-        "attachment": attachment.as_ref().map(attachment_document),
+        "attachment": attachment.as_ref().map(attach::document),
+        "datapath": datapath,
     });
-    Ok(Report::new(session.json, &document, || show_text(&vdi, attachment.as_ref())))
-}
-
-/// The fields of a record that are the interface.
-fn attachment_document(record: &AttachmentRecord) -> Value {
-    json!({"datapaths": record.datapaths, "access": record.access})
+    Ok(Report::new(session.json, &document, || {
+        let mut text = show_text(&vdi, attachment.as_ref());
+        if let Some(status) = &datapath {
+            text.push_str(&attach::status_text(status));
+        }
+        text
+    }))
 }
 
 fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
@@ -413,7 +336,7 @@ fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
                 block.line("attached", format!("{}: {}, {active}", escape(name), held.mode));
             }
             for way in &record.access {
-                block.line("access", access_text(way));
+                block.line("access", attach::access_text(way));
             }
         }
     }

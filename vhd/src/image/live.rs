@@ -16,7 +16,7 @@
 //! comes back to its place at [`Image::close`], or, after a death, when the image is made live
 //! again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
@@ -131,14 +131,13 @@ impl Image {
         Ok((table, parts))
     }
 
-    /// Brings the footer back to behind the last block, and gives back what was behind it; durable
-    /// with the next sync. Answers whether there was anything.
-    fn trim_end(&self) -> Result<bool> {
-        let Some(to) = self.used_end() else { return Ok(false) };
+    /// Brings the footer back to behind the last block, and gives back what was behind it.
+    fn trim_end(&self) -> Result<()> {
+        let Some(to) = self.used_end() else { return Ok(()) };
         let (footer, footer_at) = {
             let state = self.state();
             if state.volume || to >= state.footer_at {
-                return Ok(false);
+                return Ok(());
             }
             (state.footer.to_bytes(), state.footer_at)
         };
@@ -151,7 +150,7 @@ impl Image {
             return Err(error);
         }
         self.state().move_end(to);
-        Ok(true)
+        Ok(())
     }
 
     /// Ends being live: all is published and durable, the end of the file is where it would be of
@@ -161,9 +160,8 @@ impl Image {
             return self.flush();
         }
         self.flush()?;
-        if self.trim_end()? {
-            self.sync()?;
-        }
+        // A power cut may leave the file as long as it was: both footers are there.
+        self.trim_end()?;
         self.seal();
         Ok(())
     }
@@ -173,6 +171,17 @@ impl Image {
     pub fn seal(&self) {
         self.stage.store(Stage::Sealed as u8, Ordering::Release);
         *lock(&self.notes) = None;
+    }
+
+    /// Whether it is live.
+    pub fn is_live(&self) -> bool {
+        self.stage() == Stage::Live
+    }
+
+    /// Whether a file has notes of this image that [`Image::go_live`] would put into it.
+    pub fn is_noted(&self, notes: &dyn Blob, path: &Path, boot: Uuid) -> Result<bool> {
+        let owner = Owner { boot, image: self.info.uuid, file: self.info.file_id };
+        Ok(matches!(notes::read(notes, path, owner)?, Found::Ours(_)))
     }
 
     /// Whether a sync has failed, so that nothing is written any more.

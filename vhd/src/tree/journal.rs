@@ -28,6 +28,8 @@ pub(super) enum Action {
     Relink(Relink),
     /// A disk was merged into its parent.
     Replace(Replace),
+    /// The same, of a disk that is open: undone, unless its parent has its name.
+    Exchange(Replace),
     /// A disk becomes larger.
     Resize {
         uuid: Uuid,
@@ -91,7 +93,9 @@ impl Record {
                 let children = relink.children.iter().map(|child| child.uuid);
                 children.chain([relink.node, relink.into]).collect()
             }
-            Action::Replace(replace) => vec![replace.disk, replace.base],
+            Action::Replace(replace) | Action::Exchange(replace) => {
+                vec![replace.disk, replace.base]
+            }
             Action::Resize { uuid, .. } => vec![*uuid],
         }
     }

@@ -45,7 +45,7 @@ use crate::{Image, SECTOR, sys};
 /// How far a merge has come. Always one sector long, so that it can be written in place: it is the
 /// old record or the new one, and one that was taken away does not come back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Progress {
+pub(super) struct Progress {
     /// [`VERSION`].
     sm: u32,
     into: Uuid,
@@ -204,7 +204,7 @@ impl Tree {
         }
     }
 
-    fn begin_merge(&self, candidate: Candidate, child: &Image, parent: &Image) -> Result<Progress> {
+    pub(super) fn begin_merge(&self, candidate: Candidate, child: &Image, parent: &Image) -> Result<Progress> {
         let Candidate { node, into } = candidate;
         let fresh = Progress {
             sm: VERSION,
@@ -239,6 +239,19 @@ impl Tree {
     fn progress(&self, node: Uuid) -> Option<Progress> {
         let bytes = self.read_small(&Self::merge_at(node)).ok().flatten()?;
         serde_json::from_slice::<Progress>(&bytes).ok().filter(|kept| kept.sm <= VERSION)
+    }
+
+    /// Whether the record of a merge is there, of these images.
+    pub(super) fn is_begun(
+        &self,
+        node: Uuid,
+        into: Uuid,
+        node_image: Uuid,
+        into_image: Uuid,
+    ) -> bool {
+        self.progress(node).is_some_and(|kept| {
+            kept.into == into && kept.node_image == node_image && kept.into_image == into_image
+        })
     }
 
     fn write_progress(&self, node: Uuid, progress: &Progress) -> Result<()> {
@@ -282,7 +295,7 @@ impl Tree {
                 self.relink(relink)?;
                 relink.node
             }
-            Action::Replace(replace) => {
+            Action::Replace(replace) | Action::Exchange(replace) => {
                 self.replace(replace)?;
                 replace.disk
             }
@@ -356,9 +369,21 @@ impl Tree {
     /// The merges that can be done, those near a root first and those of long chains before
     /// others; and why others cannot.
     pub(super) fn candidates(&self, scan: &Scan) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
+        self.candidates_beside(scan, None)
+    }
+
+    /// As [`Tree::candidates`], as if one claim, of a disk by a holder, were not there.
+    pub(super) fn candidates_beside(
+        &self,
+        scan: &Scan,
+        own: Option<(Uuid, &str)>,
+    ) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
         let mut skipped = Vec::new();
         let mut open: Vec<Option<String>> = vec![None; scan.entries.len()];
         for (uuid, holder) in self.claimed()? {
+            if own == Some((uuid, &holder)) {
+                continue;
+            }
             let mut next = scan.index.get(&uuid).copied();
             while let Some(index) = next {
                 // A chain that is not sound may lead in a circle.

@@ -53,6 +53,7 @@ mod claim;
 mod doc;
 mod journal;
 mod links;
+mod live;
 mod maintain;
 mod merges;
 mod node;
@@ -68,6 +69,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use apply::{Revert, Snapshot, Writer};
+pub use live::LiveMerge;
 pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
 pub use recover::{Failed, Recovery};

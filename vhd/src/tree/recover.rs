@@ -86,6 +86,11 @@ impl Tree {
                 sm_step::step!("recover.removed_from_tree");
                 Ok(true)
             }
+            Action::Exchange(_) => {
+                let completed = self.recover_exchange(record)?;
+                sm_step::step!("recover.undone");
+                Ok(completed)
+            }
             Action::Resize { uuid, format, size, from } => {
                 // Growing again is harmless. If it cannot be done, the disk has its old size,
                 // because the size is the last thing that changes.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::fio::Load;
 use crate::images::{GIB, Kind, vhd_layers};
+use crate::ours::Installation;
 use crate::peers::{Cache, NBD_VPC, Peer, Program, VHD};
 use crate::table::{Bar, Row, Table, amount};
 use crate::{Result, Setting};
@@ -67,6 +68,32 @@ pub(crate) fn attach(setting: &Setting, table: &mut Table) -> Result<()> {
         };
         row("start of the server until it greets a client", start, peer_start, bar);
         row("end of the server", end, peer_end, 20.0);
+    }
+    commands(setting, table)
+}
+
+/// The same through the whole storage manager, as a command.
+fn commands(setting: &Setting, table: &mut Table) -> Result<()> {
+    let folder = tempfile::tempdir_in(&setting.memory)?;
+    let installation = Installation::new(setting, folder.path())?;
+    for (depth, bar) in [(1, 15.0), (30, 60.0)] {
+        let disk = installation.create(64 * GIB)?;
+        installation.attach(disk.clone())?.deepen(depth)?;
+        let (mut attach, mut detach) = (Vec::new(), Vec::new());
+        for _ in 0..setting.rounds(STARTS) {
+            attach.push(installation.timed(&["vdi", "attach", &disk])?);
+            detach.push(installation.timed(&["vdi", "detach", &disk])?);
+        }
+        for (word, ours, bar) in [("attach", attach, bar), ("detach", detach, 20.0)] {
+            table.push(Row {
+                name: format!("64 GiB, chain of {depth}: smctl vdi {word}"),
+                unit: "ms",
+                ours,
+                peer: None,
+                bar: Some(Bar::Most(bar)),
+                note: "the command's own start included".to_owned(),
+            });
+        }
     }
     Ok(())
 }

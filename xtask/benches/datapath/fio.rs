@@ -8,6 +8,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::Value;
 
 use crate::process::{Running, Scheduling, Server};
+use crate::table::amount;
 use crate::{Result, Setting};
 
 /// Time for a load beyond that which it is told to take.
@@ -74,8 +75,13 @@ impl Load {
         time: Duration,
     ) -> Result<Figures> {
         let mut command = self.command(setting, uri, size, time);
-        let (busy, ours, cpu, begin) =
-            (machine_cpu()?, children_cpu()?, server.cpu()?, Instant::now());
+        let (busy, ours, cpu, stored, begin) = (
+            machine_cpu()?,
+            children_cpu()?,
+            server.cpu()?,
+            server.read_from_storage()?,
+            Instant::now(),
+        );
         let ended = Running::start(&mut command)?.end(time + SLACK)?;
         let cpu = server.cpu()?.saturating_sub(cpu);
         let wall = begin.elapsed();
@@ -86,7 +92,7 @@ impl Load {
             let said = ended.stderr + &ended.stdout;
             return Err(format!("fio against {uri}: {}: {}", ended.status, said.trim()).into());
         }
-        Figures::read(&ended.stdout, cpu)
+        Figures::read(&ended.stdout, cpu, server.read_from_storage()?.saturating_sub(stored))
     }
 }
 
@@ -101,11 +107,14 @@ pub(crate) struct Figures {
     pub(crate) cpu: f64,
     /// What 99 of 100 requests do not exceed, milliseconds.
     pub(crate) p99: f64,
+    /// Bytes that the server has read from storage, for each byte read from it; what it finds in
+    /// the page cache is not counted.
+    pub(crate) stored: f64,
 }
 
 impl Figures {
     /// Reads what `fio` has printed; it says a word or two before the document.
-    pub(crate) fn read(printed: &str, cpu: Duration) -> Result<Self> {
+    fn read(printed: &str, cpu: Duration, stored: u64) -> Result<Self> {
         let document = printed.find('{').map_or("", |at| &printed[at..]);
         let document: Value = serde_json::from_str(document)?;
         let job = document.pointer("/jobs/0").ok_or("fio reports no job")?;
@@ -125,6 +134,7 @@ impl Figures {
             rate: both("bw_bytes") / 1e9,
             cpu: cpu.as_secs_f64() * 1e6 / requests,
             p99: p99("read").max(p99("write")),
+            stored: amount(stored) / number("/read/io_bytes").max(1.0),
         })
     }
 }
@@ -177,16 +187,16 @@ impl Noise {
     /// In a sentence.
     pub(crate) fn describe(&self, scheduling: Scheduling) -> String {
         let figures = self.0.borrow();
+        if figures.is_empty() {
+            return format!("Server and client were scheduled {}.", scheduling.words());
+        }
         let middle = crate::table::median(&figures);
         let most = figures.iter().copied().fold(0.0, f64::max);
-        let how = match scheduling {
-            Scheduling::RealTime => "in real time (SCHED_RR)",
-            Scheduling::Usual => "as usual: SCHED_RR is not permitted here",
-        };
         let verdict = if middle < 5.0 { "quiet" } else { "NOT QUIET: believe only ratios" };
         format!(
-            "Server and client were scheduled {how}. Others had {middle:.0} % of the processors \
+            "Server and client were scheduled {}. Others had {middle:.0} % of the processors \
              (median of {} loads, most {most:.0} %): {verdict}.",
+            scheduling.words(),
             figures.len()
         )
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::process::Signal;
 
 use crate::fio::{Load, requests};
-use crate::process::{Running, Server, until};
+use crate::process::{Running, until};
 use crate::{Result, Setting};
 
 /// Longest that a writer runs when nobody stops it.
@@ -58,7 +58,7 @@ impl Writer {
     /// Starts it, waits until it writes, and lets it write for a while.
     pub(crate) fn start(
         setting: &Setting,
-        (server, uri): (&Server, &str),
+        (cpu, uri): (&dyn Fn() -> Result<Duration>, &str),
         size: u64,
         depth: u32,
     ) -> Result<Self> {
@@ -68,10 +68,10 @@ impl Writer {
         let mut command = Load::new("randwrite", 4096, depth).command(setting, uri, size, LONGEST);
         command.arg(format!("--write_lat_log={}", prefix.display()));
         command.args(["--log_unix_epoch=1", "--disable_clat=1", "--disable_slat=1"]);
-        let before = server.cpu()?;
+        let before = cpu()?;
         let running = Running::start(&mut command)?;
         until("a load that writes", LONGEST, || {
-            Ok((server.cpu()?.saturating_sub(before) > WARM).then_some(()))
+            Ok((cpu()?.saturating_sub(before) > WARM).then_some(()))
         })?;
         std::thread::sleep(AROUND);
         Ok(Self { running, log })

@@ -14,6 +14,7 @@ mod live;
 mod machine;
 mod memory;
 mod mirror;
+mod ours;
 mod peers;
 mod process;
 mod qmp;
@@ -149,16 +150,21 @@ fn measure(setting: &Setting) -> Result<Table> {
     Ok(table)
 }
 
-/// Removes the folders of runs that were killed.
+/// Removes the folders of runs that were killed, and ends the processes that serve disks there:
+/// those outlive whoever started them.
 fn sweep(place: &Path) -> Result<()> {
     for entry in std::fs::read_dir(place)? {
         let entry = entry?;
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
         let Some(owner) = owner else { continue };
-        if !Path::new("/proc").join(owner).exists() {
-            std::fs::remove_dir_all(entry.path())?;
+        if Path::new("/proc").join(owner).exists() {
+            continue;
         }
+        for (_, process) in ours::processes(&entry.path().join(ours::RUN)).unwrap_or_default() {
+            process::kill_of(process, &entry.path())?;
+        }
+        std::fs::remove_dir_all(entry.path())?;
     }
     Ok(())
 }

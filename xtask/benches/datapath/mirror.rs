@@ -117,8 +117,8 @@ fn daemon_mirror(
     let node = json!({ "driver": "nbd", "node-name": "target", "server": server });
     daemon.tell("blockdev-add", &node)?;
     let writer = if busy {
-        let served = (&daemon.served.server, daemon.served.uri.as_str());
-        Some(Writer::start(setting, served, size(setting), 16)?)
+        let cpu = || daemon.served.server.cpu();
+        Some(Writer::start(setting, (&cpu, &daemon.served.uri), size(setting), 16)?)
     } else {
         None
     };

@@ -37,6 +37,13 @@ impl Scheduling {
         Ok(if permitted.status.success() { Self::RealTime } else { Self::Usual })
     }
 
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::RealTime => "in real time (SCHED_RR)",
+            Self::Usual => "as usual: SCHED_RR is not permitted here",
+        }
+    }
+
     /// A command that dies with this program, and is scheduled so.
     pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Command {
         let mut words: Vec<OsString> = ["setpriv", "--pdeathsig", "KILL"].map(Into::into).into();
@@ -193,6 +200,28 @@ pub(crate) fn until<T>(
     }
 }
 
+/// Processor time of all threads of a process, those that have ended included.
+pub(crate) fn cpu_of(process: u32) -> Result<Duration> {
+    let process = nix::unistd::Pid::from_raw(i32::try_from(process)?);
+    let time = nix::time::clock_gettime(nix::time::clock_getcpuclockid(process)?)?;
+    Ok(Duration::from(time))
+}
+
+/// Kills a process, if it is one that was told of `folder` when it was started.
+pub(crate) fn kill_of(process: u32, folder: &Path) -> Result<()> {
+    let Some(process) = Pid::from_raw(i32::try_from(process)?) else { return Ok(()) };
+    // The handle first: what it means cannot become another process behind the look.
+    let Ok(handle) = rustix::process::pidfd_open(process, PidfdFlags::empty()) else {
+        return Ok(());
+    };
+    let words = std::fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero()))?;
+    let words = String::from_utf8_lossy(&words);
+    if folder.to_str().is_some_and(|folder| words.contains(folder)) {
+        rustix::process::pidfd_send_signal(&handle, Signal::KILL)?;
+    }
+    Ok(())
+}
+
 /// A server that answers at a socket.
 pub(crate) struct Server {
     child: Child,
@@ -229,15 +258,15 @@ impl Server {
         Ok(server)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        cpu_of(self.child.id())
     }
 
-    /// Processor time of all its threads, those that have ended included.
-    pub(crate) fn cpu(&self) -> Result<Duration> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
-        let time = nix::time::clock_gettime(nix::time::clock_getcpuclockid(pid)?)?;
-        Ok(Duration::from(time))
+    /// Bytes it has read from storage.
+    pub(crate) fn read_from_storage(&self) -> Result<u64> {
+        let counters = std::fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
+        let line = counters.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+        Ok(line.ok_or("no read_bytes")?.parse()?)
     }
 
     /// A figure of `/proc/PID/status` that is given in KiB, in bytes.

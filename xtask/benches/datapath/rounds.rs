@@ -88,6 +88,9 @@ pub(crate) fn rounds(
             let time = if round == 0 { Duration::from_millis(200) } else { setting.time() };
             let result = load.run(setting, &served.server, &served.uri, place.size, time)?;
             served.server.stop()?;
+            if place.cache == Cache::Direct && load.kind == "randread" && result.stored < 0.9 {
+                return Err(format!("{} has not read with O_DIRECT", peer.name).into());
+            }
             if round > 0 {
                 figures.push(result);
             }

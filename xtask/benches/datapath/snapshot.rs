@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::images::{GIB, Kind};
 use crate::live::{Requests, Span, Writer};
+use crate::ours::Installation;
 use crate::process::{Raised, succeed};
 use crate::qmp::Daemon;
 use crate::table::{Bar, Row, Table};
@@ -35,37 +36,65 @@ struct Stall {
     all: f64,
 }
 
+impl Stall {
+    fn new(requests: &Requests, span: Span) -> Self {
+        Self {
+            longest: requests.longest(span),
+            before: requests.longest_before(span),
+            all: span.seconds() * 1e3,
+        }
+    }
+}
+
 /// A snapshot of a chain, and how long the writes of a guest waited for it.
 pub(crate) fn snapshot(setting: &Setting, table: &mut Table) -> Result<()> {
     let _raised = Raised::new(setting.scheduling)?;
     for depth in [1, 8] {
         let folder = tempfile::tempdir_in(&setting.memory)?;
         let kind = Kind::Qcow2Chain(depth);
-        kind.fill(folder.path(), size(setting))?;
-        let mut peers = Vec::new();
+        for kind in [Kind::Raw, kind] {
+            kind.fill(folder.path(), size(setting))?;
+        }
+        let installation = Installation::new(setting, folder.path())?;
+        let (mut ours, mut peers) = (Vec::new(), Vec::new());
         for _ in 0..setting.rounds(ROUNDS) {
+            ours.push(our_snapshot(setting, &installation, folder.path(), depth)?);
             peers.push(daemon_snapshot(setting, folder.path(), kind)?);
         }
-        let name = format!("live snapshot of a chain of {depth}, writes at depth 4");
-        let figures = |of: fn(&Stall) -> f64| peers.iter().map(of).collect::<Vec<f64>>();
-        let worst = |figures: Vec<f64>| vec![figures.iter().copied().fold(0.0, f64::max)];
-        let mut row = |what: &str, peer: Vec<f64>, bar| {
+        let figures =
+            |all: &[Stall], of: fn(&Stall) -> f64| all.iter().map(of).collect::<Vec<f64>>();
+        let mut row = |what: &str, of: fn(&[f64]) -> Vec<f64>, figure: fn(&Stall) -> f64, bar| {
             table.push(Row {
-                name: format!("{name}: {what}"),
+                name: format!("live snapshot of a chain of {depth}, writes at depth 4: {what}"),
                 unit: "ms",
-                ours: Vec::new(),
-                peer: Some((peer, QSD)),
+                ours: of(&figures(&ours, figure)),
+                peer: Some((of(&figures(&peers, figure)), QSD)),
                 bar,
                 note: String::new(),
             });
         };
-        row("longest write meanwhile", figures(|one| one.longest), Some(Bar::Most(10.0)));
-        let all = worst(figures(|one| one.longest));
-        row("longest write meanwhile, worst", all, Some(Bar::Most(50.0)));
-        row("longest write before", figures(|one| one.before), None);
-        row("the whole operation", figures(|one| one.all), None);
+        let all = <[f64]>::to_vec;
+        let worst = |figures: &[f64]| vec![figures.iter().copied().fold(0.0, f64::max)];
+        row("longest write meanwhile", all, |one| one.longest, Some(Bar::Most(10.0)));
+        row("longest write meanwhile, worst", worst, |one| one.longest, Some(Bar::Most(50.0)));
+        row("longest write before", all, |one| one.before, None);
+        row("the whole operation", all, |one| one.all, None);
     }
     Ok(())
+}
+
+fn our_snapshot(
+    setting: &Setting,
+    installation: &Installation,
+    folder: &Path,
+    depth: u32,
+) -> Result<Stall> {
+    let attached = installation.full(folder, size(setting), depth)?;
+    let cpu = || attached.cpu();
+    let writer = Writer::start(setting, (&cpu, &attached.uri), size(setting), 4)?;
+    let (span, ()) = Span::of(|| attached.snapshot())?;
+    let requests = writer.stop()?;
+    Ok(Stall::new(&requests, span))
 }
 
 fn daemon_snapshot(setting: &Setting, folder: &Path, kind: Kind) -> Result<Stall> {
@@ -75,16 +104,12 @@ fn daemon_snapshot(setting: &Setting, folder: &Path, kind: Kind) -> Result<Stall
     let requests = writer.stop()?;
     daemon.served.server.stop()?;
     std::fs::remove_file(overlay_path(folder))?;
-    Ok(Stall {
-        longest: requests.longest(span),
-        before: requests.longest_before(span),
-        all: span.seconds() * 1e3,
-    })
+    Ok(Stall::new(&requests, span))
 }
 
 fn write(setting: &Setting, daemon: &Daemon, depth: u32) -> Result<Writer> {
-    let served = (&daemon.served.server, daemon.served.uri.as_str());
-    Writer::start(setting, served, size(setting), depth)
+    let cpu = || daemon.served.server.cpu();
+    Writer::start(setting, (&cpu, &daemon.served.uri), size(setting), depth)
 }
 
 fn overlay_path(folder: &Path) -> PathBuf {

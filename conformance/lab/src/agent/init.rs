@@ -75,9 +75,8 @@ fn begin(folder: &Path) -> io::Result<()> {
     for module in &spec.load {
         modules.load(module)?;
     }
-    if Path::new("/sys/kernel/config").is_dir() {
-        attach("config", "/sys/kernel/config", "configfs", "")?;
-    }
+    modules.load("configfs")?;
+    attach("config", "/sys/kernel/config", "configfs", "")?;
     rustix::system::sethostname(spec.name.as_bytes())?;
     raise(&spec)?;
     // By its path, because /proc/self/exe is outside of the new root.
@@ -128,7 +127,11 @@ fn raise(spec: &Spec) -> io::Result<()> {
     if let Some(mut input) = ip.stdin.take() {
         input.write_all(lines.as_bytes())?;
     }
-    if ip.wait()?.success() { Ok(()) } else { Err(io::Error::other("the network does not come up")) }
+    if ip.wait()?.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other("the network does not come up"))
+    }
 }
 
 /// The kernel's modules, by name, with what each needs. Loading them here saves a process each.

@@ -3,6 +3,7 @@
 //! | started as | does |
 //! |---|---|
 //! | `lab-agent supervise SPEC` | on the machine: starts one guest, and ends it with the runner |
+//! | `lab-agent sweep FOLDER` | on the machine: removes the folder of a lab whose runner has died |
 //! | `lab-agent --identity` | says from which sources it was built |
 //! | first process of a guest | makes the guest's root, then starts itself again as the next |
 //! | `lab-agent serve` | in a guest: runs what comes over the serial line |
@@ -12,6 +13,7 @@
 mod init;
 mod serve;
 mod supervise;
+mod sweep;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match (words.as_slice(), std::env::var(FOLDER)) {
         (["supervise", spec], _) => supervise::run(spec.as_ref()),
+        (["sweep", folder], _) => sweep::run(folder.as_ref()),
         (["--identity"], _) => {
             println!("{}", lab::wire::identity());
             ExitCode::SUCCESS

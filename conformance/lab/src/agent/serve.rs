@@ -173,7 +173,13 @@ fn pump(
     });
 }
 
-fn wait(mut child: Child, call: u32, group: &Mutex<Option<Pid>>, silence: &Receiver<()>, line: &Line) {
+fn wait(
+    mut child: Child,
+    call: u32,
+    group: &Mutex<Option<Pid>>,
+    silence: &Receiver<()>,
+    line: &Line,
+) {
     let status = child.wait();
     // From here on its number may be somebody else's. What it left running stays.
     *lock(group) = None;

@@ -57,9 +57,9 @@ fn supervise(spec: &Path) -> io::Result<()> {
     drop(descriptors);
     let pid = Pid::from_child(&guest);
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut removed = false;
     loop {
-        let mut watched = [PollFd::new(&ended, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
+        let mut watched =
+            [PollFd::new(&ended, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
         match poll(&mut watched, None) {
             Err(rustix::io::Errno::INTR) => continue,
             result => result?,
@@ -73,21 +73,12 @@ fn supervise(spec: &Path) -> io::Result<()> {
             match recv(control, &mut letter, RecvFlags::empty()) {
                 Ok((_, 1)) if letter == *b"p" => kill_process(pid, Signal::STOP)?,
                 Ok((_, 1)) if letter == *b"r" => kill_process(pid, Signal::CONT)?,
-                Ok((_, 1)) => break,
-                _ => {
-                    removed = true;
-                    break;
-                }
+                _ => break,
             }
         }
     }
     let _ = guest.kill();
     let _ = guest.wait();
-    if removed {
-        // The runner is gone; nobody will want its folder.
-        let _ = rustix::mount::unmount(&memory, rustix::mount::UnmountFlags::DETACH);
-        let _ = std::fs::remove_dir_all(&spec.lab);
-    }
     Ok(())
 }
 

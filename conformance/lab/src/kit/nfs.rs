@@ -18,47 +18,18 @@ impl Server {
     /// root is an overlay, which cannot be exported. With NFS 4 it is mounted as `/`, with NFS 3
     /// by its own path.
     pub fn start(guest: &Guest, folder: &str) -> Result<Self> {
-        let tmpfs = |target: &str, kind: &str| Step::Mount {
-            source: kind.into(),
-            target: target.into(),
-            kind: kind.into(),
-            options: String::new(),
-        };
-        let mut steps = vec![
-            Step::Module("nfsd".into()),
-            Step::Module("nfsv4".into()),
-            Step::Module("nfsv3".into()),
-            tmpfs("/var/lib/nfs", "tmpfs"),
-        ];
-        let folders = ["v4recovery", "rpc_pipefs", "sm", "sm.bak"];
-        let folders = folders.map(|name| PathBuf::from("/var/lib/nfs").join(name));
-        steps.extend(folders.map(Step::Directory));
-        for file in ["/var/lib/nfs/etab", "/var/lib/nfs/rmtab", "/etc/exports"] {
-            steps.push(Step::Write(file.into(), String::new()));
-        }
-        steps.push(Step::Directory("/run/rpcbind".into()));
-        steps.push(tmpfs("/proc/fs/nfsd", "nfsd"));
         // Opens wait until the time for clients to reclaim theirs is over: 90 s by default. The
         // lock manager's own, five times the first number, holds up locks of NFS 4 as well.
-        for (file, seconds) in [
+        let times = [
             ("/proc/sys/fs/nfs/nlm_timeout", "3"),
             ("/proc/sys/fs/nfs/nlm_grace_period", "1"),
             ("/proc/fs/nfsd/nfsv4gracetime", "10"),
             ("/proc/fs/nfsd/nfsv4leasetime", "10"),
-        ] {
-            steps.push(Step::Write(file.into(), seconds.into()));
-        }
-        // Packages are only unpacked, so nobody made the users of these services.
-        let users = String::from_utf8_lossy(&guest.read("/etc/passwd")?).into_owned();
-        for (user, number) in [("_rpc", 901), ("statd", 902)] {
-            if !users.lines().any(|line| line.starts_with(&format!("{user}:"))) {
-                let line = format!("{user}:x:{number}:65534::/run/rpcbind:/usr/sbin/nologin\n");
-                steps.push(Step::Append("/etc/passwd".into(), line));
-            }
-        }
+        ];
+        let mut steps = vec![Step::Module("nfsd".into()), mounted("/proc/fs/nfsd", "nfsd")];
+        steps.extend(times.map(|(file, seconds)| Step::Write(file.into(), seconds.into())));
+        lock_manager(guest)?;
         guest.steps(steps)?;
-        guest.check(["rpcbind", "-w"])?;
-        guest.check(["rpc.statd", "--no-notify"])?;
         guest.check(["rpc.mountd"])?;
         let server = Self { guest: guest.clone(), folder: folder.to_owned() };
         server.resume()?;
@@ -81,7 +52,45 @@ impl Server {
     }
 }
 
-/// Mounts `export` of a server; `options` as for `mount -t nfs -o`.
+fn mounted(target: &str, kind: &str) -> Step {
+    Step::Mount {
+        source: kind.into(),
+        target: target.into(),
+        kind: kind.into(),
+        options: String::new(),
+    }
+}
+
+/// What servers, and clients of NFS 3 that want locks, need: the port mapper and the monitor of
+/// hosts.
+fn lock_manager(guest: &Guest) -> Result<()> {
+    let mut steps = vec![
+        Step::Module("nfsv4".into()),
+        Step::Module("nfsv3".into()),
+        mounted("/var/lib/nfs", "tmpfs"),
+        Step::Directory("/run/rpcbind".into()),
+    ];
+    let folders = ["v4recovery", "rpc_pipefs", "sm", "sm.bak"];
+    let folders = folders.map(|name| PathBuf::from("/var/lib/nfs").join(name));
+    steps.extend(folders.map(Step::Directory));
+    for file in ["/var/lib/nfs/etab", "/var/lib/nfs/rmtab", "/etc/exports"] {
+        steps.push(Step::Write(file.into(), String::new()));
+    }
+    // Packages are only unpacked, so nobody made the users of these services.
+    let users = String::from_utf8_lossy(&guest.read("/etc/passwd")?).into_owned();
+    for (user, number) in [("_rpc", 901), ("statd", 902)] {
+        if !users.lines().any(|line| line.starts_with(&format!("{user}:"))) {
+            let line = format!("{user}:x:{number}:65534::/run/rpcbind:/usr/sbin/nologin\n");
+            steps.push(Step::Append("/etc/passwd".into(), line));
+        }
+    }
+    guest.steps(steps)?;
+    guest.check(["rpcbind", "-w"])?;
+    guest.check(["rpc.statd", "--no-notify"]).map(drop)
+}
+
+/// Mounts `export` of a server; `options` as for `mount -t nfs -o`. With NFS 3, say `nolock` or
+/// call [`client_locks`] before.
 pub fn mount(
     guest: &Guest,
     server: Ipv4Addr,
@@ -93,4 +102,9 @@ pub fn mount(
     guest.steps(vec![Step::Directory(folder.into())])?;
     let from = format!("{server}:{export}");
     guest.check(["mount", "-t", "nfs", "-o", options, &from, folder]).map(drop)
+}
+
+/// Lets a guest hold locks through NFS 3. NFS 4 needs nothing.
+pub fn client_locks(guest: &Guest) -> Result<()> {
+    lock_manager(guest)
 }

@@ -66,6 +66,18 @@ pub(super) fn connect(uri: &Uri, options: &Options) -> Result<(Box<dyn Wire>, Fa
     Ok((wire, facts))
 }
 
+pub(super) fn over_wire(
+    wire: Box<dyn Wire>,
+    name: &str,
+    options: &Options,
+) -> Result<(Box<dyn Wire>, Facts)> {
+    let uri = Uri::unix("", name);
+    let talk = Talk { wire: wire.as_ref(), until: Instant::now() + options.timeout };
+    let no_zeroes = talk.greeting(&uri)?;
+    let facts = talk.choose(&uri, options, no_zeroes)?;
+    Ok((wire, facts))
+}
+
 fn refused(uri: &Uri, what: &str, replies: &Replies) -> ClientError {
     let reason = match replies.end {
         option_reply::ERR_TLS_REQD => "the server wants TLS",

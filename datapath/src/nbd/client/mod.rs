@@ -157,6 +157,12 @@ impl Client {
         Self::over(wire, facts, options.timeout)
     }
 
+    /// Chooses the export `name` of a server that is reached already, without TLS.
+    pub fn over_wire(wire: Box<dyn Wire>, name: &str, options: &Options) -> Result<Self> {
+        let (wire, facts) = handshake::over_wire(wire, name, options)?;
+        Self::over(wire, facts, options.timeout)
+    }
+
     fn over(wire: Box<dyn Wire>, facts: Facts, timeout: Duration) -> Result<Self> {
         let sets = wire.set_send_timeout(Some(timeout));
         sets.map_err(|error| ClientError::new(Kind::Disconnected, error.to_string()))?;

@@ -138,16 +138,15 @@ pub(crate) enum VdiCommand {
     #[command(after_help = "Example: smctl vdi destroy disk1")]
     Destroy(VdiSelector),
     /// Make a VDI reachable on this host and allow I/O; print how to reach it
+    ///
+    /// A VHD is served as a network block device by a process of its own, which goes on when smctl
+    /// ends; a raw disk is its file.
     #[command(after_help = "Example: smctl vdi attach disk1 --read-only")]
     Attach {
         #[command(flatten)]
         vdi: VdiSelector,
-        /// For reading only; else for reading and writing
-        #[arg(long)]
-        read_only: bool,
-        /// Do not allow I/O yet
-        #[arg(long)]
-        no_activate: bool,
+        #[command(flatten)]
+        how: How,
         #[command(flatten)]
         datapath: Datapath,
     },
@@ -158,6 +157,16 @@ pub(crate) enum VdiCommand {
         vdi: VdiSelector,
         #[command(flatten)]
         datapath: Datapath,
+    },
+    /// Limit what an attached VDI may do in a second; without options, lift the limits
+    ///
+    /// The limits hold until the VDI is detached. A raw disk has no process that could limit it.
+    #[command(after_help = "Example: smctl vdi limit disk1 --operations 500 --bytes 50MiB")]
+    Limit {
+        #[command(flatten)]
+        vdi: VdiSelector,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// Make a VDI with the content of a file or of stdin
     #[command(after_help = "Prints the UUID. This is a job: see `smctl job`.\n\n\
@@ -276,6 +285,34 @@ pub(crate) struct Change {
     /// Remove a key of your own; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) remove_key: Vec<String>,
+}
+
+/// How a VDI is attached.
+#[derive(Args, Debug)]
+pub(crate) struct How {
+    /// For reading only; else for reading and writing
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Do not allow I/O yet
+    #[arg(long)]
+    pub(crate) no_activate: bool,
+    /// Stay until Ctrl-C, and detach it then
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// What a VDI may do in a second.
+#[derive(Args, Debug)]
+pub(crate) struct LimitArgs {
+    /// Requests per second
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) operations: Option<u64>,
+    /// Bytes per second, such as 50MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) bytes: Option<Bytes>,
+    /// How many seconds' worth may come at once after a rest
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    pub(crate) burst_seconds: u64,
 }
 
 /// Which data path.
