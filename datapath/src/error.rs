@@ -53,9 +53,9 @@ impl Error {
 /// a guest; anything unknown is a failure of the storage.
 fn errno_of(error: &io::Error) -> Errno {
     match error.kind() {
-        io::ErrorKind::StorageFull
-        | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::FileTooLarge => Errno::NoSpace,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Errno::NoSpace
+        }
         io::ErrorKind::OutOfMemory => Errno::NoMemory,
         io::ErrorKind::ReadOnlyFilesystem => Errno::NotPermitted,
         _ => Errno::Io,

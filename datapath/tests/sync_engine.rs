@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use datapath::disk::{Change, Watcher};
 use datapath::error::{Errno, Result};
-use datapath::sync::{
-    Copy, Failure, Load, Options, Phase, Piece, PieceKind, Sent, Source, Target,
-};
+use datapath::sync::{Copy, Failure, Load, Options, Phase, Piece, PieceKind, Sent, Source, Target};
 
 const REGION: usize = 64 << 10;
 const SIZE: usize = 48 * REGION + 12_800;

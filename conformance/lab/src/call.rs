@@ -1,5 +1,6 @@
 //! Commands in guests.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
@@ -52,7 +53,7 @@ fn said(stdout: &[u8], stderr: &[u8]) -> String {
     let mut text = String::new();
     for (bytes, mark) in [(stdout, ">"), (stderr, "!")] {
         for line in String::from_utf8_lossy(bytes).lines() {
-            text += &format!("\n  {mark} {line}");
+            let _ = write!(text, "\n  {mark} {line}");
         }
     }
     text
@@ -235,19 +236,17 @@ impl Running {
             let waited = self.heard.1.wait_timeout(heard, left);
             heard = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        match heard.end {
-            Some(End::Status(status)) => Ok(Output {
-                status,
-                stdout: std::mem::take(&mut heard.stdout),
-                stderr: std::mem::take(&mut heard.stderr),
-                guest: self.guest.name().to_owned(),
-                command: self.text.clone(),
-            }),
-            _ => {
-                drop(heard);
-                Err(self.guest.gone(self.text.clone()))
-            }
-        }
+        let Some(End::Status(status)) = heard.end else {
+            drop(heard);
+            return Err(self.guest.gone(self.text.clone()));
+        };
+        Ok(Output {
+            status,
+            stdout: std::mem::take(&mut heard.stdout),
+            stderr: std::mem::take(&mut heard.stderr),
+            guest: self.guest.name().to_owned(),
+            command: self.text.clone(),
+        })
     }
 }
 

@@ -272,7 +272,7 @@ impl Guest {
         self.inner.console()
     }
 
-    fn order(&self, letter: &[u8; 1]) -> Result<()> {
+    fn order(&self, letter: &[u8]) -> Result<()> {
         let power = lock(&self.inner.power);
         let power = power.as_ref().ok_or_else(|| self.off())?;
         rustix::net::send(&power.control, letter, SendFlags::NOSIGNAL)
@@ -430,7 +430,7 @@ impl Inner {
         sendmsg(&control, &[IoSlice::new(b"go")], &mut rights, SendFlags::NOSIGNAL).doing(doing)?;
         drop(theirs);
         let mut power = Power { supervisor, control, line: line(&ours).doing(doing)? };
-        match self.ready(ours, &power.line) {
+        match Self::ready(ours, &power.line) {
             Ok(()) => Ok(power),
             Err(reason) => {
                 power.cut();
@@ -442,7 +442,7 @@ impl Inner {
     }
 
     /// Waits until the agent answers, then hands on what it says to the calls.
-    fn ready(&self, mut from: UnixStream, line: &Line) -> std::result::Result<(), String> {
+    fn ready(mut from: UnixStream, line: &Line) -> std::result::Result<(), String> {
         let words = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::WouldBlock => format!("no answer within {} s", BOOT.as_secs()),
             std::io::ErrorKind::UnexpectedEof => "it ended".to_owned(),
@@ -542,7 +542,7 @@ impl Inner {
         let console = self.console();
         let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
-        last.map(|line| format!("  | {line}\n")).collect()
+        last.flat_map(|line| ["  | ", line, "\n"]).collect()
     }
 }
 

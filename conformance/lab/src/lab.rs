@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::disk::{Disk, plain};
 use crate::error::{Doing, Error, Result};
-use crate::guest::Builder;
+use crate::guest::{Builder, Guest};
 use crate::machine::{self, Machine};
 use crate::network::Network;
 
@@ -81,6 +81,17 @@ impl Lab {
         let processors = &self.inner.processors;
         let processor = processors.get(turn % processors.len()).copied().unwrap_or(0);
         Builder::new(Arc::clone(&self.inner), name, number, processor)
+    }
+
+    /// Boots several guests at the same time.
+    pub fn boot<const N: usize>(&self, guests: [Builder; N]) -> Result<[Guest; N]> {
+        let wrong = |_| Error::Wrong("a thread that boots a guest has panicked".into());
+        let booted: Vec<Guest> = std::thread::scope(|scope| {
+            let threads = guests.map(|guest| scope.spawn(|| guest.boot()));
+            let booted = threads.map(|thread| thread.join().map_err(wrong).flatten());
+            booted.into_iter().collect::<Result<_>>()
+        })?;
+        booted.try_into().map_err(|_| Error::Wrong("a guest is missing".into()))
     }
 
     /// A network that guests can be plugged into: one switch, no way out to the machine.

@@ -158,14 +158,16 @@ impl Network {
 
 type Address = [u8; 6];
 
+/// A frame on its way: when it arrives, a number that keeps the order, from which port, itself.
+type Late = (Instant, u64, usize, Vec<u8>);
+
 /// The thread of a network.
 struct Switch {
     shared: Arc<Shared>,
     /// At which port an address was seen last.
     known: HashMap<Address, usize>,
-    /// Frames on their way, the next one first: when, a number that keeps their order, from which
-    /// port, the frame.
-    late: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    /// Frames on their way, the next one first.
+    late: BinaryHeap<Reverse<Late>>,
 }
 
 impl Switch {

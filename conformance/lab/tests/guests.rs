@@ -62,7 +62,7 @@ fn files_and_modules_are_handled_without_a_process_for_each() -> Result<()> {
     let failure = guest.load(&["no-such-module"]).unwrap_err().to_string();
     assert!(failure.contains("this kernel has no module no-such-module"), "{failure}");
 
-    let bytes: Vec<u8> = (0..2_000_000_u32).map(|number| (number * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..2_000_000_u32).map(|number| ((number * 7) >> 3) as u8).collect();
     let (here, back) = (lab.folder().join("here"), lab.folder().join("back"));
     std::fs::write(&here, &bytes).unwrap();
     guest.copy_in(&here, "/var/tmp/copy")?;
@@ -156,8 +156,7 @@ fn two_labs_do_not_see_each_other() -> Result<()> {
     let mut guests = Vec::new();
     for lab in &labs {
         let network = lab.network()?;
-        let one = lab.guest("one").network(&network).boot()?;
-        let two = lab.guest("two").network(&network).boot()?;
+        let [one, two] = lab.boot(["one", "two"].map(|name| lab.guest(name).network(&network)))?;
         guests.push((one, two, network));
     }
     let (first, second) = (&guests[0], &guests[1]);
@@ -189,8 +188,9 @@ fn a_guest_dies_with_its_runner() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(runner.stdout.take().unwrap()).lines().map_while(|line| line.ok());
-    let folder = lines.filter_map(|line| Some(line.strip_prefix("folder ")?.to_owned())).next();
+    let mut lines =
+        BufReader::new(runner.stdout.take().unwrap()).lines().map_while(std::result::Result::ok);
+    let folder = lines.find_map(|line| Some(line.strip_prefix("folder ")?.to_owned()));
     let folder = folder.expect("the runner boots a guest");
     assert!(!processes_of(&folder).is_empty());
     runner.kill().unwrap();
@@ -213,11 +213,10 @@ fn processes_of(folder: &str) -> Vec<String> {
 
 #[test]
 fn a_test_runs_in_a_guest_of_its_own() -> Result<()> {
-    assert!(!lab::inside() || std::fs::read_to_string("/proc/cpuinfo").unwrap().contains("UML"));
     let describe = |lab: &Lab| Ok(lab.guest("inner").disk(&lab.disk("a", 1 << 20)?));
     lab::in_guest(describe, || {
-        assert!(lab::inside());
-        assert_eq!(std::fs::read_to_string("/etc/hostname").is_ok(), true);
+        assert!(std::fs::read_to_string("/proc/cpuinfo").unwrap().contains("UML"));
+        assert_eq!(std::fs::read_to_string("/etc/hostname").unwrap(), "inner\n");
         std::fs::write("/dev/ubda", vec![7; 4096]).unwrap();
     })
 }

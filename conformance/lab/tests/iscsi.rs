@@ -13,8 +13,7 @@ const IQN: &str = "iqn.2026-01.org.example.lab:array";
 fn a_host_logs_in_with_its_password_only() -> Result<()> {
     let lab = Lab::new()?;
     let network = lab.network()?;
-    let nas = lab.guest("nas").network(&network).boot()?;
-    let host = lab.guest("host").network(&network).boot()?;
+    let [nas, host] = lab.boot(["nas", "host"].map(|name| lab.guest(name).network(&network)))?;
     let portal = nas.address(&network)?;
     let mut target = Target::start(&nas, IQN, &[portal])?;
     target.add(&Lun { number: 5, on: "/srv/five".into(), bytes: 64 << 20, serial: 0xabcd })?;
@@ -49,8 +48,8 @@ fn a_host_logs_in_with_its_password_only() -> Result<()> {
 fn a_path_is_cut_under_io_and_no_write_fails() -> Result<()> {
     let lab = Lab::new()?;
     let (one, two) = (lab.network()?, lab.network()?);
-    let nas = lab.guest("nas").network(&one).network(&two).boot()?;
-    let host = lab.guest("host").network(&one).network(&two).boot()?;
+    let [nas, host] =
+        lab.boot(["nas", "host"].map(|name| lab.guest(name).network(&one).network(&two)))?;
     let portals = [nas.address(&one)?, nas.address(&two)?];
     let mut target = Target::start(&nas, IQN, &portals)?;
     let lun = Lun { number: 0, on: "/srv/zero".into(), bytes: 64 << 20, serial: 0xbeef };

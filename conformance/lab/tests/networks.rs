@@ -24,9 +24,11 @@ fn round_trip(from: &Guest, to: &Guest, network: &Network) -> Result<f64> {
 fn three_guests_on_two_networks() -> Result<()> {
     let lab = Lab::new()?;
     let (front, back) = (lab.network()?, lab.network()?);
-    let nas = lab.guest("nas").network(&front).network(&back).boot()?;
-    let a = lab.guest("host-a").network(&front).network(&back).boot()?;
-    let b = lab.guest("host-b").network(&front).boot()?;
+    let [nas, a, b] = lab.boot([
+        lab.guest("nas").network(&front).network(&back),
+        lab.guest("host-a").network(&front).network(&back),
+        lab.guest("host-b").network(&front),
+    ])?;
 
     for (from, to) in [(&a, &nas), (&nas, &b), (&b, &a)] {
         assert!(hears(from, to, &front)?);

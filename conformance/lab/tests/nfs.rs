@@ -6,39 +6,45 @@ use std::time::Duration;
 use lab::kit::{self, nfs};
 use lab::{Guest, Lab, Network, Result};
 
-struct Site {
-    _lab: Lab,
+struct Site<const HOSTS: usize> {
     network: Network,
     nas: Guest,
     server: nfs::Server,
-    hosts: Vec<Guest>,
+    hosts: [Guest; HOSTS],
 }
 
-fn site(hosts: &[&str]) -> Result<Site> {
+fn site<const HOSTS: usize>(hosts: [&str; HOSTS]) -> Result<Site<HOSTS>> {
     let lab = Lab::new()?;
     let network = lab.network()?;
-    let nas = lab.guest("nas").network(&network).boot()?;
+    let [nas] = lab.boot([lab.guest("nas").network(&network)])?;
+    let hosts = lab.boot(hosts.map(|name| lab.guest(name).network(&network)))?;
     kit::xfs(&nas, "/srv/nfs.img", Some(512 << 20), "/srv/nfs")?;
     let server = nfs::Server::start(&nas, "/srv/nfs")?;
-    let boot = |name: &&str| lab.guest(name).network(&network).boot();
-    let hosts = hosts.iter().map(boot).collect::<Result<_>>()?;
-    Ok(Site { _lab: lab, network, nas, server, hosts })
+    Ok(Site { network, nas, server, hosts })
 }
 
-fn mount(site: &Site, host: usize, folder: &str, options: &str) -> Result<()> {
+fn mount<const HOSTS: usize>(
+    site: &Site<HOSTS>,
+    host: usize,
+    folder: &str,
+    options: &str,
+) -> Result<()> {
     let export = if options.contains("vers=3") { "/srv/nfs" } else { "/" };
     nfs::mount(&site.hosts[host], site.nas.address(&site.network)?, export, folder, options)
 }
 
 #[test]
 fn two_hosts_share_files_and_locks() -> Result<()> {
-    let site = site(&["host-a", "host-b"])?;
+    let site = site(["host-a", "host-b"])?;
     let (a, b) = (&site.hosts[0], &site.hosts[1]);
     mount(&site, 0, "/sr", "vers=4.2,soft,timeo=100")?;
+    mount(&site, 1, "/sr", "vers=4.1,soft,timeo=100")?;
     nfs::client_locks(b)?;
-    mount(&site, 1, "/sr", "vers=3,soft,timeo=100")?;
+    mount(&site, 1, "/old", "vers=3,soft,timeo=100")?;
     a.check(["dd", "if=/dev/urandom", "of=/sr/one", "bs=1M", "count=4", "conv=fsync"])?;
-    assert_eq!(a.check(["sha256sum", "/sr/one"])?, b.check(["sha256sum", "/sr/one"])?);
+    let written = a.check(["sha256sum", "/sr/one"])?;
+    assert_eq!(b.check(["sha256sum", "/sr/one"])?, written);
+    assert_eq!(b.check(["sha256sum", "/old/one"])?, written.replace("/sr", "/old"));
     // Done by the server, which shares the blocks.
     a.check(["cp", "--reflink=always", "/sr/one", "/sr/two"])?;
     site.nas.check(["cmp", "/srv/nfs/one", "/srv/nfs/two"])?;
@@ -54,7 +60,7 @@ fn two_hosts_share_files_and_locks() -> Result<()> {
 
 #[test]
 fn a_soft_mount_fails_and_a_hard_one_waits() -> Result<()> {
-    let site = site(&["host"])?;
+    let site = site(["host"])?;
     let host = &site.hosts[0];
     mount(&site, 0, "/soft", "vers=4.2,soft,timeo=5,retrans=1,nosharecache")?;
     mount(&site, 0, "/hard", "vers=4.2,hard,timeo=5,retrans=1,nosharecache")?;

@@ -303,7 +303,8 @@ impl Client {
         let id = self.next;
         self.next += 1;
         let request = Request { version: VERSION, id, command };
-        let mut line = serde_json::to_vec(&request).map_err(|error| self.silent(&error.to_string()))?;
+        let mut line =
+            serde_json::to_vec(&request).map_err(|error| self.silent(&error.to_string()))?;
         line.push(b'\n');
         self.deadline(patience)?;
         if let Err(error) = self.stream.get_mut().write_all(&line) {

@@ -1,5 +1,8 @@
 //! Lets go of what the process that started this one has left open.
-#![allow(unsafe_code, reason = "closing descriptors by number is a system call on what others opened")]
+#![allow(
+    unsafe_code,
+    reason = "closing descriptors by number is a system call on what others opened"
+)]
 
 use std::os::fd::RawFd;
 

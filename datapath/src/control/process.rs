@@ -64,6 +64,8 @@ struct Plain {
     read_only: bool,
     direct: bool,
     foreground: bool,
+    /// Started by itself: nobody reads its standard error any more when it is ready.
+    detached: bool,
 }
 
 /// Runs the program. The arguments are without its name.
@@ -110,9 +112,8 @@ fn parse(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Wish, St
     let (mut plain, mut place) = (Plain::default(), None);
     while let Some(option) = arguments.next() {
         let name = option.to_string_lossy().into_owned();
-        let mut value = || {
-            arguments.next().map(PathBuf::from).ok_or_else(|| format!("{name} needs a value"))
-        };
+        let mut value =
+            || arguments.next().map(PathBuf::from).ok_or_else(|| format!("{name} needs a value"));
         match name.as_str() {
             "--run-dir" => place = Some(value()?),
             "--image" => plain.image = value()?,
@@ -130,6 +131,7 @@ fn parse(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Wish, St
             "--direct" => plain.direct = true,
             "--cached" => plain.direct = false,
             "--foreground" => plain.foreground = true,
+            "--detached" => (plain.foreground, plain.detached) = (true, true),
             "--help" | "-h" => return Ok(Wish::Usage),
             _ => return Err(format!("{name} is no option of serve")),
         }
@@ -269,8 +271,10 @@ fn plan(plain: &Plain) -> Result<Plan, String> {
     let format = plain.format.unwrap_or(Format::Vhd);
     let mut layers = vec![Layer { path: image.clone(), format }];
     if format == Format::Vhd {
-        let parents =
-            vhd::folder::Parents { dir: plain.parents.as_deref(), ..vhd::folder::Parents::default() };
+        let parents = vhd::folder::Parents {
+            dir: plain.parents.as_deref(),
+            ..vhd::folder::Parents::default()
+        };
         let (links, findings) =
             vhd::folder::chain(&image, parents).map_err(|error| error.to_string())?;
         if let Some(wrong) =
@@ -301,6 +305,11 @@ fn serve_plain(plain: &Plain) -> Result<(), String> {
     })?;
     let socket = std::path::absolute(&plain.socket).unwrap_or_else(|_| plain.socket.clone());
     say_ready(&format!(" nbd+unix:///?socket={}", socket.display()));
+    if let Ok(null) = File::options().write(true).open("/dev/null")
+        && plain.detached
+    {
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
     let _ = ended.recv();
     let _ = std::fs::remove_file(&socket);
     server.stop(DRAIN);
@@ -311,7 +320,7 @@ fn serve_plain(plain: &Plain) -> Result<(), String> {
 fn in_background(plain: &Plain) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
-    command.arg("serve").arg("--foreground").arg("--image").arg(&plain.image);
+    command.arg("serve").arg("--detached").arg("--image").arg(&plain.image);
     command.arg("--socket").arg(&plain.socket);
     if let Some(Format::Raw) = plain.format {
         command.args(["--format", "raw"]);
@@ -367,7 +376,10 @@ mod tests {
             panic!()
         };
         assert_eq!((plain.format, plain.read_only), (Some(Format::Raw), true));
-        assert_eq!(wish(&["serve", "--image", "a"]).unwrap_err(), "--image and --socket are needed");
+        assert_eq!(
+            wish(&["serve", "--image", "a"]).unwrap_err(),
+            "--image and --socket are needed"
+        );
         assert_eq!(wish(&["serve", "--image"]).unwrap_err(), "--image needs a value");
         assert_eq!(wish(&["serve", "--fast"]).unwrap_err(), "--fast is no option of serve");
         assert_eq!(wish(&[]).unwrap(), Wish::Usage);

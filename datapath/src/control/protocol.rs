@@ -319,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_percentile_is_the_bound_that_the_share_is_below() {
-        let counter = Counter { latency: vec![(10, 98), (100, 1), (1000, 1)], ..Counter::default() };
+        let counter =
+            Counter { latency: vec![(10, 98), (100, 1), (1000, 1)], ..Counter::default() };
         assert_eq!(counter.percentile(0.5), Some(10));
         assert_eq!(counter.percentile(0.99), Some(100));
         assert_eq!(counter.percentile(1.0), Some(1000));

@@ -7,7 +7,7 @@
 //!   plan.json  what it was last told to serve
 //!   control    socket for the control plane
 //!   nbd        socket for the clients
-//!   pending    what must be redone if the process is killed
+//!   pending.*  what must be redone if the process is killed
 //!   log        its standard error
 //! ```
 //!
@@ -222,9 +222,20 @@ impl Place {
         self.0.join("plan.json")
     }
 
-    /// What must be redone after a kill.
+    /// The beginning of the paths of what must be redone after a kill: a file for each image.
     pub fn pending(&self) -> PathBuf {
         self.0.join("pending")
+    }
+
+    fn pending_files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(&self.0) else { return Vec::new() };
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                name.is_some_and(|name| name.starts_with("pending."))
+            })
+            .collect()
     }
 
     /// Its standard error.
@@ -306,23 +317,24 @@ impl Place {
 
     /// Whether a process that was killed has left something to redo.
     pub fn has_pending(&self) -> bool {
-        std::fs::metadata(self.pending()).is_ok_and(|found| found.len() > 0)
+        let is_used = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
+        self.pending_files().iter().any(is_used)
     }
 
     /// Removes the directory and what we have put into it; those above it when they are empty. By
     /// the holder of the lock.
     pub fn remove(&self) -> Result<(), Error> {
         self.clear_sockets()?;
-        for path in [self.plan(), self.pending(), self.log(), self.0.join("lock")] {
+        for path in self.pending_files() {
+            remove(&path)?;
+        }
+        for path in [self.plan(), self.log(), self.0.join("lock")] {
             remove(&path)?;
         }
         match std::fs::remove_dir(&self.0) {
             // Somebody has made a lock of his own by now; he will see that it is over.
             Err(error)
-                if !matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
-                ) =>
+                if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) =>
             {
                 return Err(Error::io(&self.0, "remove directory")(error));
             }
@@ -342,9 +354,7 @@ impl Place {
 
 fn remove(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Error::io(path, "remove")(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove")(error)),
         _ => Ok(()),
     }
 }
@@ -387,8 +397,8 @@ mod tests {
     #[test]
     fn installations_do_not_meet() {
         let of = |path: &str| Run::of_installation(Path::new(path));
-        assert_ne!(of("/var/lib/sm"), of("/var/lib/sm2"));
-        assert_eq!(of("/var/lib/sm"), of("/var/lib/../lib/sm"));
+        assert_ne!(of("/usr/lib"), of("/usr/bin"));
+        assert_eq!(of("/usr/lib"), of("/usr/bin/../lib"));
     }
 
     #[test]

@@ -248,10 +248,8 @@ impl Served {
             Some(pause) if pause.owner != connection => return Err(paused_by_another()),
             Some(pause) => exchange(&active.drive, &pause.paused, plan)?,
             None => {
-                let paused = active
-                    .drive
-                    .pause(Instant::now() + DRAIN)
-                    .map_err(|error| failure(&error))?;
+                let paused =
+                    active.drive.pause(Instant::now() + DRAIN).map_err(|error| failure(&error))?;
                 exchange(&active.drive, &paused, plan)?;
             }
         }
@@ -366,9 +364,10 @@ impl Handler for Served {
                 refuse_other_pause(&inner, connection)?;
                 self.deactivate(&mut inner).map(nothing)
             }
-            Command::Unknown => {
-                Err(Failure::new(FailureKind::Unsupported, "this release does not know the command"))
-            }
+            Command::Unknown => Err(Failure::new(
+                FailureKind::Unsupported,
+                "this release does not know the command",
+            )),
         }
     }
 
@@ -420,9 +419,8 @@ fn try_lock(path: &Path) -> Result<Option<File>, String> {
 
 /// Which images the disk has now, by the path of its leaf: ours, or a leaf that was put upon ours.
 fn look(plan: &Plan, ours: (u64, u64)) -> Result<Plan, String> {
-    let id = |path: &Path| {
-        std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok()
-    };
+    let id =
+        |path: &Path| std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
     if id(&plan.leaf.path) == Some(ours) {
         return Ok(plan.clone());
     }

@@ -61,9 +61,13 @@ impl Chain {
                 let below = layers.get(index + 1).map(|layer| layer.path.as_path());
                 old.unchanged(&layer.path, above, below)
             });
-            levels.push(match known {
-                Some(level) => level,
-                None => Arc::new(Level::open(layer, write, options.direct)?),
+            let own_leaf = old.filter(|_| index == 0).and_then(|old| old.leaf().ok());
+            levels.push(match (known, own_leaf) {
+                (Some(level), _) => level,
+                (None, Some(leaf)) if leaf.is_still(&layer.path, true) => {
+                    Arc::new(leaf.again(layer, write)?)
+                }
+                (None, _) => Arc::new(Level::open(layer, write, options.direct)?),
             });
         }
         let members: Vec<_> = levels.iter().map(|level| level.member()).collect();
@@ -73,13 +77,15 @@ impl Chain {
         for (index, level) in levels.iter().enumerate() {
             if let Some(image) = level.image() {
                 // What lies below is asked once for each page of the index.
-                let in_use = old.and_then(|old| old.levels.first()).is_some_and(|l| Arc::ptr_eq(l, level));
+                let in_use =
+                    old.and_then(|old| old.levels.first()).is_some_and(|l| Arc::ptr_eq(l, level));
                 if !in_use {
                     image.set_memory(if index == 0 { share } else { 32 << 10 });
                 }
             }
         }
-        let owners = Owners::new(levels.get(1..).unwrap_or_default().to_vec(), options.memory - share);
+        let owners =
+            Owners::new(levels.get(1..).unwrap_or_default().to_vec(), options.memory - share);
         let chain = Self {
             plan: plan.clone(),
             levels,
@@ -403,11 +409,14 @@ impl Chain {
         if new.levels.first().is_some_and(|other| Arc::ptr_eq(leaf, other)) {
             return;
         }
-        leaf.seal();
+        leaf.seal(new.levels.first().map(Arc::as_ref));
         if let Some(image) = leaf.image() {
             image.set_memory(32 << 10);
         }
-        self.drop_notes();
+        let path = |chain: &Self| chain.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if path(self) != path(new) {
+            self.drop_notes();
+        }
     }
 
     /// What the notes say is in the image.
@@ -491,6 +500,29 @@ impl Chain {
         Ok(())
     }
 
+    /// What of a range the leaf itself has, for somebody who brings that elsewhere: pieces in order
+    /// that cover the range, and what each is; none for what is left to the files below.
+    pub(super) fn leaf_extents(
+        &self,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<(u64, Option<Extent>)>> {
+        self.check(offset, length)?;
+        let (mut runs, mut pieces) = (Vec::new(), Vec::new());
+        self.leaf()?.map(offset, length, &mut runs)?;
+        for run in runs {
+            let Some(at) = run.at else {
+                pieces.push((run.length, None));
+                continue;
+            };
+            let mut extents = Vec::new();
+            let mut found = Limited { into: &mut extents, first: None, limit: usize::MAX };
+            self.holes(Piece { length: run.length, place: Some((0, at)) }, &mut found)?;
+            pieces.extend(extents.into_iter().map(|extent| (extent.length, Some(extent))));
+        }
+        Ok(pieces)
+    }
+
     /// Hands on a piece, and the holes that its file has there. Answers whether more is wanted.
     fn holes(&self, piece: Piece, found: &mut Limited<'_>) -> Result<bool> {
         let Some((index, at)) = piece.place else { return Ok(found.add(piece.length, true)) };
@@ -556,10 +588,9 @@ fn is_whole(unit: u64, offset: u64, length: u64) -> bool {
 
 /// Reads parts of a file that are near to each other, in order.
 fn read_group(level: &Level, mut group: Vec<(u64, &mut [u8])>) -> Result<()> {
-    let (Some(start), Some(end)) = (
-        group.first().map(|(at, _)| *at),
-        group.last().map(|(at, part)| at + part.len() as u64),
-    ) else {
+    let (Some(start), Some(end)) =
+        (group.first().map(|(at, _)| *at), group.last().map(|(at, part)| at + part.len() as u64))
+    else {
         return Ok(());
     };
     if let [(at, part)] = &mut group[..] {

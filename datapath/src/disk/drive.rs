@@ -244,6 +244,13 @@ impl Drive {
         self.underneath().chain.read(offset, buf)
     }
 
+    /// What of a range the leaf itself has, for somebody who merges it: lengths in order that
+    /// cover the range, and what each is; none for what is left to the files below.
+    pub fn leaf_extents(&self, offset: u64, length: u64) -> Result<Vec<(u64, Option<Extent>)>> {
+        let _pass = self.enter()?;
+        self.underneath().chain.leaf_extents(offset, length)
+    }
+
     /// As [`Export::write`], for work of our own: not counted, not limited, not watched.
     pub fn write_aside(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let _pass = self.enter()?;

@@ -128,12 +128,8 @@ impl Gate {
             if left.is_zero() {
                 return Err(NotClosed::Taken);
             }
-            held = self
-                .0
-                .changed
-                .wait_timeout(held, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            held =
+                self.0.changed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         // Only with the lock held, so nobody else has done it meanwhile.
         self.0.state.fetch_or(CLOSED, Ordering::AcqRel);
@@ -148,12 +144,8 @@ impl Gate {
                 self.open();
                 return Err(NotClosed::Busy(inside));
             }
-            held = self
-                .0
-                .changed
-                .wait_timeout(held, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            held =
+                self.0.changed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

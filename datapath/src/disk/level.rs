@@ -49,6 +49,17 @@ impl Level {
         if write {
             storage.lock(path)?;
         }
+        Self::of(storage, layer, write)
+    }
+
+    /// The same open file, locked as it is, and its content read anew: somebody else has changed it
+    /// while this one was not written.
+    pub(super) fn again(&self, layer: &Layer, write: bool) -> Result<Self> {
+        Self::of(self.storage.clone(), layer, write)
+    }
+
+    fn of(storage: Storage, layer: &Layer, write: bool) -> Result<Self> {
+        let path = &layer.path;
         let failed = |error| Error::io(format_args!("{}: stat", path.display()), &error);
         let kind = match layer.format {
             Format::Raw => Kind::Raw(Raw::default()),
@@ -158,17 +169,20 @@ impl Level {
             Kind::Vhd(image) => image.close()?,
             Kind::Raw(_) => self.flush()?,
         }
-        self.seal();
+        self.seal(None);
         Ok(())
     }
 
     /// Nothing is written any more; others may.
-    pub(super) fn seal(&self) {
+    pub(super) fn seal(&self, successor: Option<&Self>) {
         match &self.kind {
             Kind::Vhd(image) => image.seal(),
             Kind::Raw(raw) => raw.sealed.store(true, Ordering::Release),
         }
-        self.storage.unlock();
+        // The lock belongs to the open file, which the next one may have taken over.
+        if !successor.is_some_and(|next| self.storage.is_same(&next.storage)) {
+            self.storage.unlock();
+        }
     }
 
     /// Whether writes are taken.
@@ -180,9 +194,8 @@ impl Level {
     }
 
     fn check(&self, raw: &Raw) -> Result<()> {
-        let refuse = |errno, what| {
-            Err(Error::new(errno, format!("{}: {what}", self.path.display())))
-        };
+        let refuse =
+            |errno, what| Err(Error::new(errno, format!("{}: {what}", self.path.display())));
         if raw.sealed.load(Ordering::Acquire) {
             return refuse(Errno::NotPermitted, "is not written any more");
         }
@@ -207,9 +220,9 @@ impl Level {
 
     /// Whether the file of a plan is this one, and has not been written to since it was opened.
     pub(super) fn is_still(&self, path: &Path, written_by_us: bool) -> bool {
-        let Ok(now) = Storage::open(path, false, false).and_then(|storage| {
-            storage.stat().map_err(|error| self.failed("stat", &error))
-        }) else {
+        let Ok(now) = Storage::open(path, false, false)
+            .and_then(|storage| storage.stat().map_err(|error| self.failed("stat", &error)))
+        else {
             return false;
         };
         now.id == self.stat.id

@@ -110,11 +110,8 @@ impl Limiter {
             if left.is_zero() {
                 return;
             }
-            turns = self
-                .changed
-                .wait_timeout(turns, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            turns =
+                self.changed.wait_timeout(turns, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -82,10 +82,13 @@ impl Storage {
                 let what = format!("{}: another process is writing to it", path.display());
                 Err(Error::new(Errno::NotPermitted, what))
             }
-            Err(errno) => {
-                Err(Error::io(format_args!("{}: lock", path.display()), &errno.into()))
-            }
+            Err(errno) => Err(Error::io(format_args!("{}: lock", path.display()), &errno.into())),
         }
+    }
+
+    /// Whether it is the same open file, not only the same file.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.cached, &other.cached)
     }
 
     pub(super) fn unlock(&self) {

@@ -152,7 +152,10 @@ impl Output {
             self.send(link)?;
         }
         let end = self.end;
-        self.memory.get().get_mut(end..end + length).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        self.memory
+            .get()
+            .get_mut(end..end + length)
+            .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
     /// So many bytes of the room are a reply.
@@ -177,19 +180,6 @@ impl Output {
         match &self.inbox {
             None => link.send(bytes, &[])?,
             Some(inbox) => inbox.put(Message::Reply(bytes.to_vec())),
-        }
-        Ok(())
-    }
-
-    /// Sends what is there, then a reply that is too long to be kept.
-    pub(super) fn send_long(&mut self, link: &Link, head: &[u8], data: Vec<u8>) -> io::Result<()> {
-        self.send(link)?;
-        match &self.inbox {
-            None => link.send(head, &data)?,
-            Some(inbox) => {
-                inbox.put(Message::Reply(head.to_vec()));
-                inbox.put(Message::Reply(data));
-            }
         }
         Ok(())
     }

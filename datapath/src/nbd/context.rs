@@ -114,9 +114,9 @@ mod tests {
         for group in [&[][..], &["base:"], &["qemu:", "qemu:dirty-bitmap:", "other:x"]] {
             assert_eq!(names(group, true), [""; 0], "{group:?} chooses nothing");
         }
-        assert_eq!(names(&["qemu:dirty-bitmap:two", "base:allocation"], true), [
-            "1 base:allocation",
-            "2 qemu:dirty-bitmap:two"
-        ]);
+        assert_eq!(
+            names(&["qemu:dirty-bitmap:two", "base:allocation"], true),
+            ["1 base:allocation", "2 qemu:dirty-bitmap:two"]
+        );
     }
 }

@@ -253,7 +253,8 @@ impl Handshake<'_> {
 
     fn agree(&self, name: &str, choice: &Choice) -> Option<Agreed> {
         let export = self.exports.find(name)?;
-        let contexts = if choice.contexts_of == name { choice.contexts.clone() } else { Vec::new() };
+        let contexts =
+            if choice.contexts_of == name { choice.contexts.clone() } else { Vec::new() };
         Some(Agreed {
             name: name.to_owned(),
             size: export.size(),

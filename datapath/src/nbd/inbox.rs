@@ -19,6 +19,8 @@ pub(super) enum Message {
     Reply(Vec<u8>),
     /// A part of the long write of this number; what went wrong.
     Part(usize, Option<Errno>),
+    /// Nothing more comes of one job.
+    Done,
 }
 
 #[derive(Default)]

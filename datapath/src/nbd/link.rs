@@ -49,8 +49,13 @@ impl Link {
     }
 
     pub(super) fn send(&self, first: &[u8], second: &[u8]) -> io::Result<()> {
-        let _turn = lock(&self.sending);
+        let _turn = self.turn();
         self.wire.send(first, second)
+    }
+
+    /// Whoever has it may send on the wire itself.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.sending)
     }
 
     /// Says that a request has failed; not each time, or a broken disk would fill the log.

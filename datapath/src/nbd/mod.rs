@@ -20,6 +20,8 @@ mod perform;
 pub mod protocol;
 mod reply;
 mod request;
+#[cfg(feature = "ring")]
+mod ring;
 pub mod server;
 mod session;
 pub mod tls;

@@ -159,7 +159,8 @@ fn read_piece(
     Ok(true)
 }
 
-/// A read whose reply has one head, which says that all is well.
+/// A read beyond a piece whose reply has one head, which says that all is well. Only for the thread
+/// of the connection, and with nothing waiting in an inbox.
 fn read_whole(link: &Link, request: &Request, out: &mut Output) -> io::Result<()> {
     let structured = link.agreed.structured;
     let (offset, length) = (request.offset, request.length as usize);
@@ -172,12 +173,16 @@ fn read_whole(link: &Link, request: &Request, out: &mut Output) -> io::Result<()
         if let Err(error) = export.read(offset, &mut data) {
             return failed(link, request, &error, out);
         }
-        return out.send_long(link, head, data);
+        out.send(link)?;
+        return link.send(head, &data);
     }
     if structured {
         return refuse(link, request, Errno::Overflow, "too much for one chunk just now", out);
     }
-    out.add(link, head)?;
+    out.send(link)?;
+    // Replies of other threads would stand in the middle of this one.
+    let _turn = link.turn();
+    link.wire.send(head, &[])?;
     let mut done = 0;
     while done < length {
         let count = PIECE.min(length - done);
@@ -187,8 +192,7 @@ fn read_whole(link: &Link, request: &Request, out: &mut Output) -> io::Result<()
             // The head has said that all is well: there is no other way to take it back.
             return Err(io::Error::other("a read has failed after its reply had begun"));
         }
-        out.keep(count);
-        out.send(link)?;
+        link.wire.send(data, &[])?;
         done += count;
     }
     Ok(())

@@ -9,17 +9,25 @@ use crate::export::Zeroes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Bytes; `whole`: in one chunk.
-    Read { whole: bool },
+    Read {
+        whole: bool,
+    },
     /// Bytes follow.
-    Write { durable: bool },
+    Write {
+        durable: bool,
+    },
     /// The client leaves.
     Leave,
     Flush,
-    Trim { durable: bool },
+    Trim {
+        durable: bool,
+    },
     Cache,
     Zeroes(Zeroes),
     /// Extents; `one` of each context is enough.
-    Status { one: bool },
+    Status {
+        one: bool,
+    },
     Refuse(Errno, &'static str),
 }
 
@@ -59,8 +67,7 @@ impl Action {
             }
             return Ok(action);
         }
-        let writes =
-            matches!(action, Self::Write { .. } | Self::Trim { .. } | Self::Zeroes { .. });
+        let writes = matches!(action, Self::Write { .. } | Self::Trim { .. } | Self::Zeroes { .. });
         if writes && agreed.read_only {
             return Err((Errno::NotPermitted, "the export is read-only"));
         }

@@ -161,9 +161,8 @@ impl Server {
             })
             .collect();
         drop(state);
-        self.inner.wait(patience, |state| {
-            !closed.iter().any(|id| state.connections.contains_key(id))
-        })
+        self.inner
+            .wait(patience, |state| !closed.iter().any(|id| state.connections.contains_key(id)))
     }
 
     /// Listens no more, ends all connections, each after the requests it is doing, and waits until
@@ -196,7 +195,8 @@ pub fn serve_wire(wire: Box<dyn Wire>, exports: &dyn Exports, limits: &Limits) -
     match negotiated {
         Ok(Outcome::Use(agreed)) => {
             let link = Link::new(wire, agreed, Arc::default());
-            matches!(Session::new(Arc::new(link)).run(), End::Left | End::Gone)
+            let end = Session::new(Arc::new(link), limits.stall).run();
+            matches!(end, End::Left | End::Gone)
         }
         Ok(_) => true,
         Err(_) => false,
@@ -292,7 +292,7 @@ impl Inner {
     fn serve(&self, socket: Socket, tls: Option<TlsServer>, entry: &Entry) {
         socket.prepare();
         let end = match self.shake_hands(socket, tls, entry) {
-            Ok(Some(link)) => Session::new(Arc::new(link)).run(),
+            Ok(Some(link)) => Session::new(Arc::new(link), self.limits.stall).run(),
             Ok(None) => End::Left,
             Err(error) => error.into(),
         };
@@ -318,7 +318,9 @@ impl Inner {
     ) -> io::Result<Option<Link>> {
         let until = Instant::now() + self.limits.handshake;
         socket.set_send_timeout(Some(self.limits.handshake))?;
-        let Some(no_zeroes) = self.with(&socket, tls.is_some(), until).greet()? else { return Ok(None) };
+        let Some(no_zeroes) = self.with(&socket, tls.is_some(), until).greet()? else {
+            return Ok(None);
+        };
         let outcome = self.with(&socket, tls.is_some(), until).negotiate(no_zeroes, false)?;
         let (wire, outcome): (Box<dyn Wire>, _) = match (outcome, &tls) {
             (Outcome::StartTls, Some(tls)) => {

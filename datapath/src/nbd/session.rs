@@ -15,6 +15,8 @@ use super::perform::{self, kind};
 use super::protocol::{REQUEST_LENGTH, Request};
 use super::request::Action;
 use super::workers::{Job, Workers};
+#[cfg(feature = "ring")]
+use crate::export::Mapped;
 
 /// Writes up to this are kept with their request until they are there as a whole, bytes.
 const SMALL: usize = 64 * 1024;
@@ -61,45 +63,109 @@ pub(super) struct Session {
     /// For payloads that are longer than what is kept with requests.
     payload: Option<Aligned>,
     workers: Option<Workers>,
+    stall: Duration,
+    #[cfg(feature = "ring")]
+    chance: Chance,
+}
+
+/// Whether a ring is worth trying.
+#[cfg(feature = "ring")]
+#[derive(Default)]
+struct Chance {
+    /// There is none to be had.
+    none: bool,
+    /// Requests until the disk is asked again, and how many it was the last time.
+    pause: u32,
+    last: u32,
+}
+
+#[cfg(feature = "ring")]
+impl Chance {
+    /// Whether to ask the disk now. One that has said no is asked less and less often: that the
+    /// answer changes is rare, and to ask takes time.
+    fn is_now(&mut self) -> bool {
+        if self.none {
+            return false;
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return false;
+        }
+        self.last = (self.last * 2).clamp(1, 1024);
+        self.pause = self.last;
+        true
+    }
 }
 
 /// What comes after a request.
 enum Next {
     /// The next one.
     Go,
+    /// The same one, by the ring.
+    #[cfg(feature = "ring")]
+    Ring,
     /// Its rest is not there yet.
     Wait,
 }
 
 impl Session {
-    pub(super) fn new(link: Arc<Link>) -> Self {
+    /// `stall` as in the limits of the server; receiving ends in that time already.
+    pub(super) fn new(link: Arc<Link>, stall: Duration) -> Self {
         let (input, out, found) = (Input::new(), Output::new(None), Found::default());
-        Self { link, input, out, found, payload: None, workers: None }
+        Self {
+            link,
+            input,
+            out,
+            found,
+            payload: None,
+            workers: None,
+            stall,
+            #[cfg(feature = "ring")]
+            chance: Chance::default(),
+        }
     }
 
     /// Serves until the client leaves.
     pub(super) fn run(mut self) -> End {
-        match self.requests() {
-            Err(end) | Ok(end) => end,
+        loop {
+            match self.requests() {
+                Ok(Some(end)) | Err(end) => return end,
+                Ok(None) => {}
+            }
+            #[cfg(feature = "ring")]
+            match super::ring::RingSession::new(&self.link, self.stall) {
+                Ok(ring) => return ring.run(self.input),
+                Err(error) => {
+                    tracing::debug!("no ring: {error}");
+                    self.chance.none = true;
+                }
+            }
         }
     }
 
-    fn requests(&mut self) -> Result<End, End> {
+    /// None: a ring is wanted, and nothing is being done.
+    fn requests(&mut self) -> Result<Option<End>, End> {
         loop {
             while let Some(head) = self.input.head() {
                 let Some(request) = Request::parse(head) else { return Err(End::Nonsense) };
                 let action = Action::of(&request, &self.link.agreed);
                 if action == Action::Leave {
                     self.out.send(&self.link)?;
-                    return Ok(End::Left);
+                    return Ok(Some(End::Left));
                 }
-                if matches!(self.one(&request, action)?, Next::Wait) {
-                    break;
+                match self.one(&request, action)? {
+                    Next::Go => {}
+                    Next::Wait => break,
+                    #[cfg(feature = "ring")]
+                    Next::Ring => {
+                        self.out.send(&self.link)?;
+                        return Ok(None);
+                    }
                 }
             }
             self.out.send(&self.link)?;
             if !self.fill()? {
-                return Ok(End::Gone);
+                return Ok(Some(End::Gone));
             }
         }
     }
@@ -128,6 +194,10 @@ impl Session {
     fn one(&mut self, request: &Request, action: Action) -> Result<Next, End> {
         let length = request.length as usize;
         let carries = request.command == super::protocol::command::WRITE;
+        #[cfg(feature = "ring")]
+        if self.is_for_ring(request, action) {
+            return Ok(Next::Ring);
+        }
         match action {
             Action::Write { .. } if self.input.length() >= REQUEST_LENGTH + length => {}
             Action::Write { .. } if length <= SMALL => return Ok(Next::Wait),
@@ -179,6 +249,31 @@ impl Session {
             out.send(link)?;
         }
         Ok(Next::Go)
+    }
+
+    /// Whether a ring should go on from here: there is more than one request, or a long one, and
+    /// the disk says that it is nothing but transfers.
+    #[cfg(feature = "ring")]
+    fn is_for_ring(&mut self, request: &Request, action: Action) -> bool {
+        let write = match action {
+            Action::Read { .. } => false,
+            Action::Write { durable: false } => true,
+            _ => return false,
+        };
+        let length = request.length as usize;
+        let taken = REQUEST_LENGTH + if write { length } else { 0 };
+        let more = self.input.length() >= taken + REQUEST_LENGTH || length > PIECE;
+        let busy = self.workers.as_ref().is_some_and(|workers| workers.busy() > 0);
+        if !more || busy || self.link.wire.socket().is_none() || !self.chance.is_now() {
+            return false;
+        }
+        let (export, length) = (&self.link.agreed.export, length.min(PIECE) as u64);
+        let mapped = if write {
+            export.map_write(request.offset, length)
+        } else {
+            export.map_read(request.offset, length)
+        };
+        matches!(mapped, Mapped::Transfer(_))
     }
 
     /// Whether a request had better be done by another thread: it will take a while, and there is

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
+};
 
 use super::wire::{Socket, Wire};
 
@@ -79,7 +81,12 @@ impl TlsClient {
         Ok(Self(Arc::new(config)))
     }
 
-    pub(super) fn connect(&self, socket: Socket, host: &str, until: Instant) -> io::Result<Encrypted> {
+    pub(super) fn connect(
+        &self,
+        socket: Socket,
+        host: &str,
+        until: Instant,
+    ) -> io::Result<Encrypted> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let connection =
             ClientConnection::new(Arc::clone(&self.0), name).map_err(io::Error::other)?;
@@ -120,9 +127,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
+        roots.add(certificate).map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
     }
     Ok(roots)
 }

@@ -115,7 +115,9 @@ impl FromStr for Uri {
                 if !host.is_empty() {
                     return Err(bad("a socket in the file system has no host"));
                 }
-                Address::Unix(decode(path).and_then(path_of).ok_or_else(|| bad("empty socket path"))?)
+                Address::Unix(
+                    decode(path).and_then(path_of).ok_or_else(|| bad("empty socket path"))?,
+                )
             }
             (true, None) => return Err(bad("it does not say socket=PATH")),
             (false, Some(_)) => return Err(bad("a host has no socket path")),

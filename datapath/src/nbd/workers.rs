@@ -94,19 +94,27 @@ impl Workers {
         lock(&self.shared.queue).busy
     }
 
-    /// Whether [`Workers::give`] would not wait.
+    /// Whether there are not too many requests already.
     #[cfg(feature = "ring")]
     pub(super) fn has_room(&self) -> bool {
         !lock(&self.shared.queue).is_full(0)
     }
 
-    /// Gives away a request; waits while there are too many.
+    /// Waits while there are too many requests, then gives away another one.
     pub(super) fn give(&mut self, job: Job) -> io::Result<()> {
         let weight = job.weight();
         let mut queue = lock(&self.shared.queue);
         while queue.is_full(weight) {
             queue = self.shared.less.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(queue);
+        self.give_now(job)
+    }
+
+    /// Gives away a request, however many there are.
+    pub(super) fn give_now(&mut self, job: Job) -> io::Result<()> {
+        let weight = job.weight();
+        let mut queue = lock(&self.shared.queue);
         if queue.idle <= queue.jobs.len() && queue.threads < THREADS {
             let shared = Arc::clone(&self.shared);
             let builder = std::thread::Builder::new().name("nbd-worker".to_owned());
@@ -158,6 +166,9 @@ impl Drop for Doing<'_> {
         self.0.link.gauge.remove();
         drop(queue);
         self.0.less.notify_all();
+        if let Some(inbox) = &self.0.inbox {
+            inbox.put(Message::Done);
+        }
     }
 }
 

@@ -144,7 +144,11 @@ impl Copy {
     }
 
     /// Sleeps until something is different, at most until `deadline`.
-    pub(super) fn sleep<'a>(&self, run: MutexGuard<'a, Run>, until: Instant) -> MutexGuard<'a, Run> {
+    pub(super) fn sleep<'a>(
+        &self,
+        run: MutexGuard<'a, Run>,
+        until: Instant,
+    ) -> MutexGuard<'a, Run> {
         let left = until.saturating_duration_since(Instant::now());
         self.changed.wait_timeout(run, left).unwrap_or_else(PoisonError::into_inner).0
     }

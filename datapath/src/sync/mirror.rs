@@ -44,8 +44,7 @@ impl Mirror {
     ) -> Result<Self> {
         let copy = Copy::start(drive.clone(), target, options)?;
         let watcher = drive.add_watcher(copy.clone(), deadline).inspect_err(|_| copy.end())?;
-        let mirror =
-            Self { drive: drive.clone(), copy, watcher: Mutex::new(Some(watcher)) };
+        let mirror = Self { drive: drive.clone(), copy, watcher: Mutex::new(Some(watcher)) };
         // From here on every change is seen, so what is looked at now cannot be missed later.
         mirror.copy.seed()?;
         Ok(mirror)

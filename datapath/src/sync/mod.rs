@@ -2,6 +2,7 @@
 
 pub mod bits;
 mod engine;
+mod leaf;
 mod lock;
 mod mirror;
 mod options;
@@ -11,8 +12,7 @@ mod target;
 mod work;
 
 pub use engine::Copy;
+pub use leaf::{Converged, LeafMerge};
 pub use mirror::{Mirror, Switched};
 pub use options::{Load, Options, Phase, Progress};
-pub use target::{
-    Failure, LocalTarget, NbdTarget, Piece, PieceKind, Sent, Source, Target,
-};
+pub use target::{Failure, LocalTarget, NbdTarget, Piece, PieceKind, Sent, Source, Target};

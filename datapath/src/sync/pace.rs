@@ -20,10 +20,8 @@ impl InFlight {
     pub(super) fn take(&self, bytes: u64, most: u64) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let full = |used: &mut u64| *used > 0 && *used + bytes > most;
-        let (mut used, _) = self
-            .freed
-            .wait_timeout_while(used, NAP, full)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut used, _) =
+            self.freed.wait_timeout_while(used, NAP, full).unwrap_or_else(PoisonError::into_inner);
         if full(&mut used) {
             return false;
         }
@@ -103,7 +101,8 @@ impl Latency {
 
     /// Microseconds that one of a hundred writes exceeded; none when there were too few to tell.
     pub(super) fn take(&self) -> Option<u64> {
-        let counts = self.counts.each_ref().map(|count| u64::from(count.swap(0, Ordering::Relaxed)));
+        let counts =
+            self.counts.each_ref().map(|count| u64::from(count.swap(0, Ordering::Relaxed)));
         let all: u64 = counts.iter().sum();
         if all < 16 {
             return None;

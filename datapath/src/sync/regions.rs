@@ -341,7 +341,8 @@ impl Regions {
     pub fn next(&self, most: u64) -> Option<Range<u64>> {
         let state = self.state();
         let most = (most / REGION).max(1);
-        let found = state.run(state.cursor, u64::MAX, most).or_else(|| state.run(0, u64::MAX, most));
+        let found =
+            state.run(state.cursor, u64::MAX, most).or_else(|| state.run(0, u64::MAX, most));
         found.map(|run| self.bytes(&run))
     }
 

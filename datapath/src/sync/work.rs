@@ -169,11 +169,8 @@ impl Copy {
             bench.data = first.range.clone();
             return Ok(chunk);
         }
-        let end = if first.range.end >= hint.end {
-            hint.end
-        } else {
-            first.range.end / REGION * REGION
-        };
+        let end =
+            if first.range.end >= hint.end { hint.end } else { first.range.end / REGION * REGION };
         Ok(hint.start..end.max(chunk.end))
     }
 
@@ -212,7 +209,8 @@ impl Copy {
     /// Writes data, with zeros as zeros.
     fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
         let unit = REGION as usize;
-        let zero = |from: usize| bytes.get(from..bytes.len().min(from + unit)).map(vhd::copy::is_zero);
+        let zero =
+            |from: usize| bytes.get(from..bytes.len().min(from + unit)).map(vhd::copy::is_zero);
         let mut start = 0;
         while start < bytes.len() {
             let kind = zero(start);
@@ -350,7 +348,10 @@ impl View {
         if run.seeded && allowed && !counts.forward && matches!(run.state, State::Running) {
             let passed = counts.passes > self.passes;
             // In this order: it ends soon; it did not get anywhere; it will not.
-            if left <= rate || left == 0 || (passed && left > self.pass_began_with / 2) || again * 2 > rate
+            if left <= rate
+                || left == 0
+                || (passed && left > self.pass_began_with / 2)
+                || again * 2 > rate
             {
                 copy.regions.forward(true);
             }

@@ -205,7 +205,10 @@ fn a_watcher_is_told_of_every_change_and_of_nothing_else() {
         "after 2 false",
     ];
     assert_eq!(all.take(), want);
-    assert_eq!(ranges.take(), ["touched 5 3", "flushed", "touched 512 1024", &format!("touched {SIZE} 1")]);
+    assert_eq!(
+        ranges.take(),
+        ["touched 5 3", "flushed", "touched 512 1024", &format!("touched {SIZE} 1")]
+    );
     drive.remove_watcher(id, soon()).unwrap();
     drive.write(0, &[1], false).unwrap();
     assert_eq!(all.take(), [""; 0]);

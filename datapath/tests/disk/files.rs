@@ -76,7 +76,9 @@ pub(crate) fn options(dir: &Path) -> Options {
 /// Files of notes in a directory.
 pub(crate) fn notes(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.file_name().unwrap().to_str().unwrap().contains("pending.")).collect()
+    entries
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().contains("pending."))
+        .collect()
 }
 
 pub(crate) fn sound(path: &Path) {

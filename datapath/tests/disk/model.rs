@@ -69,8 +69,7 @@ impl Model {
                 self.bytes[range].copy_from_slice(&data);
             }
             10..13 => {
-                let how =
-                    Zeroes { keep_space: rng.below(3) == 0, ..Zeroes::default() };
+                let how = Zeroes { keep_space: rng.below(3) == 0, ..Zeroes::default() };
                 self.drive().write_zeroes(at as u64, length as u64, how).unwrap();
                 self.bytes[range].fill(0);
             }

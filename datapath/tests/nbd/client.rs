@@ -88,9 +88,15 @@ fn all_of_it_against_nbdkit_with_each_thing_missing() {
         (&["--no-sr", "memory", "16M"], export_flag::SEND_DF),
         (&["--filter=fua", "memory", "16M"], export_flag::SEND_FUA),
         (&["--filter=nozero", "memory", "16M"], export_flag::SEND_WRITE_ZEROES),
-        (&["--filter=noextents", "--filter=nozero", "memory", "16M"], export_flag::SEND_WRITE_ZEROES),
+        (
+            &["--filter=noextents", "--filter=nozero", "memory", "16M"],
+            export_flag::SEND_WRITE_ZEROES,
+        ),
         (&["--filter=nocache", "--filter=noparallel", "memory", "16M"], 0),
-        (&["--filter=multi-conn", "memory", "16M", "multi-conn-mode=disable"], export_flag::CAN_MULTI_CONN),
+        (
+            &["--filter=multi-conn", "memory", "16M", "multi-conn-mode=disable"],
+            export_flag::CAN_MULTI_CONN,
+        ),
     ] {
         let (_folder, _running, uri) = nbdkit(arguments);
         let client = connect(&uri);
@@ -110,9 +116,9 @@ fn a_server_without_flush_and_trim_is_used_without_them() {
     let file = folder.path().join("file");
     std::fs::write(&file, vec![0; 16 << 20]).unwrap();
     let file = file.to_str().unwrap();
-    let read = format!("pread=dd if={file} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none");
-    let write =
-        format!("pwrite=dd of={file} seek=$4 conv=notrunc oflag=seek_bytes status=none");
+    let read =
+        format!("pread=dd if={file} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none");
+    let write = format!("pwrite=dd of={file} seek=$4 conv=notrunc oflag=seek_bytes status=none");
     let (_socket, _running, uri) =
         nbdkit(&["eval", "get_size=echo 16M", &read, &write, "can_write=exit 0"]);
     let client = connect(&uri);
@@ -129,7 +135,8 @@ fn all_of_it_against_qemu_nbd() {
     let (file, socket) = (folder.path().join("file"), folder.path().join("s"));
     std::fs::File::create(&file).unwrap().set_len(16 * MIB).unwrap();
     let (file, path) = (file.to_str().unwrap(), socket.to_str().unwrap());
-    let arguments = ["-f", "raw", "-t", "-e", "4", "-x", "disk", "--discard=unmap", "-k", path, file];
+    let arguments =
+        ["-f", "raw", "-t", "-e", "4", "-x", "disk", "--discard=unmap", "-k", path, file];
     let _running = Running::server("qemu-nbd", &arguments, &socket);
     let client = connect(&Uri::unix(&socket, "disk"));
     use_all(&client);
@@ -274,7 +281,10 @@ fn requests_beyond_the_largest_are_split() {
     let mut back = vec![0; bytes.len()];
     client.read(5 * MIB, &mut back).unwrap();
     assert!(back == bytes);
-    assert_eq!(client.extents(0, 80 * MIB).unwrap(), [hole(5 * MIB), data(70 * MIB), hole(5 * MIB)]);
+    assert_eq!(
+        client.extents(0, 80 * MIB).unwrap(),
+        [hole(5 * MIB), data(70 * MIB), hole(5 * MIB)]
+    );
     assert_eq!(error(client.start_write(0, &bytes, false)), Kind::Invalid);
 }
 
@@ -290,7 +300,10 @@ fn changes_are_read_through_a_bitmap() {
     let changed = client.changed("since", 0, MIB).unwrap();
     let changed: Vec<_> = changed.iter().map(|found| (found.length, found.dirty)).collect();
     let rest = MIB - 135_168;
-    assert_eq!(changed, [(65536, false), (4096, true), (61440, false), (4096, true), (rest, false)]);
+    assert_eq!(
+        changed,
+        [(65536, false), (4096, true), (61440, false), (4096, true), (rest, false)]
+    );
     assert_eq!(client.extents(0, MIB).unwrap(), [hole(65536), data(4096), hole(MIB - 69632)]);
     assert_eq!(error(client.changed("other", 0, MIB)), Kind::Unsupported);
 }
@@ -385,7 +398,12 @@ fn a_flush_does_not_hold_up_the_reads_behind_it_once_it_is_known_to_be_slow() {
         fn trim(&self, offset: u64, length: u64, durable: bool) -> datapath::error::Result<()> {
             self.0.trim(offset, length, durable)
         }
-        fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes) -> datapath::error::Result<()> {
+        fn write_zeroes(
+            &self,
+            offset: u64,
+            length: u64,
+            how: Zeroes,
+        ) -> datapath::error::Result<()> {
             self.0.write_zeroes(offset, length, how)
         }
         fn extents(

@@ -204,7 +204,13 @@ impl Export for Memory {
         Ok(())
     }
 
-    fn extents(&self, offset: u64, length: u64, limit: usize, into: &mut Vec<Extent>) -> Result<()> {
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        limit: usize,
+        into: &mut Vec<Extent>,
+    ) -> Result<()> {
         let _inside = self.enter(offset, length)?;
         let runs = self.runs(offset, length, limit, |content| &content.taken);
         into.extend(runs.into_iter().map(|(length, taken)| Extent {

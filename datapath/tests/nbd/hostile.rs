@@ -215,7 +215,8 @@ fn what_is_not_nbd_is_closed() {
     let (place, _) = place(Memory::new(MIB));
     let hello = 3_u32.to_be_bytes().to_vec();
     let with = |more: &[u8]| [&hello[..], more].concat();
-    let go = encode_option(option::GO, &InfoRequest { name: String::new(), wanted: vec![] }.encode());
+    let go =
+        encode_option(option::GO, &InfoRequest { name: String::new(), wanted: vec![] }.encode());
     for (what, bytes) in [
         ("unknown flags", 7_u32.to_be_bytes().to_vec()),
         ("another protocol", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
@@ -335,9 +336,8 @@ fn a_client_that_vanishes_disturbs_nobody() {
 
 /// A whole session as bytes: handshake, then one of each request.
 fn session() -> Vec<u8> {
-    let request = |command, offset, length| {
-        Request { flags: 0, command, cookie: 7, offset, length }.encode()
-    };
+    let request =
+        |command, offset, length| Request { flags: 0, command, cookie: 7, offset, length }.encode();
     let queries = vec!["base:allocation".to_owned()];
     [
         &3_u32.to_be_bytes()[..],
@@ -347,7 +347,10 @@ fn session() -> Vec<u8> {
             option::SET_META_CONTEXT,
             &ContextRequest { name: String::new(), queries }.encode(),
         ),
-        &encode_option(option::GO, &InfoRequest { name: String::new(), wanted: vec![0, 1, 2, 3] }.encode()),
+        &encode_option(
+            option::GO,
+            &InfoRequest { name: String::new(), wanted: vec![0, 1, 2, 3] }.encode(),
+        ),
         &request(command::WRITE, 0, 64),
         &[9; 64],
         &request(command::READ, 0, 64),
@@ -419,8 +422,7 @@ fn two_hundred_exports_on_one_socket_with_a_connection_each() {
 fn connections_beyond_the_limit_are_closed_and_those_that_are_there_stay() {
     let disks = Disks::default().add("", Memory::new(MIB));
     let place = Place::with(disks, Limits { connections: 3, ..Limits::default() });
-    let mut there: Vec<Raw> =
-        (0..3).map(|_| Raw::using(&place.socket(), "", true, &[])).collect();
+    let mut there: Vec<Raw> = (0..3).map(|_| Raw::using(&place.socket(), "", true, &[])).collect();
     let mut more = Raw::silent(&place.socket());
     assert!(more.is_closed());
     there.iter_mut().for_each(Raw::works);

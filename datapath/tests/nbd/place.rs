@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use datapath::export::Exports;
 use datapath::nbd::client::{Client, Options};
-use datapath::nbd::wire::{listen_unix, listen_tcp};
+use datapath::nbd::wire::{listen_tcp, listen_unix};
 use datapath::nbd::{Limits, Listener, Server, Uri};
 use tempfile::TempDir;
 

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use datapath::nbd::client::{Client, Kind, Options};
-use datapath::nbd::protocol::{InfoRequest, Fields, OPTION_REPLY_MAGIC, encode_option, option, option_reply};
+use datapath::nbd::protocol::{
+    Fields, InfoRequest, OPTION_REPLY_MAGIC, encode_option, option, option_reply,
+};
 use datapath::nbd::tls::{Identity, TlsClient, TlsServer};
 use datapath::nbd::uri::{Address, Uri};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -66,7 +68,11 @@ impl Secure {
     }
 
     fn uri(&self, tls: bool) -> Uri {
-        Uri { address: Address::Tcp("localhost".to_owned(), self.port), name: "disk".to_owned(), tls }
+        Uri {
+            address: Address::Tcp("localhost".to_owned(), self.port),
+            name: "disk".to_owned(),
+            tls,
+        }
     }
 
     /// For programs that use libnbd; the folder of certificates is in the address.
@@ -117,7 +123,19 @@ fn libnbd_and_qemu_copy_over_it() {
         "driver=nbd,server.type=inet,server.host=localhost,server.port={},export=disk,tls-creds=tls",
         secure.port
     );
-    good("qemu-img", &["info", "--object", &creds, "--image-opts", &format!("driver=raw,{}", image.split(',').map(|pair| format!("file.{pair}")).collect::<Vec<_>>().join(","))]);
+    good(
+        "qemu-img",
+        &[
+            "info",
+            "--object",
+            &creds,
+            "--image-opts",
+            &format!(
+                "driver=raw,{}",
+                image.split(',').map(|pair| format!("file.{pair}")).collect::<Vec<_>>().join(",")
+            ),
+        ],
+    );
     let back = secure.place.path("back");
     let back = back.to_str().unwrap();
     good("qemu-img", &["convert", "--object", &creds, "--image-opts", "-O", "raw", &image, back]);
@@ -198,6 +216,7 @@ fn files_that_are_no_certificates_are_named() {
     let identity = Identity { certificates: &key, key: &key, authorities: &authorities };
     let error = TlsServer::load(identity).unwrap_err().to_string();
     assert!(error.contains("no certificate is in it"), "{error}");
-    let identity = Identity { certificates: &certificates, key: &certificates, authorities: &authorities };
+    let identity =
+        Identity { certificates: &certificates, key: &certificates, authorities: &authorities };
     assert!(TlsClient::load(identity).is_err());
 }

@@ -111,8 +111,14 @@ fn nbdinfo_lists_and_describes() {
     assert_eq!(patched["contexts"].to_string(), r#"["base:allocation","qemu:dirty-bitmap:since"]"#);
     assert_eq!(patched["export-size"], 64 * MIB);
     for can in [
-        "can_cache", "can_df", "can_fast_zero", "can_flush", "can_fua", "can_multi_conn",
-        "can_trim", "can_zero",
+        "can_cache",
+        "can_df",
+        "can_fast_zero",
+        "can_flush",
+        "can_fua",
+        "can_multi_conn",
+        "can_trim",
+        "can_zero",
     ] {
         assert_eq!(patched[can], true, "{can}");
     }
@@ -184,13 +190,22 @@ fn nbdcopy_between_two_exports_of_one_server() {
 #[test]
 fn fio_verifies_what_it_wrote() {
     let (place, _) = place();
-    for (rw, size, depth) in [("randwrite", "4k", "16"), ("randwrite", "3584", "64"), ("write", "1M", "4")] {
+    for (rw, size, depth) in
+        [("randwrite", "4k", "16"), ("randwrite", "3584", "64"), ("write", "1M", "4")]
+    {
         let uri = format!("--uri={}", place.uri("empty"));
         let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
         let depth = format!("--iodepth={depth}");
         let fixed = [
-            "--name=verify", "--ioengine=nbd", "--size=16m", "--verify=crc32c", "--randseed=1",
-            "--verify_fatal=1", "--do_verify=1", "--fsync=100", "--randrepeat=1",
+            "--name=verify",
+            "--ioengine=nbd",
+            "--size=16m",
+            "--verify=crc32c",
+            "--randseed=1",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--fsync=100",
+            "--randrepeat=1",
         ];
         let all = [&fixed[..], &[&uri, &rw, &size, &depth]].concat();
         let out = good("fio", &all);
@@ -205,9 +220,18 @@ fn fio_on_four_connections_at_once() {
     let out = good(
         "fio",
         &[
-            "--name=verify", "--ioengine=nbd", "--rw=randrw", "--bs=4k", "--iodepth=16",
-            "--numjobs=4", "--size=8m", "--offset_increment=8m", "--verify=crc32c",
-            "--verify_fatal=1", "--group_reporting", &uri,
+            "--name=verify",
+            "--ioengine=nbd",
+            "--rw=randrw",
+            "--bs=4k",
+            "--iodepth=16",
+            "--numjobs=4",
+            "--size=8m",
+            "--offset_increment=8m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--group_reporting",
+            &uri,
         ],
     );
     assert!(out.contains("err= 0"), "{out}");

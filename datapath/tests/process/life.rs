@@ -239,11 +239,17 @@ fn it_inherits_nothing() {
     // A shell that has it open without close-on-exec, as careless programs do.
     let run = site.place.path().display();
     site.place.make().unwrap();
-    let script = format!("exec 7<'{}'; CANARY=1 exec '{PROGRAM}' serve --run-dir '{run}'", secret.display());
-    let mut child = Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let script =
+        format!("exec 7<'{}'; CANARY=1 exec '{PROGRAM}' serve --run-dir '{run}'", secret.display());
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     until("it to be there", || control::find(&site.place).is_ok_and(|found| found.is_some()));
     let open = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
-    let targets: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
+    let targets: Vec<_> =
+        open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).collect();
     assert!(!targets.contains(&secret), "{targets:?}");
     control::end(&site.place, LONG).unwrap();
     child.wait().unwrap();

@@ -83,8 +83,7 @@ fn a_snapshot_under_load_splits_before_from_after() {
     assert_eq!(site.plan().backing.len(), 5);
     let mut last = 0;
     for snapshot in snapshots.into_iter().chain([site.disk]) {
-        let numbers: Vec<u8> =
-            (0..64).map(|place| site.byte(snapshot, place * 65536)).collect();
+        let numbers: Vec<u8> = (0..64).map(|place| site.byte(snapshot, place * 65536)).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] >= pair[1]), "{numbers:?}");
         assert!(numbers[0] - numbers[63] <= 1, "{numbers:?}");
         assert!(numbers[63] >= last, "time goes forward: {last}, {numbers:?}");
@@ -150,7 +149,8 @@ fn it_waits_while_its_leaf_has_no_name_or_is_another_disk() {
     std::fs::rename(&leaf, &aside).unwrap();
     drop(client);
     until("it to wait", || site.state() == State::Waiting);
-    let stranger = vhd::image::NewImage { uuid: uuid::Uuid::new_v4(), size: 16 << 20, parent: None };
+    let stranger =
+        vhd::image::NewImage { uuid: uuid::Uuid::new_v4(), size: 16 << 20, parent: None };
     vhd::image::create(&leaf, &stranger).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(250));
     assert_eq!(site.state(), State::Waiting);

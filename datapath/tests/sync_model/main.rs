@@ -409,7 +409,8 @@ fn what_was_copied_stays_so_while_writes_are_forwarded() {
                     _ => {
                         for _ in 0..6 {
                             let first = thread_rng().gen_range(0..BLOCKS);
-                            let ticket = world.regions.begin(at(first)..at(first) + 4096, Some(4096), LONG);
+                            let ticket =
+                                world.regions.begin(at(first)..at(first) + 4096, Some(4096), LONG);
                             world.fill_source(&[first], 7, 1);
                             if let Some(ticket) = world.regions.wrote(ticket, true) {
                                 world.send(ticket, vec![first], 7);

@@ -6,14 +6,19 @@
 //!
 //! 1. a footer at the new end of the file, which makes the file longer: from here on the space in
 //!    between belongs to nobody, and the copy at offset 0 was valid all along;
-//! 2. the data, and the new block's bitmap;
-//! 3. bitmaps of blocks that existed (only after their data);
+//! 2. the data;
+//! 3. the bitmaps, only after their data;
 //! 4. the block table's entry, which is what makes the block exist;
 //! 5. the answer to the caller.
 //!
 //! A process killed in between leaves old or new sectors, never a third thing; at worst a block
-//! of space that nobody refers to. For a power cut the same holds between two [`Image::flush`]es
-//! when [`Image::set_power_safe`] is on, which costs one sync per write that allocates.
+//! of space that nobody refers to. That is all that whoever fills a new image needs, and syncs
+//! once at the end. For a power cut the same holds between two [`Image::flush`]es of an image that
+//! is [live](Image::go_live): there, steps 3 and 4 are done by the flush, between two syncs.
+//!
+//! There is one way of doing this for both, in `write.rs` and `publish.rs`; `live.rs` says how they
+//! differ. What a merge adds to an image goes a way of its own, in `extend.rs`, many blocks at a
+//! time.
 //!
 //! # Two footers
 //!
@@ -41,9 +46,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use cache::Bitmaps;
 pub use create::{BlockWriter, NewImage, ParentLink, create, create_fixed, create_in};
 pub(crate) use extend::{Held, Reserved, Shape};
-use cache::Bitmaps;
 use head::{Head, read_head};
 pub use head::{Info, Parent, probe, probe_blob};
 pub(crate) use head::{Suspect, suspect};

@@ -172,11 +172,7 @@ pub(super) fn read(file: &dyn Blob, path: &std::path::Path, owner: Owner) -> Res
 
 impl Notes {
     /// Begins with no notes, whatever the file holds. `path` is for messages.
-    pub(super) fn begin(
-        file: Box<dyn Blob>,
-        path: &std::path::Path,
-        owner: Owner,
-    ) -> Result<Self> {
+    pub(super) fn begin(file: Box<dyn Blob>, path: &std::path::Path, owner: Owner) -> Result<Self> {
         // Emptied before the header says whose they are.
         for area in 0..2 {
             sys::write_at(&*file, path, &[0; NOTE], START + area * AREA)?;
@@ -281,7 +277,9 @@ mod tests {
         assert_eq!(found(&file, owner()), [20]);
 
         let other = Owner { image: Uuid::from_u128(9), ..owner() };
-        assert!(matches!(read(&file, Path::new("notes"), other), Ok(Found::Others(of)) if of == owner()));
+        assert!(
+            matches!(read(&file, Path::new("notes"), other), Ok(Found::Others(of)) if of == owner())
+        );
         let later = Owner { boot: Uuid::from_u128(9), ..owner() };
         assert!(matches!(read(&file, Path::new("notes"), later), Ok(Found::Nothing)));
         drop(begin());

@@ -106,8 +106,7 @@ impl Image {
                 return Err(Error::Io { path: self.path.clone(), action, source });
             }
             if numbers.running {
-                numbers =
-                    self.flushes.ended.wait(numbers).unwrap_or_else(PoisonError::into_inner);
+                numbers = self.flushes.ended.wait(numbers).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             numbers.running = true;

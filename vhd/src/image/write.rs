@@ -16,7 +16,7 @@ use crate::{SECTOR, sys};
 const ROOM: u64 = 256 << 20;
 
 /// Bitmaps of a live image that may wait for being published, bytes: whoever adds more publishes.
-const WAITING: u64 = 8 << 20;
+const WAITING: u64 = 4 << 20;
 
 /// Zeros are written in pieces of this size, bytes.
 const ZEROS: u64 = 1 << 20;

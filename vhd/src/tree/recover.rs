@@ -88,7 +88,9 @@ impl Tree {
             }
             Action::Exchange(_) => {
                 let completed = self.recover_exchange(record)?;
-                sm_step::step!("recover.undone");
+                if !completed {
+                    sm_step::step!("recover.undone");
+                }
                 Ok(completed)
             }
             Action::Resize { uuid, format, size, from } => {

@@ -44,7 +44,11 @@ pub(crate) enum Request {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     Kill(u64),
-    Cut { call: u64, luck: u64, seed: u64 },
+    Cut {
+        call: u64,
+        luck: u64,
+        seed: u64,
+    },
     Crowded(u64),
     Deaf(u64),
     /// Three writes fail, and things go on.
@@ -96,7 +100,8 @@ fn sector_of(stamp: u64, sector: u64) -> [u8; 512] {
 
 fn spec(setup: Setup, uuid: u128) -> Spec {
     let base = Spec { uuid: 77, ..Spec::default() };
-    let mut spec = Spec { size: setup.sectors * SECTOR, uuid, ..Spec::default() }.block(setup.block);
+    let mut spec =
+        Spec { size: setup.sectors * SECTOR, uuid, ..Spec::default() }.block(setup.block);
     match setup.kind {
         Kind::Dynamic => {
             (spec.creator, spec.version) = (*b"tap\0", 0x0001_0003);
@@ -281,21 +286,18 @@ impl Lab {
             };
             assert!(expected, "{request:?}: {error:?}");
         }
-        let flushed = batch.iter().zip(results).any(|(request, result)| {
-            matches!(request, Request::Flush) && result.is_ok()
-        });
+        let flushed = batch
+            .iter()
+            .zip(results)
+            .any(|(request, result)| matches!(request, Request::Flush) && result.is_ok());
         let lost = match fault {
             Some(Fault::Cut { luck, seed, .. }) => {
                 self.store = self.store.reboot(&mut Rng::new(seed), luck);
                 self.boot += 1;
                 true
             }
-            Some(Fault::Kill(_)) => {
-                self.store = self.store.restart();
-                !self.setup.notes
-            }
             // Another process goes on, with all the system knows.
-            Some(Fault::Deaf(_)) => {
+            Some(Fault::Kill(_) | Fault::Deaf(_)) => {
                 self.store = self.store.restart();
                 !self.setup.notes
             }

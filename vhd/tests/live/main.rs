@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod lab;
+mod races;
 #[path = "../simulated/mod.rs"]
 mod simulated;
 
@@ -60,7 +61,7 @@ fn request(rng: &mut Rng, lab: &mut Lab) -> Request {
 fn sequence(seed: u64) {
     let mut rng = Rng::new(seed);
     let mut lab = Lab::new(setup(&mut rng), &mut rng);
-    for _ in 0..1 + rng.below(12) {
+    for _ in 0..=rng.below(12) {
         let threads = if rng.below(2) == 0 { 1 } else { 2 + rng.below(3) };
         let batch: Vec<Request> = (0..threads).map(|_| request(&mut rng, &mut lab)).collect();
         let call = rng.below(14);
@@ -169,8 +170,7 @@ fn a_full_disk_is_told_when_the_block_is_taken_and_never_later() {
 #[test]
 fn after_a_failed_sync_nothing_is_promised_any_more() {
     let mut rng = Rng::new(9);
-    let setup =
-        Setup { kind: Kind::Dynamic, block: 4096, sectors: 64, volume: false, notes: true };
+    let setup = Setup { kind: Kind::Dynamic, block: 4096, sectors: 64, volume: false, notes: true };
     let lab = Lab::new(setup, &mut rng);
     let calls = lab.store.calls();
     lab.store.deaf_after(Some(calls));
@@ -208,4 +208,57 @@ fn notes_of_another_image_or_of_another_state_are_not_taken() {
     assert!(matches!(error, Error::OtherNotes { .. }), "{error}");
     // After a reboot they are void.
     lab::open(&store, setup, boot + 1).expect("void notes are not looked at");
+}
+
+/// A write to an image that is not live puts something into a new block, fails, and cannot even
+/// take the place back: what it left must not show in a block that is made zeros.
+#[test]
+fn what_a_failed_write_has_left_does_not_become_part_of_a_later_block() {
+    let mut rng = Rng::new(13);
+    let setup =
+        Setup { kind: Kind::Differencing, block: 4096, sectors: 640, volume: false, notes: false };
+    for first in 1..4 {
+        let lab = Lab::new(setup, &mut rng);
+        let image = lab.open_plain();
+        let calls = lab.store.calls();
+        lab.store.bad_writes(calls + first..calls + first + 4);
+        image.write_at(0, &[7; 8192]).unwrap_err();
+        lab.store.bad_writes(0..0);
+        image.zero(0, 8192).unwrap();
+        let mut buf = [1; 8192];
+        image.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf, [0; 8192], "writes from {first} on failed");
+    }
+}
+
+/// Notes that cannot be written are no reason to refuse a write, nor to lose one.
+#[test]
+fn without_room_for_notes_metadata_goes_into_the_image_at_once() {
+    for luck in 0..9 {
+        let mut rng = Rng::new(17 + luck);
+        let setup = Setup {
+            kind: Kind::Differencing,
+            block: 16 << 10,
+            sectors: 640,
+            volume: false,
+            notes: true,
+        };
+        let mut lab = Lab::new(setup, &mut rng);
+        let stamp = lab.stamp();
+        assert!(lab.run(&[Request::Write { first: 0, count: 2, stamp }], None, &mut rng));
+        assert!(lab.run(&[Request::Flush], None, &mut rng));
+        // Data, then the note.
+        let stamp = lab.stamp();
+        let calls = lab.store.calls();
+        lab.store.bad_writes(calls + 1..calls + 2);
+        assert!(lab.run(&[Request::Write { first: 10, count: 2, stamp }], None, &mut rng));
+        lab.store.bad_writes(0..0);
+        // Cut right after it, or killed.
+        let fault = match luck {
+            8 => Fault::Kill(0),
+            luck => Fault::Cut { call: 0, luck, seed: rng.next() },
+        };
+        lab.run(&[Request::Flush], Some(fault), &mut rng);
+        lab.finish();
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use serde_json::json;
 use uuid::Uuid;
-use vhd::tree::{Budget, Format, Revert, Snapshot};
 use vhd::image::Live;
+use vhd::tree::{Budget, Format, Revert, Snapshot};
 use vhd::{Disk, Error, Image, Mode, SECTOR, Tree};
 
 /// A step with everything decided: running it twice is the same as once.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -45,12 +46,13 @@ fn begin(folder: &Path) -> io::Result<()> {
     for folder in ["/mnt/changes", "/mnt/work", "/mnt/root", "/mnt/tools"] {
         std::fs::create_dir(folder)?;
     }
-    let mut below = "/".to_owned();
-    if let Some(tools) = &spec.tools {
+    let below = if let Some(tools) = &spec.tools {
         // A second mount, because no layer of an overlay may lie inside another.
         attach("none", "/mnt/tools", "hostfs", &tools.display().to_string())?;
-        below = "/mnt/tools:/".to_owned();
-    }
+        "/mnt/tools:/"
+    } else {
+        "/"
+    };
     let layers = format!("lowerdir={below},upperdir=/mnt/changes,workdir=/mnt/work");
     attach("overlay", "/mnt/root", "overlay", &layers)?;
     rustix::process::chdir("/mnt/root")?;
@@ -79,6 +81,7 @@ fn begin(folder: &Path) -> io::Result<()> {
     attach("config", "/sys/kernel/config", "configfs", "")?;
     rustix::system::sethostname(spec.name.as_bytes())?;
     raise(&spec)?;
+    names(&spec)?;
     // By its path, because /proc/self/exe is outside of the new root.
     let agent = std::env::args_os().next().unwrap_or_default();
     let mut agent = Command::new(agent)
@@ -116,7 +119,7 @@ pub(crate) fn attach(source: &str, target: &str, kind: &str, options: &str) -> i
 fn raise(spec: &Spec) -> io::Result<()> {
     let mut lines = "link set lo up\n".to_owned();
     for (card, address) in spec.addresses.iter().enumerate() {
-        lines += &format!("addr add {address}/24 dev vec{card}\nlink set vec{card} up\n");
+        let _ = writeln!(lines, "addr add {address}/24 dev vec{card}\nlink set vec{card} up");
     }
     let mut ip = Command::new("ip")
         .env("PATH", PATH)
@@ -132,6 +135,20 @@ fn raise(spec: &Spec) -> io::Result<()> {
     } else {
         Err(io::Error::other("the network does not come up"))
     }
+}
+
+/// Names without a name server: the machine's cannot be reached, and every service that asks it
+/// for a name would wait until it gives up.
+fn names(spec: &Spec) -> io::Result<()> {
+    let address = spec.addresses.first().map_or("127.0.1.1".to_owned(), ToString::to_string);
+    let hosts = format!("127.0.0.1 localhost\n{address} {}\n", spec.name);
+    for (file, text) in [("/etc/hosts", hosts.as_str()), ("/etc/resolv.conf", "")] {
+        // It may be a link into a folder that is not there.
+        let _ = std::fs::remove_file(file);
+        std::fs::write(file, text)?;
+    }
+    let name = format!("{}\n", spec.name);
+    std::fs::write("/etc/hostname", name)
 }
 
 /// The kernel's modules, by name, with what each needs. Loading them here saves a process each.

@@ -338,7 +338,8 @@ impl Client {
             let pending = self.start(command, 0, offset, part, &[], Wanted::Extents)?;
             let answer = self.link.wait(pending.cookie, pending.until)?;
             let before = left;
-            for (length, flags) in answer.extents.iter().filter(|found| found.0 == id).map(|f| f.1) {
+            for (length, flags) in answer.extents.iter().filter(|found| found.0 == id).map(|f| f.1)
+            {
                 // The last one may go further than was asked.
                 let length = u64::from(length).min(left);
                 if length > 0 {

@@ -1,0 +1,313 @@
+//! Merging the leaf of a disk that is in use into its only parent.
+//!
+//! ```text
+//! LeafMerge::start       what the leaf holds goes to the parent, and so does what the guest writes
+//! LeafMerge::wait_ready  the parent lacks only what is in flight
+//! LeafMerge::converge    the disk is paused; the parent has all of the leaf, and is closed
+//!   (the caller)         gives the parent the name of the leaf: `Tree::finish_live_merge`
+//! Converged::switch      the disk is served from the parent, and goes on
+//! ```
+//!
+//! Whoever calls makes sure before that nobody else uses the parent, that it is as large as the
+//! leaf, and that the leaf stays the leaf: `Tree::begin_live_merge` does. While it runs, the disk
+//! must get no other leaf: what the guest writes then would be in the parent, and hidden by nothing
+//! from those who read the old leaf. So a snapshot, or anything else that exchanges files, cancels
+//! the merge first ([`LeafMerge::cancel`]). When that was forgotten, the merge fails at the next
+//! write, and nothing more goes to the parent.
+//!
+//! # Why it can be given up at any moment
+//!
+//! The parent gets only what the leaf has already: a write of the guest is forwarded when the leaf
+//! has it. The leaf hides all of that from every reader. So neither a half-done copy, nor a torn
+//! sector after a power cut, nor new metadata that was lost shows.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::engine::Copy;
+use super::options::{Options, Phase, Progress};
+use super::target::{Failure, LocalTarget, Piece, PieceKind, Sent, Source, Target};
+use crate::disk::{Change, Drive, Options as DriveOptions, Paused, Plan, WatcherId};
+use crate::error::{Errno, Error, Result};
+use crate::export::Export;
+
+/// Time that a dropped merge waits for requests that it still watches.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// What the leaf of a disk holds itself.
+struct Leaf {
+    drive: Arc<Drive>,
+    /// The file that it is.
+    id: (u64, u64),
+}
+
+impl Leaf {
+    fn check(&self) -> Result<()> {
+        if self.drive.leaf_id() == self.id {
+            return Ok(());
+        }
+        Err(Error::new(Errno::Io, "the disk has another leaf now"))
+    }
+}
+
+impl Source for Leaf {
+    fn size(&self) -> u64 {
+        Export::size(&*self.drive)
+    }
+
+    fn pieces(&self, range: std::ops::Range<u64>, into: &mut Vec<Piece>) -> Result<()> {
+        self.check()?;
+        let mut at = range.start;
+        for (length, extent) in self.drive.leaf_extents(at, range.end - at)? {
+            let kind = match extent {
+                None => PieceKind::Same,
+                Some(extent) if extent.zero => PieceKind::Zeros,
+                Some(_) => PieceKind::Data,
+            };
+            into.push(Piece { range: at..at + length, kind });
+            at += length;
+        }
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check()?;
+        self.drive.read_aside(offset, buf)
+    }
+}
+
+/// The parent, as long as the leaf is the leaf.
+struct Parent {
+    disk: LocalTarget,
+    leaf: Arc<Leaf>,
+}
+
+impl Parent {
+    fn check(&self) -> Result<(), Failure> {
+        self.leaf.check().map_err(|error| Failure::permanent(error.what))
+    }
+}
+
+impl Target for Parent {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn least_block(&self) -> u64 {
+        self.disk.least_block()
+    }
+
+    fn is_blank(&self) -> bool {
+        self.disk.is_blank()
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.check()?;
+        self.disk.write(offset, bytes)
+    }
+
+    fn zero(&self, offset: u64, length: u64) -> Result<(), Failure> {
+        self.check()?;
+        self.disk.zero(offset, length)
+    }
+
+    fn forward(&self, change: &Change<'_>) -> Result<Sent, Failure> {
+        // Files are exchanged while no write is under way, so this holds until the write ends.
+        self.check()?;
+        self.disk.forward(change)
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.disk.flush()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        self.disk.read(offset, buf)
+    }
+
+    fn renew(&self) -> Result<bool, Failure> {
+        self.disk.renew()
+    }
+
+    fn abandon(&self) {
+        self.disk.abandon();
+    }
+}
+
+/// A leaf that is merged into its parent while the disk is in use. Dropped, it leaves the disk
+/// alone; [`LeafMerge::cancel`] also tells when that is done.
+pub struct LeafMerge {
+    drive: Arc<Drive>,
+    parent: Arc<Drive>,
+    copy: Arc<Copy>,
+    leaf: (u64, u64),
+    watcher: Mutex<Option<WatcherId>>,
+}
+
+impl LeafMerge {
+    /// Begins. `options` are those of the parent as a disk; it needs no notes of its metadata, since
+    /// the leaf has everything. Waits, until `deadline`, for requests that are under way.
+    pub fn start(
+        drive: &Arc<Drive>,
+        options: DriveOptions,
+        copy: Options,
+        deadline: Instant,
+    ) -> Result<Self> {
+        let plan = drive.plan();
+        let mut below = plan.backing.into_iter();
+        let Some(leaf) = below.next() else {
+            return Err(Error::new(Errno::Invalid, "the disk has no parent to be merged into"));
+        };
+        if plan.read_only {
+            return Err(Error::new(Errno::Invalid, "the disk is read-only"));
+        }
+        let leaf_id = drive.leaf_id();
+        let parent = Plan { leaf, backing: below.collect(), read_only: false };
+        let parent = Drive::open(&parent, DriveOptions { pending: None, ..options })?;
+        let source = Arc::new(Leaf { drive: drive.clone(), id: leaf_id });
+        let disk = LocalTarget::new(parent.clone(), false);
+        let target = Arc::new(Parent { disk, leaf: source.clone() });
+        let copy = Copy::start(source, target, copy)?;
+        let watcher = drive.add_watcher(copy.clone(), deadline).inspect_err(|_| copy.end())?;
+        let merge = Self {
+            drive: drive.clone(),
+            parent,
+            copy,
+            leaf: leaf_id,
+            watcher: Mutex::new(Some(watcher)),
+        };
+        // From here on every change is seen, so what is looked at now cannot be missed later.
+        merge.copy.seed()?;
+        Ok(merge)
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.copy.progress()
+    }
+
+    /// Another limit for the copy, bytes per second.
+    pub fn set_rate(&self, rate: Option<u64>) {
+        self.copy.set_rate(rate);
+    }
+
+    /// Waits until the parent lacks only what is in flight.
+    pub fn wait_ready(&self, deadline: Instant) -> Result<()> {
+        self.copy.wait_ready(deadline)
+    }
+
+    /// Pauses the disk and makes sure that the parent has all of the leaf, durably; then the parent
+    /// is closed, so that its file can be opened by others. Refused, and the disk goes on, when it
+    /// is not ready, or when the parent fails just now.
+    pub fn converge(&self, deadline: Instant) -> Result<Converged> {
+        match self.progress().phase {
+            Phase::Ready => {}
+            other => {
+                return Err(Error::new(Errno::Io, format!("the merge is not ready: {other:?}")));
+            }
+        }
+        // Whatever is done before the pause is not done during it.
+        self.copy.flush().map_err(|failure| Error::new(Errno::Io, failure.what))?;
+        Export::flush(&*self.drive)?;
+        let paused = self.drive.pause(deadline)?;
+        if self.drive.leaf_id() != self.leaf {
+            return Err(Error::new(Errno::Io, "the disk has another leaf now"));
+        }
+        self.copy.settle(deadline)?;
+        self.copy.end();
+        let converged = Converged {
+            paused: Some(paused),
+            watcher: self.take_watcher(),
+            leaf: self.leaf,
+            switched: false,
+        };
+        self.parent.close(deadline)?;
+        Ok(converged)
+    }
+
+    fn take_watcher(&self) -> Option<WatcherId> {
+        self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives it up: the disk goes on as it is. What the parent has got is hidden by the leaf, and
+    /// need not be copied again by another merge. Waits for requests and threads until `deadline`.
+    pub fn cancel(&self, deadline: Instant) -> Result<()> {
+        self.copy.end();
+        if let Some(watcher) = self.take_watcher() {
+            self.drive.remove_watcher(watcher, deadline).inspect_err(|_| {
+                // For another try, or for the drop.
+                *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
+            })?;
+        }
+        if !self.copy.wait_ended(deadline) {
+            return Err(Error::new(Errno::Io, "the threads of the merge did not end in time"));
+        }
+        self.parent.close(deadline)
+    }
+}
+
+impl Drop for LeafMerge {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.take_watcher() {
+            self.copy.end();
+            // A disk that is paused, or has ended, keeps a watcher that does nothing any more.
+            let _ = self.drive.remove_watcher(watcher, Instant::now() + LEAVE);
+            // Nobody waits for what the parent has: the leaf has it too.
+            let _ = self.parent.close(Instant::now() + LEAVE);
+        }
+    }
+}
+
+/// A disk that is paused, and whose leaf is not needed any more. Dropped before the switch, the
+/// disk goes on with its leaf, if that still has its name; and stays paused if not, because what
+/// it writes into a file without a name would be lost.
+#[must_use = "the disk is paused"]
+pub struct Converged {
+    paused: Option<Paused>,
+    watcher: Option<WatcherId>,
+    leaf: (u64, u64),
+    switched: bool,
+}
+
+impl Converged {
+    /// The disk that is paused.
+    pub fn source(&self) -> Option<&Paused> {
+        self.paused.as_ref()
+    }
+
+    /// Serves the disk by `plan` from now on, whose leaf is the old parent by its new name. After
+    /// an error it can be tried again; the disk stays paused.
+    pub fn switch(&mut self, plan: &Plan) -> Result<()> {
+        let Some(paused) = &self.paused else { return Ok(()) };
+        let prepared = paused.drive().prepare(plan)?;
+        paused.replace(prepared)?;
+        self.switched = true;
+        Ok(())
+    }
+
+    /// Lets the disk go on with the leaf that it had, whatever is under its name: for who knows
+    /// better.
+    pub fn give_up(mut self) {
+        self.switched = true;
+    }
+}
+
+impl Drop for Converged {
+    fn drop(&mut self) {
+        let Some(paused) = self.paused.take() else { return };
+        if let Some(watcher) = self.watcher {
+            paused.remove_watcher(watcher);
+        }
+        if !self.switched && !has_name(&paused.drive().plan(), self.leaf) {
+            tracing::error!("the leaf of a paused disk has lost its name: the disk stays paused");
+            std::mem::forget(paused);
+        }
+    }
+}
+
+/// Whether the file of a plan's leaf is this one.
+fn has_name(plan: &Plan, id: (u64, u64)) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::symlink_metadata(&plan.leaf.path);
+    found.is_ok_and(|found| (found.dev(), found.ino()) == id)
+}
