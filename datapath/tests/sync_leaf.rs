@@ -2,8 +2,8 @@
 //! of it, and given up at any moment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
-#[path = "mirror/common.rs"]
-mod common;
+#[path = "mirror/guests.rs"]
+mod guests;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{MIB, quick, seed, soon, wait_for, with_guests};
 use datapath::disk::{Drive, Format, Layer, Options as DriveOptions, Paused, Plan};
 use datapath::export::Export;
 use datapath::sync::{Converged, LeafMerge, Phase};
+use guests::{MIB, quick, seed, soon, wait_for, with_guests};
 use serde_json::json;
 use uuid::Uuid;
 use vhd::tree::{Format as TreeFormat, Guard, Snapshot};

@@ -107,7 +107,10 @@ fn what_cannot_be_merged_is_refused_and_nothing_is_left() {
     // A base that others need, and one that is none.
     refused(begin(A, HOLDER), "it has none, or others need that");
     let base = tree.get(id(DISK)).unwrap().parent.unwrap();
-    assert!(matches!(tree.begin_live_merge(&lock(&tree), base, HOLDER), Err(Error::NotALeaf { .. })));
+    assert!(matches!(
+        tree.begin_live_merge(&lock(&tree), base, HOLDER),
+        Err(Error::NotALeaf { .. })
+    ));
     assert!(begin(0x999, HOLDER).is_err());
     // A disk that has become larger than its parent.
     tree.resize(&lock(&tree), id(0x903), id(DISK), 20 * MIB, &json!({})).unwrap();
@@ -124,7 +127,10 @@ fn a_disk_that_was_changed_meanwhile_stays_as_it_is() {
         copy_over(place.path(), &live);
         let guard = lock(&tree);
         match change {
-            0 => assert_eq!(snap(&tree, &guard, 0x200, DISK, 0x90).unwrap().outcome, Outcome::Created),
+            0 => assert_eq!(
+                snap(&tree, &guard, 0x200, DISK, 0x90).unwrap().outcome,
+                Outcome::Created
+            ),
             1 => tree.claim(&guard, id(DISK), "another").unwrap(),
             2 => tree.cancel_live_merge(&guard, id(DISK)).unwrap(),
             _ => {

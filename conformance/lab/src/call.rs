@@ -230,8 +230,7 @@ impl Running {
             if left.is_zero() {
                 let said = said(&heard.stdout, &heard.stderr);
                 drop(heard);
-                let (guest, doing) = (self.guest.name().to_owned(), self.text.clone());
-                return Err(Error::Late { guest, doing, after: deadline, said });
+                return Err(self.guest.late(self.text.clone(), deadline, said));
             }
             let waited = self.heard.1.wait_timeout(heard, left);
             heard = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -218,10 +218,10 @@ impl Guest {
     /// Switches it on, with the same disks, cards and shares. What it had changed elsewhere is
     /// gone: its root is the machine's again.
     pub fn boot(&self) -> Result<()> {
-        let mut power = lock(&self.inner.power);
-        if power.is_some() {
+        if self.is_on() {
             return Err(Error::Wrong(format!("{} is on", self.inner.name)));
         }
+        let mut power = lock(&self.inner.power);
         *power = Some(self.inner.switch_on()?);
         Ok(())
     }
@@ -247,8 +247,7 @@ impl Guest {
             return Ok(());
         }
         power.cut();
-        let guest = self.inner.name.clone();
-        Err(Error::Late { guest, doing: doing(), after: POWER_OFF, said: String::new() })
+        Err(self.late(doing(), POWER_OFF, String::new()))
     }
 
     /// Freezes it: its processors stop, and to others it is a host that no longer answers.
@@ -285,7 +284,13 @@ impl Guest {
     }
 
     pub(crate) fn gone(&self, doing: String) -> Error {
+        self.inner.lab.keep();
         Error::Gone { guest: self.inner.name.clone(), doing, console: self.inner.last_lines() }
+    }
+
+    pub(crate) fn late(&self, doing: String, after: Duration, said: String) -> Error {
+        self.inner.lab.keep();
+        Error::Late { guest: self.inner.name.clone(), doing, after, said }
     }
 
     pub(crate) fn line(&self) -> Result<Line> {
@@ -372,12 +377,8 @@ impl Guest {
             match ask(self)? {
                 Ok(answer) => return Ok(answer),
                 Err(said) if Instant::now() > end => {
-                    return Err(Error::Late {
-                        guest: self.inner.name.clone(),
-                        doing: what.to_owned(),
-                        after: deadline,
-                        said: format!("; last seen: {said}"),
-                    });
+                    let said = format!("; last seen: {said}");
+                    return Err(self.late(what.to_owned(), deadline, said));
                 }
                 // Each question is a process in the guest; this leaves it time for its own work.
                 Err(_) => thread::sleep(Duration::from_millis(50)),
@@ -464,6 +465,9 @@ impl Inner {
             while let Ok(frame) = wire::receive(&mut from) {
                 if frame.kind == Kind::Taken {
                     let _ = taken.send(());
+                } else if frame.kind == Kind::Ready {
+                    // It has booted again by itself, after a panic for instance: what ran is gone.
+                    lock(&calls).clear();
                 } else if let Some(call) = lock(&calls).get(&frame.call) {
                     let _ = call.send(frame);
                 }

@@ -17,6 +17,9 @@ use crate::network::Network;
 /// Makes [`Lab::keep_logs`] the rule.
 const KEEP: &str = "LAB_KEEP_LOGS";
 
+/// Labs whose consoles are kept; those of older ones go.
+const KEPT: usize = 30;
+
 /// A set of guests with their networks and disks. It shares nothing with another lab, so any
 /// number can run at once. All of it goes with the last handle to it or to one of its guests.
 #[derive(Clone)]
@@ -118,7 +121,8 @@ impl Lab {
         self.inner.share()
     }
 
-    /// Keeps the consoles of the guests, also if all is well, and says where.
+    /// Keeps the consoles of the guests, and says where. It is done without being asked when a
+    /// test panics, a guest does not boot or goes away, or something takes too long.
     pub fn keep_logs(&self) {
         self.inner.keep();
     }
@@ -133,16 +137,24 @@ impl Inner {
         self.keep.store(true, Ordering::Relaxed);
     }
 
-    /// Where the logs go that are kept: the lab's own folder goes with the lab.
+    /// Copies the consoles to where they stay: the lab's own folder goes with the lab.
     fn save_logs(&self) -> std::io::Result<PathBuf> {
-        let name = self.folder.path().file_name().unwrap_or_default();
-        let kept = std::env::temp_dir().join(format!("{}-logs", name.to_string_lossy()));
+        let logs = self.machine.logs();
+        let kept = logs.join(self.folder.path().file_name().unwrap_or_default());
         std::fs::create_dir_all(&kept)?;
         for entry in std::fs::read_dir(self.folder.path())?.flatten() {
             let console = entry.path().join("console");
             if console.is_file() {
                 std::fs::copy(console, kept.join(entry.file_name()))?;
             }
+        }
+        let entries = std::fs::read_dir(logs)?.flatten();
+        let mut all: Vec<_> = entries
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        all.sort();
+        for (_, old) in all.iter().take(all.len().saturating_sub(KEPT)) {
+            std::fs::remove_dir_all(old)?;
         }
         Ok(kept)
     }

@@ -23,6 +23,12 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Where consoles are kept: beside what cargo builds, so that `cargo clean` takes them.
+    pub(crate) fn logs(&self) -> PathBuf {
+        let target = self.agent.parent().and_then(Path::parent);
+        target.unwrap_or(Path::new("/tmp")).join("lab/logs")
+    }
+
     /// Looks once in a process.
     pub(crate) fn get() -> Result<Self> {
         static FOUND: OnceLock<std::result::Result<Machine, (String, String)>> = OnceLock::new();

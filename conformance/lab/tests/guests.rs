@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,53 @@ fn a_kill_in_the_middle_of_a_command_is_told() -> Result<()> {
     assert!(matches!(gone, Error::Gone { .. }), "{gone}");
     assert!(gone.to_string().contains("alone went away while sleep 1000"), "{gone}");
     Ok(())
+}
+
+/// What ran is told; a guest whose kernel has panicked is off, one that resets itself, as a watchdog
+/// would do it, comes back.
+#[test]
+fn panics_and_resets_of_a_guest_are_seen() -> Result<()> {
+    let guest = Lab::new()?.guest("alone").boot()?;
+    let trigger = |letter: &str| {
+        let script = format!("echo {letter} > /proc/sysrq-trigger; sleep 1000");
+        guest.command(["sh", "-c", &script]).start()?.wait(Duration::from_secs(30))
+    };
+    let gone = trigger("c").unwrap_err();
+    assert!(gone.to_string().contains("Kernel panic - not syncing: sysrq triggered"), "{gone}");
+    guest.wait_for("the end", Duration::from_secs(10), |guest| {
+        Ok(if guest.is_on() { Err("it is on".to_owned()) } else { Ok(()) })
+    })?;
+    guest.boot()?;
+
+    guest.write("/var/tmp/file", "")?;
+    let gone = trigger("b").unwrap_err();
+    assert!(matches!(gone, Error::Gone { .. }), "{gone}");
+    assert_eq!(guest.run(["test", "-e", "/var/tmp/file"])?.status, 1);
+    Ok(())
+}
+
+/// Where no guest can run, a test fails and says why; it does not pass by doing nothing.
+#[test]
+fn without_a_lab_tests_fail_and_say_why() {
+    // Where the program is readable for everybody, whatever the folder it was built in is.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("guests");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let output = Command::new(program)
+        .args(["--exact", "a_kill_in_the_middle_of_a_command_is_told"])
+        .current_dir("/")
+        .uid(65534)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        text.contains("no lab on this machine: a guest runs behind a read-only view"),
+        "{text}"
+    );
+    assert!(text.contains("0 passed; 1 failed; 0 ignored"), "{text}");
 }
 
 #[test]

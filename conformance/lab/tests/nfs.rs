@@ -72,12 +72,12 @@ fn a_soft_mount_fails_and_a_hard_one_waits() -> Result<()> {
 
     site.network.unplug(&site.nas);
     let hard = write("/hard/file", "64k").start()?;
-    let soft = write("/soft/file", "64k").deadline(Duration::from_secs(60)).run()?;
+    let soft = write("/soft/file", "64k").deadline(Duration::from_secs(120)).run()?;
     assert_ne!(soft.status, 0);
     assert!(soft.errors().contains("Input/output error"), "{}", soft.errors());
     assert_eq!(hard.ended(), None);
     site.network.plug(&site.nas);
-    assert_eq!(hard.wait(Duration::from_secs(60))?.status, 0);
+    assert_eq!(hard.wait(Duration::from_secs(120))?.status, 0);
 
     // A server that is stopped and started again: the same, with the port closed.
     site.server.stop()?;
@@ -87,7 +87,7 @@ fn a_soft_mount_fails_and_a_hard_one_waits() -> Result<()> {
     });
     assert!(late.is_err(), "a write ended with {late:?} though the server was stopped");
     site.server.resume()?;
-    assert_eq!(hard.wait(Duration::from_secs(60))?.status, 0);
+    assert_eq!(hard.wait(Duration::from_secs(120))?.status, 0);
     assert_eq!(site.nas.check(["stat", "-c", "%s", "/srv/nfs/file"])?, "131072");
     Ok(())
 }

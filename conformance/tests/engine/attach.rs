@@ -14,9 +14,8 @@ async fn a_disk_is_reached_until_its_last_holder_leaves() {
         let (sr, disk) = (&site.sr, site.disk("a").await);
         let op = Op::new;
         let first = sr.vdi_attach(&op(), disk, "vm", ReadWrite).await.unwrap();
-        let path = site.sr_folder().join(format!("{disk}.vhd"));
-        let expected = Access::File { path, format: ImageFormat::Vhd, backing: vec![] };
-        assert_eq!(first, [expected]);
+        let [Access::Nbd { uri }] = first.as_slice() else { panic!("{first:?}") };
+        assert!(uri.starts_with(&format!("nbd+unix:///{disk}?socket=/")), "{uri}");
         assert_eq!(sr.vdi_attach(&op(), disk, "vm", ReadWrite).await.unwrap(), first);
         sr.vdi_activate(&op(), disk, "vm").await.unwrap();
         // A reader joins a writer; the writer stays a writer.
@@ -114,15 +113,22 @@ async fn a_snapshot_is_never_attached_for_writing() {
     sr.vdi_attach(&Op::new(), snapshot, "vm", ReadOnly).await.unwrap();
 }
 
-/// Without a data path of ours nobody tells a writer that its leaf has become a base copy.
+/// A raw disk is written without a data path of ours, so nobody can be told to stop.
 #[tokio::test]
-async fn an_attached_writer_is_safe_from_snapshot_revert_and_resize() {
+async fn a_writer_that_cannot_be_told_is_safe_from_snapshot_revert_and_resize() {
     let site = Site::new(PLACEMENTS[0]).await;
-    let (sr, disk) = (&site.sr, site.disk("a").await);
+    let sr = &site.sr;
+    let new =
+        NewVdi { virtual_size: Bytes::mib(8), format: Some(ImageFormat::Raw), ..NewVdi::default() };
+    let disk = sr.vdi_create(&Op::new(), new).await.unwrap().vdi.uuid;
     let spec = [NewSnapshot { vdi: disk, name: "s".into(), description: String::new() }];
     let snapshot = sr.vdi_snapshot(&Op::new(), &spec).await.unwrap().vdis[0].uuid;
     assert!(!site.manager.driver("file").unwrap().manifest.can(feature::LIVE_SNAPSHOT));
-    sr.vdi_attach(&Op::new(), disk, "vm", ReadWrite).await.unwrap();
+    let path = site.sr_folder().join(format!("{disk}.raw"));
+    let expected = Access::File { path, format: ImageFormat::Raw, backing: vec![] };
+    assert_eq!(sr.vdi_attach(&Op::new(), disk, "vm", ReadWrite).await.unwrap(), [expected]);
+    assert!(sr.datapath(disk).await.unwrap().is_none());
+    sr.vdi_activate(&Op::new(), disk, "vm").await.unwrap();
     let errors = [
         sr.vdi_snapshot(&Op::new(), &spec).await.unwrap_err(),
         sr.vdi_clone(&Op::new(), disk, "c", "").await.unwrap_err(),

@@ -9,6 +9,7 @@
 
 mod attach;
 mod beside;
+mod datapath;
 mod example;
 mod jobs;
 mod journal;
@@ -17,6 +18,7 @@ mod maintain;
 mod quarantine;
 mod space;
 
+use ::datapath::control::Run;
 use camino::Utf8PathBuf;
 use conformance::built;
 use sm_core::model::{Bytes, VdiUuid};
@@ -81,10 +83,21 @@ impl Site {
     }
 }
 
+impl Drop for Site {
+    /// What a test leaves attached would be served for ever.
+    fn drop(&mut self) {
+        let run = Run::of_installation(self.folder.join("state").as_std_path());
+        for place in run.disks().unwrap_or_default() {
+            let _ = ::datapath::control::end(&place, std::time::Duration::from_secs(10));
+        }
+    }
+}
+
 async fn manager(folder: &Utf8PathBuf, placement: Placement) -> StorageManager {
     StorageManager::builder(folder.join("state"))
         .driver(path("libsm_driver_file.so"))
         .driver_host(path("sm-driver-host"))
+        .datapath(path("sm-datapath"))
         .placement(placement)
         .open()
         .await

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode as FileMode, OFlags};
 use vhd::image::{Live, Place};
-use vhd::store::Blob;
+use vhd::store::{Blob, Stat};
 use vhd::{Image, SECTOR};
 
 use super::drive::Options;
 use super::gate::{Gate, NotClosed};
-use super::level::Level;
+use super::level::{Level, stat_of};
 use super::owners::{Owners, Piece, push};
 use super::plan::Plan;
 use crate::error::{Errno, Error, Result};
@@ -53,26 +53,23 @@ impl Chain {
     /// Opens the files of a plan. Those of `old` are taken where nobody can have written to them.
     pub(super) fn open(plan: &Plan, options: &Options, old: Option<&Self>) -> Result<Self> {
         let mut levels: Vec<Arc<Level>> = Vec::new();
-        let layers: Vec<_> = plan.layers().collect();
-        for (index, layer) in layers.iter().enumerate() {
+        // By what they are, not by their names: a snapshot may give a file's name to another.
+        let stats: Vec<Stat> = match old {
+            Some(_) => plan.layers().map(|layer| stat_of(&layer.path)).collect::<Result<_>>()?,
+            None => Vec::new(),
+        };
+        for (index, layer) in plan.layers().enumerate() {
             let write = index == 0 && !plan.read_only;
-            let known = old.filter(|_| index > 0).and_then(|old| {
-                let above = layers.get(index - 1).map(|layer| layer.path.as_path());
-                let below = layers.get(index + 1).map(|layer| layer.path.as_path());
-                old.unchanged(&layer.path, above, below)
-            });
-            let own_leaf = old.filter(|_| index == 0).and_then(|old| old.leaf().ok());
-            levels.push(match (known, own_leaf) {
-                (Some(level), _) => level,
-                (None, Some(leaf)) if leaf.is_still(&layer.path, true) => {
-                    Arc::new(leaf.again(layer, write)?)
-                }
-                (None, _) => Arc::new(Level::open(layer, write, options.direct)?),
+            let known = old.and_then(|old| old.unchanged(&stats, index, write));
+            levels.push(match known.filter(|level| level.is_a(layer.format)) {
+                Some(level) => level,
+                None => Arc::new(Level::open(layer, write, options.direct)?),
             });
         }
-        let members: Vec<_> = levels.iter().map(|level| level.member()).collect();
+        let infos: Vec<_> = levels.iter().map(|level| level.info()).collect::<Result<_>>()?;
+        let members: Vec<_> =
+            levels.iter().zip(&infos).map(|(level, info)| level.member(info.as_ref())).collect();
         vhd::chain::verify(&members)?;
-        drop(members);
         let share = if levels.len() > 1 { options.memory / 3 } else { options.memory };
         for (index, level) in levels.iter().enumerate() {
             if let Some(image) = level.image() {
@@ -99,22 +96,22 @@ impl Chain {
         Ok(chain)
     }
 
-    /// A file that is in use here, if it is between the same neighbours in a new plan: whoever
-    /// merges images changes those beside the one that goes.
-    fn unchanged(
-        &self,
-        path: &Path,
-        above: Option<&Path>,
-        below: Option<&Path>,
-    ) -> Option<Arc<Level>> {
-        let index = self.levels.iter().position(|level| level.path == path)?;
-        let at = |index: usize| self.levels.get(index).map(|level| level.path.as_path());
-        // The leaf is written by nobody but us until the new plan is in use.
-        let is_leaf = index == 0;
-        let same_above = is_leaf || at(index - 1) == above;
-        let level = self.levels.get(index)?;
-        (same_above && at(index + 1) == below && level.is_still(path, is_leaf))
-            .then(|| level.clone())
+    /// The file with an index in a new plan, if it is in use here and can be taken as it is.
+    fn unchanged(&self, stats: &[Stat], index: usize, write: bool) -> Option<Arc<Level>> {
+        let found = stats.get(index)?;
+        let here = self.levels.iter().position(|level| level.stat.id == found.id)?;
+        let level = self.levels.get(here)?;
+        if here == 0 && !self.plan.read_only {
+            // The leaf that is being written goes on as it is, also as a parent: what it holds that
+            // is not in the file yet is known to nobody else.
+            return (write || index > 0).then(|| level.clone());
+        }
+        // Whoever takes out an image changes those beside it.
+        let old_id = |index: usize| self.levels.get(index).map(|level| level.stat.id);
+        let new_id = |index: usize| stats.get(index).map(|stat| stat.id);
+        let above = here.checked_sub(1).and_then(old_id) == index.checked_sub(1).and_then(new_id);
+        let beside = index > 0 && above && old_id(here + 1) == new_id(index + 1);
+        (beside && level.is_still(found, false)).then(|| level.clone())
     }
 
     /// Notes that a process has left for an image that is a parent by now were never put into it:
@@ -140,11 +137,12 @@ impl Chain {
     /// Begins to write: what a process that died has noted is put into the leaf.
     pub(super) fn begin(&self, options: &Options) -> Result<()> {
         let leaf = self.leaf()?;
-        let Some(image) = leaf.image().filter(|image| !image.is_live()) else { return Ok(()) };
-        if self.plan.read_only {
+        let Some(image) = leaf.image().filter(|_| !self.plan.read_only) else { return Ok(()) };
+        let path = notes_path(options, leaf);
+        if image.is_live() {
+            *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = path;
             return Ok(());
         }
-        let path = notes_path(options, leaf);
         let notes = path.as_deref().map(open_notes).transpose()?;
         image.go_live(Live {
             notes: notes.map(|file| Box::new(file) as Box<dyn Blob>),
@@ -157,6 +155,11 @@ impl Chain {
 
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether the leaf, all of it published, is in its file as it is known here.
+    pub(super) fn is_as_stored(&self) -> Result<bool> {
+        self.leaf()?.is_as_stored()
     }
 
     fn leaf(&self) -> Result<&Arc<Level>> {
@@ -409,14 +412,11 @@ impl Chain {
         if new.levels.first().is_some_and(|other| Arc::ptr_eq(leaf, other)) {
             return;
         }
-        leaf.seal(new.levels.first().map(Arc::as_ref));
+        leaf.seal();
         if let Some(image) = leaf.image() {
             image.set_memory(32 << 10);
         }
-        let path = |chain: &Self| chain.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if path(self) != path(new) {
-            self.drop_notes();
-        }
+        self.drop_notes();
     }
 
     /// What the notes say is in the image.

@@ -475,6 +475,10 @@ impl Paused {
             return Err(Error::new(Errno::Invalid, "not a successor of the disk that is paused"));
         }
         if !drive.read_only {
+            if new.leaf_id() == old.leaf_id() && !new.is_as_stored()? {
+                let what = "somebody else has written to the leaf";
+                return Err(Error::new(Errno::Io, what));
+            }
             new.begin(&drive.options)?;
             // All of it is published since the pause, and nothing was written after.
             old.retire(&new);

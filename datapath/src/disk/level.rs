@@ -49,17 +49,6 @@ impl Level {
         if write {
             storage.lock(path)?;
         }
-        Self::of(storage, layer, write)
-    }
-
-    /// The same open file, locked as it is, and its content read anew: somebody else has changed it
-    /// while this one was not written.
-    pub(super) fn again(&self, layer: &Layer, write: bool) -> Result<Self> {
-        Self::of(self.storage.clone(), layer, write)
-    }
-
-    fn of(storage: Storage, layer: &Layer, write: bool) -> Result<Self> {
-        let path = &layer.path;
         let failed = |error| Error::io(format_args!("{}: stat", path.display()), &error);
         let kind = match layer.format {
             Format::Raw => Kind::Raw(Raw::default()),
@@ -86,6 +75,10 @@ impl Level {
         }
     }
 
+    pub(super) fn is_a(&self, format: Format) -> bool {
+        format == if self.image().is_some() { Format::Vhd } else { Format::Raw }
+    }
+
     pub(super) fn image(&self) -> Option<&Image> {
         match &self.kind {
             Kind::Vhd(image) => Some(image),
@@ -93,9 +86,23 @@ impl Level {
         }
     }
 
-    pub(super) fn member(&self) -> Member<'_> {
-        let info: Option<&Info> = self.image().map(Image::info);
+    /// What a VHD says of itself now: whoever takes an image out of a chain gives the one above it
+    /// another parent.
+    pub(super) fn info(&self) -> Result<Option<Info>> {
+        match &self.kind {
+            Kind::Vhd(_) => Ok(Some(vhd::image::probe_blob(&self.storage, &self.path)?)),
+            Kind::Raw(_) => Ok(None),
+        }
+    }
+
+    /// With what [`Level::info`] has answered.
+    pub(super) fn member<'a>(&'a self, info: Option<&'a Info>) -> Member<'a> {
         Member { path: &self.path, size: self.size(), id: self.stat.id, info }
+    }
+
+    /// Whether the file holds what is known of it, when all of that is published.
+    pub(super) fn is_as_stored(&self) -> Result<bool> {
+        Ok(self.image().map_or(Ok(true), Image::is_as_stored)?)
     }
 
     /// Where this file has a range of the disk, into `runs`, which are dropped first.
@@ -169,20 +176,17 @@ impl Level {
             Kind::Vhd(image) => image.close()?,
             Kind::Raw(_) => self.flush()?,
         }
-        self.seal(None);
+        self.seal();
         Ok(())
     }
 
     /// Nothing is written any more; others may.
-    pub(super) fn seal(&self, successor: Option<&Self>) {
+    pub(super) fn seal(&self) {
         match &self.kind {
             Kind::Vhd(image) => image.seal(),
             Kind::Raw(raw) => raw.sealed.store(true, Ordering::Release),
         }
-        // The lock belongs to the open file, which the next one may have taken over.
-        if !successor.is_some_and(|next| self.storage.is_same(&next.storage)) {
-            self.storage.unlock();
-        }
+        self.storage.unlock();
     }
 
     /// Whether writes are taken.
@@ -218,15 +222,16 @@ impl Level {
         Error::io(format_args!("{}: {action}", self.path.display()), error)
     }
 
-    /// Whether the file of a plan is this one, and has not been written to since it was opened.
-    pub(super) fn is_still(&self, path: &Path, written_by_us: bool) -> bool {
-        let Ok(now) = Storage::open(path, false, false)
-            .and_then(|storage| storage.stat().map_err(|error| self.failed("stat", &error)))
-        else {
-            return false;
-        };
-        now.id == self.stat.id
+    /// Whether a file is this one, and has not been written to since it was opened, except by us.
+    pub(super) fn is_still(&self, found: &Stat, written_by_us: bool) -> bool {
+        found.id == self.stat.id
             && (written_by_us
-                || (now.length == self.stat.length && now.modified == self.stat.modified))
+                || (found.length == self.stat.length && found.modified == self.stat.modified))
     }
+}
+
+/// What the file of a plan is now.
+pub(super) fn stat_of(path: &Path) -> Result<Stat> {
+    let storage = Storage::open(path, false, false)?;
+    storage.stat().map_err(|error| Error::io(format_args!("{}: stat", path.display()), &error))
 }

@@ -86,11 +86,6 @@ impl Storage {
         }
     }
 
-    /// Whether it is the same open file, not only the same file.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.cached, &other.cached)
-    }
-
     pub(super) fn unlock(&self) {
         // Closing the file does the same; until then the next one would have to wait.
         let _ = rustix::fs::flock(&*self.cached, FlockOperation::Unlock);

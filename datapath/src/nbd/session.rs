@@ -91,7 +91,7 @@ impl Chance {
             self.pause -= 1;
             return false;
         }
-        self.last = (self.last * 2).clamp(1, 1024);
+        self.last = (self.last * 2).clamp(1, 32);
         self.pause = self.last;
         true
     }

@@ -271,7 +271,7 @@ fn transfers_hold_a_pause_off_and_are_only_given_where_they_are_all_there_is() {
     let options = Options { direct: true, ..options(dir.path()) };
     let drive = Drive::open(&plan(&chain), options).unwrap();
     assert!(matches!(drive.map_write(0, 4096), Mapped::NotSimple), "a new block");
-    drive.write(0, &[3; 65536], false).unwrap();
+    drive.write(0, &vec![3; 65536], false).unwrap();
     assert!(matches!(drive.map_write(0, 4097), Mapped::NotSimple));
     assert!(matches!(drive.map_read(512, 4096), Mapped::NotSimple));
     assert!(matches!(drive.map_write(61440, 8192), Mapped::NotSimple), "half of it new");
@@ -355,4 +355,102 @@ fn files_beside_one_that_went_are_read_anew() {
     paused.replace(prepared).unwrap();
     drop(paused);
     assert_eq!(read(), [1, 2, 3]);
+}
+
+/// The middle of a chain is merged away below a leaf that goes on being written, also between the
+/// moment when its new files are made ready and the pause.
+#[test]
+fn a_leaf_goes_on_as_it_is_over_other_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let bottom = new_image(dir.path(), 1, SIZE, None);
+    let middle = new_image(dir.path(), 2, SIZE, Some((1, &bottom)));
+    let top = new_image(dir.path(), 3, SIZE, Some((2, &middle)));
+    for (path, at) in [(&bottom, 0), (&middle, 4096)] {
+        let image = vhd::Image::open(path, vhd::Mode::Write).unwrap();
+        image.write_at(at, &[at as u8 / 16 + 1; 4096]).unwrap();
+        image.flush().unwrap();
+    }
+    let before = plan(&[top.clone(), middle.clone(), bottom.clone()]);
+    let drive = Drive::open(&before, options(dir.path())).unwrap();
+    drive.write(2 << 20, &[4; 4096], false).unwrap();
+    let child = vhd::Image::open(&middle, vhd::Mode::Read).unwrap();
+    let parent = vhd::Image::open(&bottom, vhd::Mode::Write).unwrap();
+    let mut go = |_| std::ops::ControlFlow::Continue(());
+    vhd::merge::merge(&child, &parent, 0, &vhd::merge::Options::default(), &mut go).unwrap();
+    drop((child, parent));
+    let header = vhd::Image::open(&top, vhd::Mode::Write).unwrap();
+    header.set_parent(Uuid::from_u128(1), "1.vhd").unwrap();
+    drop(header);
+    let after = plan(&[top.clone(), bottom]);
+    let prepared = drive.prepare(&after).unwrap();
+    // Another block, and part of one that was there.
+    drive.write(4 << 20, &[5; 4096], false).unwrap();
+    drive.write((2 << 20) + 8192, &[6; 512], false).unwrap();
+    let paused = drive.pause(soon()).unwrap();
+    paused.replace(prepared).unwrap();
+    drop(paused);
+    std::fs::remove_file(&middle).unwrap();
+    let all = |drive: &Drive| {
+        let mut buf = vec![0; SIZE as usize];
+        drive.read(0, &mut buf).unwrap();
+        [0, 4096, 2 << 20, 4 << 20, (2 << 20) + 8192, 6 << 20].map(|at| buf[at])
+    };
+    assert_eq!(all(&drive), [1, 1, 4, 5, 6, 0]);
+    drive.write(6 << 20, &[7; 4096], false).unwrap();
+    assert_eq!(all(&drive), [1, 1, 4, 5, 6, 7]);
+    // Killed, in effect.
+    drop(drive);
+    let drive = Drive::open(&after, options(dir.path())).unwrap();
+    assert_eq!(all(&drive), [1, 1, 4, 5, 6, 7]);
+    // As a parent, it is known with the parent that it has now.
+    let new = new_image(dir.path(), 4, SIZE, Some((3, &top)));
+    let next = plan(&[new, top, after.backing[0].path.clone()]);
+    let prepared = drive.prepare(&next).unwrap();
+    let paused = drive.pause(soon()).unwrap();
+    paused.replace(prepared).unwrap();
+    drop(paused);
+    assert_eq!(all(&drive), [1, 1, 4, 5, 6, 7]);
+    drive.close(soon()).unwrap();
+    assert!(notes(dir.path()).is_empty());
+    crate::files::sound(&next.leaf.path);
+}
+
+/// A snapshot gives the leaf's name to the new leaf, while the old one is still being written under
+/// another name.
+#[test]
+fn files_are_known_by_what_they_are_and_not_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (drive, chain) = disk(&dir);
+    drive.write(0, &[1; 4096], false).unwrap();
+    let base = dir.path().join("base.vhd");
+    std::fs::rename(&chain[0], &base).unwrap();
+    let new = new_image(dir.path(), 3, SIZE, Some((2, &base)));
+    std::fs::rename(&new, &chain[0]).unwrap();
+    let next = plan(&[chain[0].clone(), base, chain[1].clone()]);
+    let prepared = drive.prepare(&next).unwrap();
+    drive.write(4 << 20, &[2; 4096], false).unwrap();
+    let paused = drive.pause(soon()).unwrap();
+    paused.replace(prepared).unwrap();
+    drop(paused);
+    let mut buf = vec![0; 4096];
+    drive.read(4 << 20, &mut buf).unwrap();
+    assert_eq!(buf, [2; 4096]);
+    drive.write(0, &[3; 512], false).unwrap();
+    drop(drive);
+    let drive = Drive::open(&next, options(dir.path())).unwrap();
+    drive.read(0, &mut buf).unwrap();
+    assert_eq!((buf[0], buf[512]), (3, 1));
+}
+
+#[test]
+fn a_leaf_that_somebody_else_has_written_to_does_not_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (drive, chain) = disk(&dir);
+    drive.write(0, &[1; 4096], false).unwrap();
+    let paused = drive.pause(soon()).unwrap();
+    let other = vhd::Image::open(&chain[0], vhd::Mode::Write).unwrap();
+    other.write_at(4 << 20, &[2; 4096]).unwrap();
+    let prepared = drive.prepare(&plan(&chain)).unwrap();
+    let error = paused.replace(prepared).unwrap_err();
+    assert!(error.what.contains("somebody else has written"), "{error}");
 }

@@ -1,6 +1,6 @@
 //! Any requests on any chain, every byte compared with a model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use datapath::disk::{Drive, Format, Options, Plan};
@@ -110,7 +110,7 @@ impl Model {
         let drive = self.drive.take().unwrap();
         if orderly {
             drive.close(soon()).unwrap();
-            assert_eq!(notes(self.dir.path()), [PathBuf::new(); 0]);
+            assert!(notes(self.dir.path()).is_empty());
             assert!(drive.read(0, &mut [0]).is_err(), "a closed disk takes no requests");
             if self.plan.leaf.format == Format::Vhd {
                 sound(&self.plan.leaf.path);
@@ -179,8 +179,8 @@ impl Model {
 }
 
 fn specs(rng: &mut Rng, dir: &Path) -> (Plan, Vec<u8>) {
-    let blocks = [4096, 64 << 10, 512 << 10, 2 << 20, 4 << 20];
-    let block = |rng: &mut Rng| blocks[rng.below(5) as usize] as u32;
+    let blocks = [4096_u32, 64 << 10, 512 << 10, 2 << 20, 4 << 20];
+    let block = |rng: &mut Rng| blocks[rng.below(5) as usize];
     // Bottom up: each level at least as large as the one below.
     let mut size = (4 << 20) + rng.below(3) * 4096 + rng.below(9) * 512;
     let depth = 1 + rng.below(3);

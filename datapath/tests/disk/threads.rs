@@ -146,7 +146,9 @@ fn storm(direct: bool, rounds: u64) {
     let drive = Drive::open(&plan(&chain), options.clone()).unwrap();
     check(&drive);
     drive.close(soon()).unwrap();
-    chain.iter().for_each(|path| sound(path));
+    for path in &chain {
+        sound(path);
+    }
     let drive = Drive::open(&plan(&chain), options).unwrap();
     check(&drive);
 }

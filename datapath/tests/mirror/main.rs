@@ -2,7 +2,8 @@
 //! which also fail, are slow, and die. Afterwards every byte is compared.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
-mod common;
+mod guests;
+mod peers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use datapath::disk::{Drive, Format};
 use datapath::error::Errno;
 use datapath::export::Export;
 use datapath::sync::{Mirror, Options, Phase, Switched};
+use guests::{MIB, quick, seed, soon, wait_for, with_guests};
+use peers::{Peer, mirror, new_disk, open, our_server, target};
 
 const SIZE: u64 = 48 * MIB;
 

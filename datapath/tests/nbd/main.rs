@@ -14,5 +14,6 @@ mod disks;
 mod hostile;
 mod place;
 mod raw;
+mod ring;
 mod tls;
 mod tools;

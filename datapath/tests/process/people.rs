@@ -29,8 +29,9 @@ fn an_image_is_served_with_its_parents_until_a_signal() {
     let (done, text) = run("qemu-io", &reads);
     assert!(done && !text.contains("failed"), "{text}");
 
-    let (_, pid) = run("sh", &["-c", &format!("pgrep -f -- '--socket {socket}'")]);
-    assert!(run("kill", &[pid.trim()]).0, "{pid}");
+    let stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let pid = rustix::net::sockopt::socket_peercred(&stream).unwrap().pid;
+    assert!(run("kill", &[&pid.as_raw_nonzero().to_string()]).0);
     until("the socket to go", || !std::path::Path::new(&socket).exists());
 }
 

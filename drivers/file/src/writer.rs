@@ -176,9 +176,10 @@ impl Writer for Told<'_> {
         let lock = self.tree.path().join(".sm").join("lock");
         let lock = lock.into_os_string().into_string().ok();
         let request = DatapathPause { vdis: vec![self.vdi], lock };
-        self.cx.request_blocking::<serde_json::Value>("datapath.pause", &request).map(drop).map_err(
-            |error| vhd::Error::InUse { uuid: self.vdi.0, holder: error.message.clone() },
-        )
+        self.cx
+            .request_blocking::<serde_json::Value>("datapath.pause", &request)
+            .map(drop)
+            .map_err(|error| vhd::Error::InUse { uuid: self.vdi.0, holder: error.message.clone() })
     }
 
     fn go_on(&self) {

@@ -61,7 +61,12 @@ pub(crate) async fn attach(
 }
 
 /// Ends I/O and the reachability.
-pub(crate) async fn detach(session: &Session, sr: &Sr, vdi: VdiUuid, datapath: &Datapath) -> Result<Report> {
+pub(crate) async fn detach(
+    session: &Session,
+    sr: &Sr,
+    vdi: VdiUuid,
+    datapath: &Datapath,
+) -> Result<Report> {
     let name = &datapath.datapath;
     let held = holders(sr, vdi)?.contains(name);
     // Asked of the engine in any case: an earlier detach may have failed half-way.
@@ -134,10 +139,8 @@ pub(crate) async fn limit(
     vdi: VdiUuid,
     args: &LimitArgs,
 ) -> Result<Report> {
-    let rate = |per_second: u64| Rate {
-        per_second,
-        burst: per_second.saturating_mul(args.burst_seconds),
-    };
+    let rate =
+        |per_second: u64| Rate { per_second, burst: per_second.saturating_mul(args.burst_seconds) };
     let limits = Limits {
         operations: args.operations.map(rate),
         bytes: args.bytes.map(|bytes| rate(bytes.0)),
@@ -255,9 +258,12 @@ pub(crate) fn status_text(status: &Status) -> String {
         .line("data path", format!("process {}, release {}", status.pid, escape(&status.release)))
         .line("clients", status.connections.to_string());
     let all = &status.statistics;
-    for (name, counter) in
-        [("reads", &all.read), ("writes", &all.write), ("zeroes", &all.zeroes), ("trims", &all.trim)]
-    {
+    for (name, counter) in [
+        ("reads", &all.read),
+        ("writes", &all.write),
+        ("zeroes", &all.zeroes),
+        ("trims", &all.trim),
+    ] {
         if counter.operations > 0 {
             let mut text = format!(
                 "{}, {}, 99 % below {}",

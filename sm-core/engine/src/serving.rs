@@ -288,8 +288,10 @@ fn told(vdi: VdiUuid, error: &Said) -> Error {
             let error = Error::new(kind, text);
             if failure.kind == FailureKind::InUse { error.legacy(24) } else { error }
         }
-        Said::NoProgram { .. } => Error::config(format!("VDI {vdi} needs a data path, and {error}"))
-            .hint("install sm-datapath beside this program, or name it in SM_DATAPATH"),
+        Said::NoProgram { .. } => {
+            Error::config(format!("VDI {vdi} needs a data path, and {error}"))
+                .hint("install sm-datapath beside this program, or name it in SM_DATAPATH")
+        }
         Said::Run(error) => run_error(error),
         Said::NotStarted { .. } | Said::Silent { .. } => {
             Error::internal(format!("VDI {vdi}: {error}"))

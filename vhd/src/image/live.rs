@@ -173,6 +173,16 @@ impl Image {
         *lock(&self.notes) = None;
     }
 
+    /// Whether the block table in the file is the one in memory, when all is published: nobody else
+    /// has written to the image.
+    pub fn is_as_stored(&self) -> Result<bool> {
+        let state = self.state();
+        let Some(header) = &state.header else { return Ok(true) };
+        let mut raw = vec![0; state.table.len() * 4];
+        sys::read_at(&*self.file, &self.path, &mut raw, header.table_offset)?;
+        Ok(bat::parse(&raw) == state.table)
+    }
+
     /// Whether it is live.
     pub fn is_live(&self) -> bool {
         self.stage() == Stage::Live

@@ -204,7 +204,12 @@ impl Tree {
         }
     }
 
-    pub(super) fn begin_merge(&self, candidate: Candidate, child: &Image, parent: &Image) -> Result<Progress> {
+    pub(super) fn begin_merge(
+        &self,
+        candidate: Candidate,
+        child: &Image,
+        parent: &Image,
+    ) -> Result<Progress> {
         let Candidate { node, into } = candidate;
         let fresh = Progress {
             sm: VERSION,

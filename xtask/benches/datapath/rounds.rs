@@ -80,6 +80,8 @@ pub(crate) fn rounds(
 ) -> Result<Series> {
     let mut all: Vec<(Peer, Vec<Figures>)> = peers.iter().map(|peer| (*peer, Vec::new())).collect();
     for round in 0..=setting.rounds(ROUNDS) {
+        // Another one is the first in each round: nobody always comes after the same.
+        all.rotate_left(1);
         for (peer, figures) in &mut all {
             if place.fresh {
                 peer.kind.empty(place.folder, place.size)?;

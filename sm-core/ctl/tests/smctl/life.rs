@@ -111,9 +111,19 @@ fn a_vdi_lives() {
         // Attached, seen, refused, detached.
         let access = world.json(&["vdi", "attach", "web"]);
         assert_eq!(access["activated"], true);
-        assert_eq!(text(&access, "/access/0/format"), "vhd");
+        assert!(
+            text(&access, "/access/0/uri").starts_with(&format!("nbd+unix:///{disk}?socket=/"))
+        );
         assert!(world.ok(&["vdi", "show", "web"]).contains("smctl: read-write, I/O allowed"));
-        assert_eq!(world.json(&["vdi", "list", "--attached"])["vdis"].as_array().unwrap().len(), 1);
+        let listed = world.json(&["vdi", "list", "--attached"]);
+        assert_eq!(listed["vdis"].as_array().unwrap().len(), 1);
+        assert_eq!(text(&listed, "/vdis/0/datapath/state"), "active");
+        let listed = world.ok(&["vdi", "list", "--attached"]);
+        assert!(listed.contains("read-write  active") && listed.ends_with("smctl"), "{listed}");
+        let limited = world.ok(&["vdi", "limit", "web", "--operations", "500", "--bytes", "1MiB"]);
+        assert!(limited.contains("at most 500 requests/s, 1MiB/s"), "{limited}");
+        assert!(world.ok(&["vdi", "show", "web"]).contains("at most 500 requests/s"));
+        assert!(world.ok(&["vdi", "limit", "web"]).contains("no limits"));
         let refused = world.fails(&["vdi", "destroy", "web"], 5);
         assert!(refused.contains("is attached by \"smctl\""), "{refused}");
         assert!(
@@ -122,6 +132,8 @@ fn a_vdi_lives() {
         );
         world.ok(&["vdi", "detach", "web"]);
         assert_eq!(text(&world.json(&["vdi", "detach", "web"]), "/changed"), "already");
+        let said = world.fails(&["vdi", "limit", "web"], 14);
+        assert!(said.contains("has no data path on this host"), "{said}");
 
         let snapshot = world.ok(&["vdi", "snapshot", "web"]);
         let shown = world.json(&["vdi", "show", &snapshot]);
@@ -142,6 +154,27 @@ fn a_vdi_lives() {
         assert_eq!(text(&world.json(&["vdi", "destroy", "copy"]), "/changed"), "modified");
         assert_eq!(text(&world.json(&["vdi", "destroy", &clone]), "/changed"), "already");
     }
+}
+
+/// `--wait` is there until Ctrl-C; the disk is detached then, and that is no failure.
+#[test]
+fn an_attach_that_waits_ends_with_a_detach() {
+    use std::io::{BufRead, BufReader};
+    let world = World::with_sr("in-process");
+    world.ok(&["vdi", "create", "--name", "d", "--size", "8MiB"]);
+    let mut child = world
+        .command(&["vdi", "attach", "d", "--wait"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("nbd+unix:///"), "{line}");
+    assert!(child.try_wait().unwrap().is_none(), "it waits");
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(world.json(&["vdi", "show", "d"])["attachment"], Value::Null);
 }
 
 /// A second writer is refused, and leaves nothing behind.

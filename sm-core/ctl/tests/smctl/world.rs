@@ -28,13 +28,14 @@ pub(crate) fn driver_file() -> PathBuf {
         .1
 }
 
-/// The program that runs drivers. Cargo builds no programs of other packages for a test, so it is
-/// asked to.
+/// The programs that run drivers and serve disks. Cargo builds no programs of other packages for a
+/// test, so it is asked to.
 fn driver_host() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--offline", "--package", "sm-driver-host"]);
+        cargo.args(["build", "--quiet", "--offline", "--bins"]);
+        cargo.args(["--package", "sm-driver-host", "--package", "datapath"]);
         cargo.arg("--target-dir").arg(programs().parent().unwrap());
         if programs().ends_with("release") {
             cargo.arg("--release");
@@ -50,6 +51,21 @@ fn driver_host() -> &'static Path {
 pub(crate) struct World {
     pub(crate) folder: TempDir,
     place: &'static str,
+}
+
+impl Drop for World {
+    /// What a test leaves attached would be served for ever.
+    fn drop(&mut self) {
+        let installations = std::fs::read_dir(self.folder.path().join("run")).into_iter().flatten();
+        let disks = installations.flat_map(|entry| std::fs::read_dir(entry.unwrap().path()));
+        for disk in disks.flatten() {
+            let process = std::fs::read(disk.unwrap().path().join("process")).unwrap_or_default();
+            let process: Value = serde_json::from_slice(&process).unwrap_or_default();
+            if let Some(pid) = process["pid"].as_u64() {
+                let _ = Command::new("kill").arg(pid.to_string()).status();
+            }
+        }
+    }
 }
 
 /// How a run ended.
@@ -105,6 +121,8 @@ impl World {
             .env("SMCTL_STATE_DIR", self.folder.path().join("state"))
             .env("SMCTL_ISOLATION", self.place)
             .env("SMCTL_DRIVER_DIR", driver_file().parent().unwrap())
+            .env("SM_RUN_DIR", self.folder.path().join("run"))
+            .env("SM_DATAPATH", driver_host().with_file_name("sm-datapath"))
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
         // Of the folder `deps` only the driver is of interest.
