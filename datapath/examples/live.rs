@@ -94,7 +94,7 @@ fn told(line: &str, drive: &Arc<Drive>, options: &DriveOptions, work: &mut Work)
         }
         (("snapshot", path), Work::Nothing) => snapshot(drive, Path::new(path), end)?,
         (("merge", _), Work::Nothing) => {
-            let merge = LeafMerge::start(drive, options.clone(), Options::default(), end)?;
+            let merge = LeafMerge::start(drive, options, Options::default(), end)?;
             merge.wait_ready(end)?;
             *work = Work::Merge(merge);
         }

@@ -153,9 +153,10 @@ impl World {
         let mut points = self.points.clone();
         points.push((id(DISK), self.now.clone()));
         let logs = Logs::of(&self.store);
+        let live = self.tracker.as_ref().map(|tracker| tracker.map());
         for (index, (from, before)) in points.iter().enumerate() {
             for (to, after) in &points[index + 1..] {
-                let live = self.tracker.as_ref().map(|tracker| (id(DISK), tracker.map()));
+                let live = live.as_ref().map(|map| (id(DISK), map));
                 let size = after.len() as u64 * REGION;
                 let difference = logs.diff(*from, *to, size, live).unwrap();
                 match &difference {
@@ -266,7 +267,8 @@ fn a_chain_of_snapshots_says_exactly_what_was_written() {
     let open = format!("the log of {} was not closed", id(DISK));
     assert_eq!(diff(14, DISK), Difference::Everything { why: open });
     tracker.touched(0, 1);
-    let live = Some((id(DISK), tracker.map()));
+    let live = tracker.map();
+    let live = Some((id(DISK), &live));
     let Difference::Known(map) = logs.diff(id(15), id(DISK), size, live).unwrap() else { panic!() };
     assert_eq!((map.count(), map.get(0)), (1, true));
     tracker.close().unwrap();

@@ -83,7 +83,7 @@ fn open(plan: &Plan) -> Arc<Drive> {
 }
 
 fn start(drive: &Arc<Drive>) -> LeafMerge {
-    LeafMerge::start(drive, DriveOptions::default(), quick(), soon()).unwrap()
+    LeafMerge::start(drive, &DriveOptions::default(), quick(), soon()).unwrap()
 }
 
 fn content(paused: &Paused) -> Vec<u8> {
@@ -144,7 +144,7 @@ fn leaves_are_merged_one_after_the_other_while_guests_write() {
     drive.read(0, &mut last).unwrap();
     drive.close(soon()).unwrap();
     assert!(reread(&tree) == last, "the files hold something else");
-    let error = LeafMerge::start(&drive, DriveOptions::default(), quick(), soon()).err().unwrap();
+    let error = LeafMerge::start(&drive, &DriveOptions::default(), quick(), soon()).err().unwrap();
     assert_eq!(error.what, "the disk has no parent to be merged into");
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn datapath(options: &[&str]) -> Result<ExitCode> {
     ];
     understood("datapath", &parts, options)?;
     setup::ensure()?;
-    let words = ["--lib", "--bins", "--bench", "datapath"];
+    let words = ["--lib", "--bins", "--example", "live", "--bench", "datapath"];
     let packages = ["smctl", "sm-driver-host", "sm-driver-file", "datapath", "xtask"];
     measure(build(&packages, &words)?, "--product", options)
 }

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Doing, Error, Result};
-use crate::guest::{Guest, Line, lock};
+use crate::guest::{Guest, lock};
+use crate::power::Line;
 use crate::wire::{Kind, PIECE, Request};
 
 /// Time for a command that says nothing else.

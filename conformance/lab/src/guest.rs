@@ -1,38 +1,23 @@
 //! Guests: described, booted, killed, booted again.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::IoSlice;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    sendmsg, socketpair,
-};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::net::SendFlags;
 
 use crate::call::{Call, Output};
 use crate::disk::{Disk, plain};
 use crate::error::{Doing, Error, Result};
 use crate::lab::Inner as LabInner;
-use crate::machine;
 use crate::network::Network;
-use crate::wire::{self, Frame, Kind, Request, Spec, Step};
+use crate::power::{Line, Power};
+use crate::wire::{Kind, Request, Step};
 
-/// Time for a boot on a machine that is busy with other things.
-const BOOT: Duration = Duration::from_secs(90);
-/// Time for a guest to take a frame of its line. A paused one does not.
-const TAKE: Duration = Duration::from_secs(20);
 /// Time for a guest to write what it has in memory and switch off.
 const POWER_OFF: Duration = Duration::from_secs(60);
 /// Lines of a console that an error shows.
@@ -148,49 +133,25 @@ pub struct Guest {
     pub(crate) inner: Arc<Inner>,
 }
 
-struct Card {
+pub(crate) struct Card {
     /// The guest's end, kept for its next boot.
-    cable: OwnedFd,
-    address: Ipv4Addr,
+    pub(crate) cable: OwnedFd,
+    pub(crate) address: Ipv4Addr,
 }
 
 pub(crate) struct Inner {
     pub(crate) lab: Arc<LabInner>,
     pub(crate) name: String,
-    number: u8,
-    processor: usize,
-    memory: u64,
-    disks: Vec<Disk>,
-    cards: Vec<Card>,
+    pub(crate) number: u8,
+    pub(crate) processor: usize,
+    pub(crate) memory: u64,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) cards: Vec<Card>,
     _networks: Vec<Network>,
-    shares: Vec<PathBuf>,
-    modules: Vec<String>,
-    folder: PathBuf,
+    pub(crate) shares: Vec<PathBuf>,
+    pub(crate) modules: Vec<String>,
+    pub(crate) folder: PathBuf,
     power: Mutex<Option<Power>>,
-}
-
-/// What there is while a guest is on.
-struct Power {
-    supervisor: Child,
-    /// Orders to the supervisor. When it closes, the guest ends.
-    control: OwnedFd,
-    line: Line,
-}
-
-/// The line to the agent in a guest.
-#[derive(Clone)]
-pub(crate) struct Line {
-    to: Arc<Mutex<(UnixStream, Receiver<()>)>>,
-    pub(crate) calls: Arc<Mutex<HashMap<u32, Sender<Frame>>>>,
-}
-
-impl Line {
-    /// Sends a frame and waits until the guest has it; see [`wire`].
-    pub(crate) fn put(&self, kind: Kind, call: u32, data: &[u8]) -> std::io::Result<()> {
-        let mut line = lock(&self.to);
-        wire::send(&mut line.0, kind, call, data)?;
-        line.1.recv_timeout(TAKE).map_err(std::io::Error::other)
-    }
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -243,7 +204,7 @@ impl Guest {
         let mut power = lock(&self.inner.power).take().ok_or_else(|| self.off())?;
         let doing = || "switching off".to_owned();
         power.line.put(Kind::PowerOff, 0, &[]).map_err(|_| self.gone(doing()))?;
-        if ends_within(&mut power.supervisor, POWER_OFF)? {
+        if power.ends_within(POWER_OFF)? {
             return Ok(());
         }
         power.cut();
@@ -388,149 +349,6 @@ impl Guest {
 }
 
 impl Inner {
-    fn switch_on(&self) -> Result<Power> {
-        let machine = &self.lab.machine;
-        if let Some(free) = machine::free_memory().filter(|free| *free < self.memory) {
-            return Err(Error::Boot {
-                guest: self.name.clone(),
-                reason: format!("it needs {} MiB of memory, {free} are free", self.memory),
-                console: String::new(),
-            });
-        }
-        let doing = || format!("start {}", self.name);
-        let (ours, theirs) = UnixStream::pair().doing(doing)?;
-        theirs.set_nonblocking(true).doing(doing)?;
-        let spec = self.folder.join("spec");
-        let text = serde_json::to_vec(&self.spec()).map_err(std::io::Error::from).doing(doing)?;
-        std::fs::write(&spec, text).doing(doing)?;
-        let console =
-            OpenOptions::new().create(true).append(true).open(self.folder.join("console"));
-        let console = console.doing(doing)?;
-        let (control, orders) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .doing(doing)?;
-        // A process namespace, so that all of the guest ends with its supervisor; a mount
-        // namespace, so that the supervisor can make the machine read-only.
-        let supervisor = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"])
-            .arg(&machine.agent)
-            .arg("supervise")
-            .arg(&spec)
-            .stdin(Stdio::from(orders))
-            .stdout(Stdio::from(console.try_clone().doing(doing)?))
-            .stderr(Stdio::from(console))
-            .spawn()
-            .doing(doing)?;
-        let cables = self.cards.iter().map(|card| card.cable.as_fd());
-        let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(cables).collect();
-        let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-        let mut rights = SendAncillaryBuffer::new(&mut space);
-        if !rights.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(Error::Wrong(format!("{} has too many network cards", self.name)));
-        }
-        sendmsg(&control, &[IoSlice::new(b"go")], &mut rights, SendFlags::NOSIGNAL).doing(doing)?;
-        drop(theirs);
-        let mut power = Power { supervisor, control, line: line(&ours).doing(doing)? };
-        match Self::ready(ours, &power.line) {
-            Ok(()) => Ok(power),
-            Err(reason) => {
-                power.cut();
-                self.lab.keep();
-                let console = self.last_lines();
-                Err(Error::Boot { guest: self.name.clone(), reason, console })
-            }
-        }
-    }
-
-    /// Waits until the agent answers, then hands on what it says to the calls.
-    fn ready(mut from: UnixStream, line: &Line) -> std::result::Result<(), String> {
-        let words = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => format!("no answer within {} s", BOOT.as_secs()),
-            std::io::ErrorKind::UnexpectedEof => "it ended".to_owned(),
-            _ => error.to_string(),
-        };
-        from.set_read_timeout(Some(BOOT)).map_err(words)?;
-        let frame = wire::receive(&mut from).map_err(words)?;
-        if frame.kind != Kind::Ready || frame.data != wire::identity().as_bytes() {
-            return Err("its agent was built from other sources".to_owned());
-        }
-        from.set_read_timeout(None).map_err(words)?;
-        let taken = {
-            let (sender, taken) = channel();
-            lock(&line.to).1 = taken;
-            sender
-        };
-        let calls = Arc::clone(&line.calls);
-        thread::spawn(move || {
-            while let Ok(frame) = wire::receive(&mut from) {
-                if frame.kind == Kind::Taken {
-                    let _ = taken.send(());
-                } else if frame.kind == Kind::Ready {
-                    // It has booted again by itself, after a panic for instance: what ran is gone.
-                    lock(&calls).clear();
-                } else if let Some(call) = lock(&calls).get(&frame.call) {
-                    let _ = call.send(frame);
-                }
-            }
-            // Whoever still waits sees the end of his channel.
-            lock(&calls).clear();
-        });
-        Ok(())
-    }
-
-    fn spec(&self) -> Spec {
-        let machine = &self.lab.machine;
-        let text = |path: &Path| path.display().to_string();
-        let mut command = vec![
-            text(&machine.kernel),
-            format!("mem={}M", self.memory),
-            format!("umid={}", self.name),
-            format!("uml_dir={}", text(&self.folder)),
-        ];
-        let words = [
-            "root=/dev/root",
-            "rootfstype=hostfs",
-            "rootflags=/",
-            "ro",
-            "selinux=0",
-            "quiet",
-            // A kernel that panics ends, and does not hang.
-            "panic=-1",
-            "con=null",
-            "con0=null,fd:1",
-            "ssl=null",
-            "ssl0=fd:{0},fd:{0}",
-        ];
-        command.extend(words.map(str::to_owned));
-        for (index, card) in self.cards.iter().enumerate() {
-            let [_, _, network, guest] = card.address.octets();
-            let mac = format!("0e:1a:b0:00:{network:02x}:{guest:02x}");
-            let descriptor = index + 1;
-            command.push(format!("vec{index}:transport=fd,fd={{{descriptor}}},vec=1,mac={mac}"));
-        }
-        for (index, disk) in self.disks.iter().enumerate() {
-            command.push(format!("ubd{index}={}", text(disk.path())));
-        }
-        command.push(format!("init={}", text(&machine.agent)));
-        command.push(format!("LAB_FOLDER={}", text(&self.folder)));
-        let disks = self.disks.iter().map(|disk| disk.path().to_owned());
-        let writable =
-            [self.folder.clone()].into_iter().chain(self.shares.iter().cloned()).chain(disks);
-        Spec {
-            name: self.name.clone(),
-            command,
-            processor: self.processor,
-            folder: self.folder.clone(),
-            memory: self.memory,
-            writable: writable.collect(),
-            shares: self.shares.clone(),
-            tools: machine.tools.clone(),
-            modules: machine.modules.clone(),
-            load: self.modules.clone(),
-            addresses: self.cards.iter().map(|card| card.address).collect(),
-        }
-    }
-
     fn switch_off(&self) {
         if let Some(mut power) = lock(&self.power).take() {
             power.cut();
@@ -542,19 +360,11 @@ impl Inner {
         String::from_utf8_lossy(&bytes).replace('\r', "")
     }
 
-    fn last_lines(&self) -> String {
+    pub(crate) fn last_lines(&self) -> String {
         let console = self.console();
         let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
         last.flat_map(|line| ["  | ", line, "\n"]).collect()
-    }
-}
-
-impl Power {
-    fn cut(&mut self) {
-        // Any letter that is no other order ends the guest, and the kernel all of its processes.
-        let _ = rustix::net::send(&self.control, b"k", SendFlags::NOSIGNAL);
-        let _ = self.supervisor.wait();
     }
 }
 
@@ -565,21 +375,4 @@ impl Drop for Inner {
         }
         self.switch_off();
     }
-}
-
-fn line(ours: &UnixStream) -> std::io::Result<Line> {
-    let to = ours.try_clone()?;
-    to.set_write_timeout(Some(TAKE))?;
-    Ok(Line { to: Arc::new(Mutex::new((to, channel().1))), calls: Arc::default() })
-}
-
-fn ends_within(child: &mut Child, time: Duration) -> Result<bool> {
-    let doing = || "wait for a guest".to_owned();
-    let handle: File = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).doing(doing)?.into();
-    let timeout = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout)).doing(doing)? > 0;
-    if ended {
-        child.wait().doing(doing)?;
-    }
-    Ok(ended)
 }

@@ -26,7 +26,7 @@ impl Machine {
     /// Where consoles are kept: beside what cargo builds, so that `cargo clean` takes them.
     pub(crate) fn logs(&self) -> PathBuf {
         let target = self.agent.parent().and_then(Path::parent);
-        target.unwrap_or(Path::new("/tmp")).join("lab/logs")
+        target.map_or_else(std::env::temp_dir, Path::to_owned).join("lab/logs")
     }
 
     /// Looks once in a process.

@@ -95,6 +95,15 @@ fn disks_survive_a_kill_and_all_else_does_not() -> Result<()> {
     assert!(!std::path::Path::new("/usr/lab-was-here").exists());
     guest.power_off()?;
     assert!(!guest.is_on());
+
+    disk.resize(96 << 20)?;
+    guest.boot()?;
+    assert_eq!(guest.check(["blockdev", "--getsize64", "/dev/ubda"])?, (96 << 20).to_string());
+    // What a guest discards takes no room on the machine.
+    let room = || std::os::unix::fs::MetadataExt::blocks(&disk.path().metadata().unwrap());
+    assert!(room() > 0);
+    guest.check(["blkdiscard", "/dev/ubda"])?;
+    assert_eq!(room(), 0);
     Ok(())
 }
 
@@ -123,6 +132,7 @@ fn panics_and_resets_of_a_guest_are_seen() -> Result<()> {
     guest.wait_for("the end", Duration::from_secs(10), |guest| {
         Ok(if guest.is_on() { Err("it is on".to_owned()) } else { Ok(()) })
     })?;
+    assert!(guest.console().contains("sysrq: Trigger a crash"), "{}", guest.console());
     guest.boot()?;
 
     guest.write("/var/tmp/file", "")?;
@@ -183,7 +193,8 @@ fn a_boot_that_fails_shows_the_console() {
 #[test]
 fn the_machine_cannot_be_written_from_a_guest() -> Result<()> {
     let lab = Lab::new()?;
-    let guest = lab.guest("alone").boot()?;
+    let shared = tempfile::tempdir().unwrap();
+    let guest = lab.guest("alone").share(shared.path()).boot()?;
     guest.check(["mount", "-t", "hostfs", "none", "/mnt", "-o", "/"])?;
     let here = lab.folder().join("disks");
     for folder in ["/var/tmp", "/dev/shm", "/etc", here.to_str().unwrap()] {
@@ -191,9 +202,11 @@ fn the_machine_cannot_be_written_from_a_guest() -> Result<()> {
         assert_ne!(output.status, 0, "{folder} can be written");
         assert!(output.errors().contains("Read-only file system"), "{}", output.errors());
     }
-    let share = lab.share().join("file");
-    guest.check(["touch", share.to_str().unwrap()])?;
-    assert!(share.exists());
+    for folder in [lab.share().as_path(), shared.path()] {
+        let file = folder.join("file");
+        guest.check(["touch", file.to_str().unwrap()])?;
+        assert!(file.exists());
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lab::kit::iscsi::{Initiator, Lun, Target};
-use lab::kit::{multipath, udev};
+use lab::kit::{lvm, multipath, udev};
 use lab::{Lab, Result};
 
 const IQN: &str = "iqn.2026-01.org.example.lab:array";
@@ -39,6 +39,17 @@ fn a_host_logs_in_with_its_password_only() -> Result<()> {
     })?;
     assert!(host.check(["ls", "/sys/class/scsi_device"])?.ends_with(":5"));
     host.check(["dd", "if=/dev/urandom", "of=/dev/sda", "bs=1M", "count=4", "oflag=direct"])?;
+
+    // Out of service: errors after the time that the initiator waits for it to come back.
+    let read = ["dd", "if=/dev/sda", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"];
+    target.enable(false)?;
+    let output = host.run(read)?;
+    assert!(output.errors().contains("Input/output error"), "{output:?}");
+    target.enable(true)?;
+    host.wait_for("the target", Duration::from_secs(40), |host| {
+        let output = host.run(read)?;
+        Ok(if output.status == 0 { Ok(()) } else { Err(output.errors()) })
+    })?;
     initiator.logout(IQN)?;
     assert_eq!(host.run(["test", "-e", "/dev/sda"])?.status, 1);
     Ok(())
@@ -95,5 +106,13 @@ fn a_path_is_cut_under_io_and_no_write_fails() -> Result<()> {
     nas.check(["sync"])?;
     let there = nas.check(["sha256sum", "/srv/zero"])?;
     assert_eq!(here.split(' ').next(), there.split(' ').next());
+
+    // A volume group takes the disk, not one of its paths.
+    lvm::prepare_with_udev(&host)?;
+    host.check(["pvcreate", "-q", "-y", "-ff", &device])?;
+    host.check(["vgcreate", "-q", "vg", &device])?;
+    host.check(["lvcreate", "-q", "-y", "-L", "8M", "-n", "disk", "vg"])?;
+    assert_eq!(host.check(["pvs", "--noheadings", "-o", "pv_name"])?, device);
+    assert_eq!(host.check(["blockdev", "--getsize64", "/dev/vg/disk"])?, "8388608");
     Ok(())
 }

@@ -80,14 +80,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         arguments: |_| words(&["vdi", "snapshot", DISK, "--name", "new"]),
         unfinished: |_, _| false,
     },
-    Scenario {
-        name: "resize of an attached disk",
-        before: |place| {
-            place.must(&["vdi", "attach", DISK]);
-        },
-        arguments: |_| words(&["vdi", "resize", DISK, "40GiB"]),
-        unfinished: |_, _| false,
-    },
     scenario("snapshot of a raw image", |_| words(&["vdi", "snapshot", FLAT, "--name", "new"])),
     scenario("clone", |_| words(&["vdi", "clone", RAW, "--name", "new"])),
     scenario("clone of a snapshot", |place| {

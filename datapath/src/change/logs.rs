@@ -126,15 +126,14 @@ impl<'a> Logs<'a> {
                 None => false,
             };
             Self::spoil(&begun)?;
-            match log.filter(|_| own) {
-                Some(log) => Self::spoil(&log)?,
-                None => {
-                    let staged = self.stage(disk, &fresh(false))?;
-                    if let Ok(head) = begun.head() {
-                        self.name_child(head.parent, disk, snapshot)?;
-                    }
-                    self.place(&staged, disk)?;
+            if let Some(log) = log.filter(|_| own) {
+                Self::spoil(&log)?;
+            } else {
+                let staged = self.stage(disk, &fresh(false))?;
+                if let Ok(head) = begun.head() {
+                    self.name_child(head.parent, disk, snapshot)?;
                 }
+                self.place(&staged, disk)?;
             }
             return Ok(true);
         }
@@ -213,7 +212,7 @@ impl<'a> Logs<'a> {
         from: Uuid,
         to: Uuid,
         size: u64,
-        live: Option<(Uuid, Map)>,
+        live: Option<(Uuid, &Map)>,
     ) -> Result<Difference> {
         let mut map = Map::empty(size);
         let unknown = |why: String| Ok(Difference::Everything { why });
@@ -244,8 +243,8 @@ impl<'a> Logs<'a> {
             if head.parent != at {
                 return unknown(format!("the log of {next} does not follow the one of {at}"));
             }
-            match &live {
-                Some((disk, live)) if *disk == next => {
+            match live {
+                Some((disk, live)) if disk == next => {
                     map.add(live);
                     grown(&mut map, live.size());
                 }

@@ -266,14 +266,15 @@ impl Served {
     /// Whoever paused is gone. Waits for the lock of those who change the images, looks, and goes
     /// on. Runs on the thread of the connection that has ended.
     fn settle(&self) {
+        let mut said = String::new();
         loop {
-            match self.try_to_go_on(&mut self.inner()) {
-                Ok(()) => return,
-                Err(why) if self.view().state != State::Waiting => {
-                    tracing::warn!(why, "whoever paused the disk is gone; it waits");
-                    self.show(State::Waiting);
-                }
-                Err(_) => {}
+            // A statement of its own: the lock is not held while it sleeps.
+            let gone_on = self.try_to_go_on(&mut self.inner());
+            let Err(why) = gone_on else { return };
+            if why != said {
+                tracing::warn!(why, "whoever paused the disk is gone; it waits");
+                self.show(State::Waiting);
+                said = why;
             }
             std::thread::sleep(LOOK);
         }

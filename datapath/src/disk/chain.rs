@@ -500,27 +500,13 @@ impl Chain {
         Ok(())
     }
 
-    /// What of a range the leaf itself has, for somebody who brings that elsewhere: pieces in order
-    /// that cover the range, and what each is; none for what is left to the files below.
-    pub(super) fn leaf_extents(
-        &self,
-        offset: u64,
-        length: u64,
-    ) -> Result<Vec<(u64, Option<Extent>)>> {
+    /// What of a range the leaf itself has, for somebody who brings that elsewhere: lengths in order
+    /// that cover the range, and whether the leaf has it or leaves it to the files below.
+    pub(super) fn held_by_leaf(&self, offset: u64, length: u64) -> Result<Vec<(u64, bool)>> {
         self.check(offset, length)?;
-        let (mut runs, mut pieces) = (Vec::new(), Vec::new());
+        let mut runs = Vec::new();
         self.leaf()?.map(offset, length, &mut runs)?;
-        for run in runs {
-            let Some(at) = run.at else {
-                pieces.push((run.length, None));
-                continue;
-            };
-            let mut extents = Vec::new();
-            let mut found = Limited { into: &mut extents, first: None, limit: usize::MAX };
-            self.holes(Piece { length: run.length, place: Some((0, at)) }, &mut found)?;
-            pieces.extend(extents.into_iter().map(|extent| (extent.length, Some(extent))));
-        }
-        Ok(pieces)
+        Ok(runs.iter().map(|run| (run.length, run.at.is_some())).collect())
     }
 
     /// Hands on a piece, and the holes that its file has there. Answers whether more is wanted.

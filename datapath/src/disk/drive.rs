@@ -78,7 +78,7 @@ struct Underneath {
 pub struct Drive {
     gate: Gate,
     underneath: RwLock<Underneath>,
-    meter: Meter,
+    meter: Arc<Meter>,
     limiter: Limiter,
     options: Options,
     read_only: bool,
@@ -119,7 +119,7 @@ impl Drive {
         let drive = Arc::new(Self {
             gate: Gate::new(),
             underneath: RwLock::new(Underneath { chain, watchers: Watchers::default() }),
-            meter: Meter::new(),
+            meter: Arc::new(Meter::new()),
             limiter: Limiter::default(),
             options,
             read_only: plan.read_only,
@@ -245,10 +245,10 @@ impl Drive {
     }
 
     /// What of a range the leaf itself has, for somebody who merges it: lengths in order that
-    /// cover the range, and what each is; none for what is left to the files below.
-    pub fn leaf_extents(&self, offset: u64, length: u64) -> Result<Vec<(u64, Option<Extent>)>> {
+    /// cover the range, and whether the leaf has it or leaves it to the files below.
+    pub fn held_by_leaf(&self, offset: u64, length: u64) -> Result<Vec<(u64, bool)>> {
         let _pass = self.enter()?;
-        self.underneath().chain.leaf_extents(offset, length)
+        self.underneath().chain.held_by_leaf(offset, length)
     }
 
     /// As [`Export::write`], for work of our own: not counted, not limited, not watched.
@@ -364,10 +364,24 @@ impl Drive {
             underneath.watchers.touched(offset, length);
         }
         let kind = if write { Kind::Write } else { Kind::Read };
-        let held = Box::new((chain_held, pass));
-        // Whether it worked is known to the caller only; one that failed is asked for again.
-        self.meter.count(kind, length, start.elapsed(), true);
-        Mapped::Transfer(Transfer { pieces, held })
+        let counted = Counted { meter: self.meter.clone(), kind, length, start };
+        // Dropped in this order: when the gate is passed, all else is over.
+        Mapped::Transfer(Transfer { pieces, held: Box::new((chain_held, counted, pass)) })
+    }
+}
+
+/// Counts a request when the transfers that it was made of have ended. Whether they succeeded is
+/// known to the caller only, who asks again for one that failed.
+struct Counted {
+    meter: Arc<Meter>,
+    kind: Kind,
+    length: u64,
+    start: Instant,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.meter.count(self.kind, self.length, self.start.elapsed(), true);
     }
 }
 

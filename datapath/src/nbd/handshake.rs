@@ -296,10 +296,9 @@ impl Agreed {
         if wanted.contains(&info::NAME) {
             fact(info::NAME, &[self.name.as_bytes()]);
         }
-        if let Some(text) = self.export.description().filter(|text| text.len() <= MAX_NAME) {
-            if wanted.contains(&info::DESCRIPTION) {
-                fact(info::DESCRIPTION, &[text.as_bytes()]);
-            }
+        let text = self.export.description().filter(|text| text.len() <= MAX_NAME);
+        if let Some(text) = text.filter(|_| wanted.contains(&info::DESCRIPTION)) {
+            fact(info::DESCRIPTION, &[text.as_bytes()]);
         }
         if wanted.contains(&info::BLOCK_SIZE) {
             let (least, preferred) = self.export.block_sizes();

@@ -282,14 +282,14 @@ impl Inner {
         let thread = std::thread::Builder::new().name("nbd-connection".to_owned());
         thread.stack_size(STACK).spawn(move || {
             let present = present;
-            present.inner.serve(socket, tls, &entry);
+            present.inner.serve(socket, tls.as_ref(), &entry);
             // The copy of the socket would keep the client from seeing the end.
             entry.close();
         })?;
         Ok(())
     }
 
-    fn serve(&self, socket: Socket, tls: Option<TlsServer>, entry: &Entry) {
+    fn serve(&self, socket: Socket, tls: Option<&TlsServer>, entry: &Entry) {
         socket.prepare();
         let end = match self.shake_hands(socket, tls, entry) {
             Ok(Some(link)) => Session::new(Arc::new(link), self.limits.stall).run(),
@@ -313,7 +313,7 @@ impl Inner {
     fn shake_hands(
         &self,
         socket: Socket,
-        tls: Option<TlsServer>,
+        tls: Option<&TlsServer>,
         entry: &Entry,
     ) -> io::Result<Option<Link>> {
         let until = Instant::now() + self.limits.handshake;
@@ -322,7 +322,7 @@ impl Inner {
             return Ok(None);
         };
         let outcome = self.with(&socket, tls.is_some(), until).negotiate(no_zeroes, false)?;
-        let (wire, outcome): (Box<dyn Wire>, _) = match (outcome, &tls) {
+        let (wire, outcome): (Box<dyn Wire>, _) = match (outcome, tls) {
             (Outcome::StartTls, Some(tls)) => {
                 let encrypted = tls.accept(socket, until)?;
                 let outcome = self.with(&encrypted, true, until).negotiate(no_zeroes, true)?;

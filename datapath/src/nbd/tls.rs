@@ -55,10 +55,10 @@ impl TlsServer {
             .map_err(|error| TlsError(format!("the authorities cannot be used: {error}")))?;
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(unusable)?
+            .map_err(|error| unusable(&error))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(certificates(identity.certificates)?, key(identity.key)?)
-            .map_err(unusable)?;
+            .map_err(|error| unusable(&error))?;
         Ok(Self(Arc::new(config)))
     }
 
@@ -74,10 +74,10 @@ impl TlsClient {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(unusable)?
+            .map_err(|error| unusable(&error))?
             .with_root_certificates(authorities(identity.authorities)?)
             .with_client_auth_cert(certificates(identity.certificates)?, key(identity.key)?)
-            .map_err(unusable)?;
+            .map_err(|error| unusable(&error))?;
         Ok(Self(Arc::new(config)))
     }
 
@@ -106,7 +106,7 @@ impl fmt::Debug for TlsClient {
     }
 }
 
-fn unusable(error: rustls::Error) -> TlsError {
+fn unusable(error: &rustls::Error) -> TlsError {
     TlsError(format!("the certificate or its key cannot be used: {error}"))
 }
 

@@ -3,13 +3,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::options::{Load, Options, Phase, Progress};
 use super::pace::{InFlight, Latency, Throttle};
 use super::regions::{self, Regions};
 use super::target::{Failure, Sent, Source, Target};
+use super::work::ZeroPlaces;
 use crate::disk::{Change, Ticket, Watcher};
 use crate::error::{Errno, Error, Result};
 
@@ -28,6 +29,7 @@ pub struct Copy {
     pub(super) in_flight: InFlight,
     pub(super) throttle: Throttle,
     pub(super) latency: Latency,
+    pub(super) zeros: RwLock<ZeroPlaces>,
     /// Bytes copied, writes forwarded, writes of the guest.
     pub(super) copied: AtomicU64,
     pub(super) forwarded: AtomicU64,
@@ -82,6 +84,7 @@ impl Copy {
             in_flight: InFlight::default(),
             throttle: Throttle::new(options.rate),
             latency: Latency::default(),
+            zeros: RwLock::default(),
             copied: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
             guest: AtomicU64::new(0),

@@ -58,16 +58,16 @@ impl Source for Leaf {
     fn pieces(&self, range: std::ops::Range<u64>, into: &mut Vec<Piece>) -> Result<()> {
         self.check()?;
         let mut at = range.start;
-        for (length, extent) in self.drive.leaf_extents(at, range.end - at)? {
-            let kind = match extent {
-                None => PieceKind::Same,
-                Some(extent) if extent.zero => PieceKind::Zeros,
-                Some(_) => PieceKind::Data,
-            };
+        for (length, held) in self.drive.held_by_leaf(at, range.end - at)? {
+            let kind = if held { PieceKind::Data } else { PieceKind::Same };
             into.push(Piece { range: at..at + length, kind });
             at += length;
         }
         Ok(())
+    }
+
+    fn is_partial(&self) -> bool {
+        true
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -149,7 +149,7 @@ impl LeafMerge {
     /// the leaf has everything. Waits, until `deadline`, for requests that are under way.
     pub fn start(
         drive: &Arc<Drive>,
-        options: DriveOptions,
+        options: &DriveOptions,
         copy: Options,
         deadline: Instant,
     ) -> Result<Self> {
@@ -163,7 +163,7 @@ impl LeafMerge {
         }
         let leaf_id = drive.leaf_id();
         let parent = Plan { leaf, backing: below.collect(), read_only: false };
-        let parent = Drive::open(&parent, DriveOptions { pending: None, ..options })?;
+        let parent = Drive::open(&parent, DriveOptions { pending: None, ..options.clone() })?;
         let source = Arc::new(Leaf { drive: drive.clone(), id: leaf_id });
         let disk = LocalTarget::new(parent.clone(), false);
         let target = Arc::new(Parent { disk, leaf: source.clone() });

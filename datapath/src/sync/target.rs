@@ -38,6 +38,12 @@ pub trait Source: Send + Sync {
     /// Appends what a range holds, in order and without gaps.
     fn pieces(&self, range: Range<u64>, into: &mut Vec<Piece>) -> Result<()>;
 
+    /// Parts of it are none of the target's business: [`PieceKind::Same`]. Then each piece is
+    /// looked at before it is copied, and not only what is known to be zeros.
+    fn is_partial(&self) -> bool {
+        false
+    }
+
     /// Fills `buf` from `offset`.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 }

@@ -1,6 +1,7 @@
 //! The threads of a copy: looking for what is to be copied, copying it, and deciding how.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,16 @@ use super::regions::{self, REGION};
 use super::target::{Failure, Piece, PieceKind};
 use crate::error::Error;
 
-/// Bytes that are looked at for zeros at a time: those are sent as one request.
+/// Zeros are sent as requests of this many bytes at most.
 const LOOK: u64 = 64 << 20;
+
+/// Zeros that were seen at the start are sent without reading them when there are so many bytes of
+/// them together. Others are read: that costs less than to ask a file where its holes are, which
+/// some file systems answer by going through all that follows.
+const MANY: u64 = 4 << 20;
+
+/// So many such places are remembered; of more, the rest is read.
+const PLACES: usize = 1 << 16;
 
 /// Bytes of the source that are looked at at a time at the start.
 const SEED: u64 = 1 << 30;
@@ -21,6 +30,9 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Ticks that a decision looks back.
 const BACK: usize = 4;
+
+/// Ticks without a write after which the guest counts as idle.
+const QUIET: u32 = 10;
 
 /// A thread without work looks again after this.
 const IDLE: Duration = Duration::from_secs(1);
@@ -48,8 +60,33 @@ impl From<Failure> for Trouble {
 struct Bench {
     buffer: Vec<u8>,
     pieces: Vec<Piece>,
-    /// Where the source is known to have data, at a glance: a hint.
-    data: Range<u64>,
+}
+
+/// Large places that held zeros at the start, in order: hints. Whoever uses one looks again.
+#[derive(Default)]
+pub(super) struct ZeroPlaces(Vec<Range<u64>>);
+
+impl ZeroPlaces {
+    fn add(&mut self, range: &Range<u64>) {
+        let count = self.0.len();
+        match self.0.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if count < PLACES => self.0.push(range.clone()),
+            _ => {}
+        }
+    }
+
+    /// Forgets what is too small.
+    fn done(&mut self) {
+        self.0.retain(|range| range.end - range.start >= MANY);
+        self.0.shrink_to_fit();
+    }
+
+    /// Where the zeros that are at a position end, if there are any.
+    fn end(&self, at: u64) -> Option<u64> {
+        let index = self.0.partition_point(|range| range.end <= at);
+        self.0.get(index).filter(|range| range.start <= at).map(|range| range.end)
+    }
 }
 
 impl Copy {
@@ -68,6 +105,12 @@ impl Copy {
                 PieceKind::Zeros => !self.target.is_blank(),
                 PieceKind::Same => false,
             };
+            {
+                let mut zeros = self.zeros.write().unwrap_or_else(PoisonError::into_inner);
+                for piece in pieces.iter().filter(|piece| piece.kind == PieceKind::Zeros) {
+                    zeros.add(&piece.range);
+                }
+            }
             for piece in pieces.iter().filter(wanted) {
                 self.regions.mark(&piece.range);
             }
@@ -81,6 +124,7 @@ impl Copy {
             run.total = run.total.max(counts.dirty + counts.copying + copied);
             run.seeded = at >= size;
         }
+        self.zeros.write().unwrap_or_else(PoisonError::into_inner).done();
         let mut run = self.run();
         run.seeded = true;
         drop(run);
@@ -103,20 +147,14 @@ impl Copy {
                 continue;
             };
             let load = self.load();
-            let range = match self.how_much(&hint, load.piece, &mut bench) {
-                Ok(range) => range,
-                Err(error) => {
-                    self.source_failed(&error);
-                    continue;
-                }
-            };
+            let (range, look) = self.how_much(&hint, load.piece);
             let bytes = (range.end - range.start).min(load.piece);
             if !self.in_flight.take(bytes, load.in_flight) {
                 continue;
             }
             if let Some(copy) = self.regions.take(&range) {
                 self.throttle.spend(bytes);
-                let done = self.copy(&copy, &mut bench);
+                let done = self.copy(&copy, look, &mut bench);
                 self.regions.release(&copy, done.is_ok());
                 match done {
                     Ok(()) => {
@@ -151,33 +189,27 @@ impl Copy {
         }
     }
 
-    /// How much of what is next is copied as one piece.
-    fn how_much(
-        &self,
-        hint: &Range<u64>,
-        piece: u64,
-        bench: &mut Bench,
-    ) -> Result<Range<u64>, Error> {
+    /// How much of what is next is copied as one piece, and whether to look at what it is first.
+    fn how_much(&self, hint: &Range<u64>, piece: u64) -> (Range<u64>, bool) {
         let chunk = hint.start..hint.end.min(hint.start + piece);
-        if bench.data.contains(&hint.start) {
-            return Ok(chunk);
+        let zeros = self.zeros.read().unwrap_or_else(PoisonError::into_inner);
+        match zeros.end(hint.start) {
+            Some(end) if end > chunk.end => {
+                let whole = if end >= hint.end { hint.end } else { end / REGION * REGION };
+                (hint.start..whole.max(chunk.end), true)
+            }
+            _ => (chunk, self.source.is_partial()),
         }
-        bench.pieces.clear();
-        self.source.pieces(hint.clone(), &mut bench.pieces)?;
-        let Some(first) = bench.pieces.first() else { return Ok(chunk) };
-        if first.kind == PieceKind::Data {
-            bench.data = first.range.clone();
-            return Ok(chunk);
-        }
-        let end =
-            if first.range.end >= hint.end { hint.end } else { first.range.end / REGION * REGION };
-        Ok(hint.start..end.max(chunk.end))
     }
 
-    fn copy(&self, copy: &regions::Copy, bench: &mut Bench) -> Result<(), Trouble> {
-        let Bench { buffer, pieces, .. } = bench;
+    fn copy(&self, copy: &regions::Copy, look: bool, bench: &mut Bench) -> Result<(), Trouble> {
+        let Bench { buffer, pieces } = bench;
         pieces.clear();
-        self.source.pieces(copy.range.clone(), pieces)?;
+        if look {
+            self.source.pieces(copy.range.clone(), pieces)?;
+        } else {
+            pieces.push(Piece { range: copy.range.clone(), kind: PieceKind::Data });
+        }
         let least = self.target.least_block();
         let uneven = |at: u64| !at.is_multiple_of(least) && at != copy.range.end;
         if pieces.iter().any(|piece| uneven(piece.range.start) || uneven(piece.range.end)) {
@@ -291,6 +323,8 @@ struct View {
     /// Bytes copied, and made dirty again, at the last ticks, the oldest first.
     past: Vec<(Instant, u64, u64)>,
     guest: u64,
+    /// Ticks without a write of the guest.
+    quiet: u32,
     passes: u64,
     /// Bytes that were dirty when this pass began.
     pass_began_with: u64,
@@ -304,6 +338,7 @@ impl View {
         Self {
             past: Vec::new(),
             guest: copy.guest.load(Ordering::Relaxed),
+            quiet: 0,
             passes: 0,
             pass_began_with: u64::MAX,
             flushed: (Instant::now(), 0),
@@ -317,7 +352,9 @@ impl View {
         let counts = copy.regions.counts();
         let copied = copy.copied.load(Ordering::Relaxed);
         let guest = copy.guest.load(Ordering::Relaxed);
-        copy.busy.store(guest != self.guest, Ordering::Relaxed);
+        // A guest that waits for us does not write either.
+        self.quiet = if guest == self.guest { self.quiet + 1 } else { 0 };
+        copy.busy.store(self.quiet < QUIET && guest > 0, Ordering::Relaxed);
         self.guest = guest;
         self.past.push((now, copied, counts.redirtied));
         if self.past.len() > BACK + 1 {
@@ -325,7 +362,7 @@ impl View {
         }
         let first = self.past.first().copied().unwrap_or((now, copied, counts.redirtied));
         let time = now.duration_since(first.0).max(TICK);
-        let per_second = |bytes: u64| (bytes as u128 * 1000 / time.as_millis().max(1)) as u64;
+        let per_second = |bytes: u64| (u128::from(bytes) * 1000 / time.as_millis().max(1)) as u64;
         let rate = per_second(copied - first.1);
         let again = per_second(counts.redirtied - first.2);
 

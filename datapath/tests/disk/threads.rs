@@ -207,3 +207,39 @@ fn neighbours_in_one_sector_do_not_lose_each_others_bytes() {
         neighbours(&Drive::open(&raw, options).unwrap());
     }
 }
+
+/// One thread writes whole pages, another a few bytes in each at the same time: whatever comes
+/// last there, the rest of the page is what the first one has written.
+#[test]
+fn a_part_of_a_page_does_not_bring_back_what_was_beside_it() {
+    for direct in [false, true] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let leaf = new_image(dir.path(), 1, 4 << 20, None);
+        let options = Options { direct, ..options(dir.path()) };
+        let drive = Drive::open(&plan(&[leaf]), options).unwrap();
+        let together = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let (drive, together) = (&drive, &together);
+            scope.spawn(move || {
+                for _ in 0..1500 {
+                    together.wait();
+                    drive.write(4096 + 5, &[255; 3], false).unwrap();
+                    together.wait();
+                }
+            });
+            for round in 0..1500_u64 {
+                let generation = (round % 250) as u8;
+                together.wait();
+                drive.write(4096, &[generation; 4096], false).unwrap();
+                together.wait();
+                let mut page = [0; 4096];
+                drive.read(4096, &mut page).unwrap();
+                for (at, byte) in page.iter().enumerate() {
+                    let may = *byte == generation || ((5..8).contains(&at) && *byte == 255);
+                    assert!(may, "byte {at} is {byte} after {generation}, direct: {direct}");
+                }
+            }
+        });
+        drive.close(soon()).unwrap();
+    }
+}

@@ -129,11 +129,10 @@ pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<Vd
         let (from, to) = (node.virtual_size, request.virtual_size.0);
         return Err(from_vhd(vhd::Error::Shrink { from, to }));
     }
-    let (op, size) = (cx.operation_id().0, request.virtual_size.0);
-    let told = Told::of(&tree, &guard, cx, request.vdi)?;
-    let writer = told.as_ref().map(|told| told as &dyn Writer);
+    refuse_writer(&tree, &guard, cx, request.vdi)?;
+    let op = cx.operation_id().0;
     let change = tree
-        .resize_written(&guard, op, request.vdi.0, size, &metadata.document()?, writer)
+        .resize(&guard, op, request.vdi.0, request.virtual_size.0, &metadata.document()?)
         .map_err(from_vhd)?;
     done(&tree, request.vdi, change.outcome)
 }
@@ -209,12 +208,7 @@ pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<Vd
     with_room(folder, cx, request.snapshot, |tree, guard| {
         let metadata = Metadata::of(&disk(tree, request.vdi)?)?;
         refuse_read_only(request.vdi, &metadata)?;
-        if Told::of(tree, guard, cx, request.vdi)?.is_some() {
-            return Err(from_vhd(vhd::Error::InUse {
-                uuid: request.vdi.0,
-                holder: "it is being written".to_owned(),
-            }));
-        }
+        refuse_writer(tree, guard, cx, request.vdi)?;
         let snapshot = Metadata::of(&usable(tree, request.snapshot)?)?;
         if snapshot.snapshot_of != Some(request.vdi) {
             return Err(Error::new(
@@ -391,6 +385,17 @@ pub(crate) fn usable(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
         return Err(from_vhd(vhd::Error::Quarantined { uuid: vdi.0, reason }));
     }
     Ok(node)
+}
+
+/// For what even a writer that stops must not see.
+fn refuse_writer(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    match Told::of(tree, guard, cx, vdi)? {
+        None => Ok(()),
+        Some(_) => {
+            let holder = "it is being written on this host".to_owned();
+            Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder }))
+        }
+    }
 }
 
 fn refuse_read_only(vdi: VdiUuid, metadata: &Metadata) -> Result<()> {

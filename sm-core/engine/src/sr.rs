@@ -319,8 +319,7 @@ impl Sr {
         let request = VdiResize { vdi, virtual_size: size };
         let locks = self.vdi_locks(op, &[vdi]);
         let _held = self.manager.lock(op, &locks).await?;
-        self.refuse_unless_live(op, vdi, feature::LIVE_RESIZE, None).await?;
-        let _paused = self.manager.inner.datapaths.let_go(&[vdi]);
+        self.refuse_if_attached(op, vdi, feature::LIVE_RESIZE, None).await?;
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiChanged { sr: self.uuid(), vdi });
         Ok(done)

@@ -85,8 +85,8 @@ pub mod feature {
     pub const LIVE_SNAPSHOT: &str = "live_snapshot";
     /// Resize works while the VDI is attached.
     pub const LIVE_RESIZE: &str = "live_resize";
-    /// Snapshot, clone and resize work while a data path of the host has the VDI's images open for
-    /// writing: the driver asks the host to pause it ([`crate::host::DatapathPause`]).
+    /// Snapshot and clone work while a data path of the host has the VDI's images open for writing:
+    /// the driver asks the host to pause it ([`crate::host::DatapathPause`]).
     pub const DATAPATH: &str = "datapath";
     /// Space is taken only when written.
     pub const THIN: &str = "thin";

@@ -212,19 +212,6 @@ impl Tree {
         size: u64,
         metadata: &Value,
     ) -> Result<Change> {
-        self.resize_written(guard, op, uuid, size, metadata, None)
-    }
-
-    /// As [`Tree::resize`], of a disk that somebody has open for writing.
-    pub fn resize_written(
-        &self,
-        guard: &super::Guard,
-        op: Uuid,
-        uuid: Uuid,
-        size: u64,
-        metadata: &Value,
-        writer: Option<&dyn Writer>,
-    ) -> Result<Change> {
         self.ready_to_change(guard, &[uuid])?;
         let node = self.sound_leaf(uuid)?;
         let size = disk_size(node.format, size)?;
@@ -244,7 +231,6 @@ impl Tree {
         );
         if let Err(error) = self.write_record(&record).and_then(|()| {
             sm_step::step!("vdi_resize.journalled");
-            writer.map_or(Ok(()), Writer::stop)?;
             self.grow(uuid, node.format, size, node.virtual_size)
         }) {
             // The size is the last thing that changes, so the disk is as it was.
@@ -253,9 +239,6 @@ impl Tree {
             return Err(error);
         }
         sm_step::step!("vdi_resize.grown");
-        if let Some(writer) = writer {
-            writer.go_on();
-        }
         self.complete_resize(&record, uuid)?;
         Ok(Change::new(Outcome::Modified, size))
     }

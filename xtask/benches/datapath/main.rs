@@ -22,6 +22,7 @@ mod rounds;
 mod snapshot;
 #[path = "../vhd/table.rs"]
 mod table;
+mod told;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

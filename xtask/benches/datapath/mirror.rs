@@ -1,14 +1,17 @@
 //! A mirror of a disk to another server, with and without a guest that writes.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::images::{GIB, Kind};
 use crate::live::{Span, Writer};
+use crate::peers::uri;
 use crate::process::{Raised, Server};
 use crate::qmp::Daemon;
-use crate::table::{Bar, Row, Table};
+use crate::table::{Bar, Row, Table, median};
+use crate::told::Told;
 use crate::{Result, Setting};
 
 /// Rounds of each.
@@ -44,8 +47,11 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
     let folder = tempfile::tempdir_in(&setting.memory)?;
     Kind::Raw.fill(folder.path(), size(setting))?;
     let modes = [("background", false), ("background", true), ("write-blocking", true)];
-    let mut peers = modes.map(|_| Vec::new());
+    let (mut ours, mut peers) = ([const { Vec::new() }; 2], modes.map(|_| Vec::new()));
     for round in 0..setting.rounds(ROUNDS) {
+        for (figures, busy) in ours.iter_mut().zip([false, true]) {
+            figures.push(our_mirror(setting, folder.path(), busy)?);
+        }
         for (figures, (mode, busy)) in peers.iter_mut().zip(modes) {
             // What does not converge is seen to do so once.
             if round == 0 || figures.iter().all(|one: &Mirror| one.done) {
@@ -53,65 +59,89 @@ pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
             }
         }
     }
-    push(setting, table, &peers);
+    push(setting, table, &ours, &peers);
     Ok(())
 }
 
-fn push(setting: &Setting, table: &mut Table, peers: &[Vec<Mirror>; 3]) {
+type Figure = fn(&Mirror) -> f64;
+
+fn push(setting: &Setting, table: &mut Table, ours: &[Vec<Mirror>; 2], peers: &[Vec<Mirror>; 3]) {
+    let name = format!("mirror of {} MiB, raw", size(setting) >> 20);
+    let all = |figures: &[Mirror], of: Figure| figures.iter().map(of).collect::<Vec<f64>>();
+    let [our_idle, our_busy] = ours;
     let [idle, background, blocking] = peers;
-    let all =
-        |figures: &[Mirror], of: fn(&Mirror) -> f64| figures.iter().map(of).collect::<Vec<f64>>();
-    let name = format!("mirror of {} MiB", size(setting) >> 20);
-    let given_up = |figures: &[Mirror]| {
-        let never = figures.iter().filter(|one| !one.done).count();
-        format!("the peer was given up {never} times of {}", figures.len())
-    };
-    let mut row = |name: String, unit, peer: Vec<f64>, bar, note: String| {
-        table.push(Row { name, unit, ours: Vec::new(), peer: Some((peer, QSD)), bar, note });
+    let mut row = |name: String, unit, ours: Vec<f64>, peer: Vec<f64>, bar, note: String| {
+        table.push(Row { name, unit, ours, peer: Some((peer, QSD)), bar, note });
     };
     let none = String::new;
-    row(
-        format!("{name}, idle: until it is ready"),
-        "s",
-        all(idle, |one| one.ready),
-        Some(Bar::Ratio(1.0)),
-        none(),
-    );
-    row(format!("{name}, idle: switch"), "ms", all(idle, |one| one.switch), None, none());
+    let idle_name = format!("{name}, idle");
+    let times = (all(our_idle, |one| one.ready), all(idle, |one| one.ready));
+    let least = Some(Bar::Ratio(1.0));
+    row(format!("{idle_name}: until it is ready"), "s", times.0.clone(), times.1, least, none());
+    let switches = (all(our_idle, |one| one.switch), all(idle, |one| one.switch));
+    row(format!("{idle_name}: switch"), "ms", switches.0, switches.1, None, none());
+    let usual = median(&times.0);
     for (mode, figures) in [("background", background), ("write-blocking", blocking)] {
         let name = format!("{name}, writes at depth 16, the peer {mode}");
-        let times = all(figures, |one| one.ready);
-        row(format!("{name}: until it is ready"), "s", times, None, given_up(figures));
-        row(
-            format!("{name}: the guest keeps"),
-            "%",
-            all(figures, |one| one.kept),
-            Some(Bar::Least(40.0)),
-            none(),
-        );
-        row(
-            format!("{name}: switch"),
-            "ms",
-            all(figures, |one| one.switch),
-            Some(Bar::Most(20.0)),
-            none(),
-        );
+        let never = figures.iter().filter(|one| !one.done).count();
+        let note = format!("the peer was given up {never} times of {}", figures.len());
+        let most = |bar| Some(Bar::Most(bar));
+        let busy: [(&str, &'static str, Figure, Option<Bar>, String); 3] = [
+            (
+                "until it is ready",
+                "s",
+                |one| one.ready,
+                most((200.0 * usual).round() / 100.0),
+                note,
+            ),
+            ("the guest keeps", "%", |one| one.kept, Some(Bar::Least(40.0)), none()),
+            ("switch", "ms", |one| one.switch, most(20.0), none()),
+        ];
+        for (what, unit, of, bar, note) in busy {
+            row(format!("{name}: {what}"), unit, all(our_busy, of), all(figures, of), bar, note);
+        }
     }
 }
 
-fn daemon_mirror(
-    setting: &Setting,
-    folder: &std::path::Path,
-    mode: &str,
-    busy: bool,
-) -> Result<Mirror> {
-    let target_path = folder.join("target");
-    std::fs::File::create(&target_path)?.set_len(size(setting))?;
+/// An empty disk that is served by somebody else.
+fn target(setting: &Setting, folder: &Path) -> Result<(Server, PathBuf, PathBuf)> {
+    let path = folder.join("target");
+    std::fs::File::create(&path)?.set_len(size(setting))?;
     let socket = setting.memory.join("target-socket");
     let _ = std::fs::remove_file(&socket);
     let mut command = setting.scheduling.command("qemu-nbd");
     command.args(["--persistent", "--shared=8", "--format=raw", "--socket"]);
-    let target = Server::start(command.arg(&socket).arg(&target_path), &socket)?;
+    let server = Server::start(command.arg(&socket).arg(&path), &socket)?;
+    Ok((server, socket, path))
+}
+
+fn our_mirror(setting: &Setting, folder: &Path, busy: bool) -> Result<Mirror> {
+    let (target, target_socket, target_path) = target(setting, folder)?;
+    let mut told = Told::start(setting, &Kind::Raw.path(folder), "raw")?;
+    let cpu = || told.cpu();
+    let writer = if busy {
+        Some(Writer::start(setting, (&cpu, &told.uri), size(setting), 16)?)
+    } else {
+        None
+    };
+    let (copy, ()) = Span::of(|| told.tell(&format!("mirror {}", uri("", &target_socket))))?;
+    let (switch, ()) = Span::of(|| told.tell("switch"))?;
+    let kept = kept(writer, copy)?;
+    told.stop()?;
+    target.stop()?;
+    std::fs::remove_file(&target_path)?;
+    Ok(Mirror { done: true, ready: copy.seconds(), switch: switch.seconds() * 1e3, kept })
+}
+
+/// What a guest keeps of its requests during a copy, per cent.
+fn kept(writer: Option<Writer>, copy: Span) -> Result<f64> {
+    let Some(writer) = writer else { return Ok(100.0) };
+    let requests = writer.stop()?;
+    Ok(100.0 * requests.rate(copy) / requests.rate_before(copy))
+}
+
+fn daemon_mirror(setting: &Setting, folder: &Path, mode: &str, busy: bool) -> Result<Mirror> {
+    let (target, socket, target_path) = target(setting, folder)?;
     let mut daemon = Daemon::start(setting, &Kind::Raw.path(folder), Kind::Raw)?;
     let server = json!({ "type": "unix", "path": socket });
     let node = json!({ "driver": "nbd", "node-name": "target", "server": server });
@@ -133,11 +163,7 @@ fn daemon_mirror(
     if !done {
         daemon.cancel()?;
     }
-    let mut kept = 100.0;
-    if let Some(writer) = writer {
-        let requests = writer.stop()?;
-        kept = 100.0 * requests.rate(copy) / requests.rate_before(copy);
-    }
+    let kept = kept(writer, copy)?;
     daemon.served.server.stop()?;
     target.stop()?;
     std::fs::remove_file(&target_path)?;

@@ -163,7 +163,7 @@ fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
 }
 
 /// Waits until the child ends; none when it has not by the deadline.
-fn wait(child: &mut Child, deadline: Duration) -> Result<Option<ExitStatus>> {
+pub(crate) fn wait(child: &mut Child, deadline: Duration) -> Result<Option<ExitStatus>> {
     let end = Instant::now() + deadline;
     let handle = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     loop {
@@ -297,7 +297,7 @@ impl Drop for Server {
 }
 
 /// Whether somebody greets at a socket as the protocol says.
-fn greeted(socket: &Path) -> Result<Option<()>> {
+pub(crate) fn greeted(socket: &Path) -> Result<Option<()>> {
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
         Err(error) => match error.kind() {

@@ -12,6 +12,7 @@ use crate::ours::Installation;
 use crate::process::{Raised, succeed};
 use crate::qmp::Daemon;
 use crate::table::{Bar, Row, Table};
+use crate::told::Told;
 use crate::{Result, Setting};
 
 /// Rounds of each.
@@ -49,8 +50,10 @@ impl Stall {
 /// A snapshot of a chain, and how long the writes of a guest waited for it.
 pub(crate) fn snapshot(setting: &Setting, table: &mut Table) -> Result<()> {
     let _raised = Raised::new(setting.scheduling)?;
-    for depth in [1, 8] {
-        let folder = tempfile::tempdir_in(&setting.memory)?;
+    for (depth, place, at) in
+        [(1, &setting.memory, ""), (8, &setting.memory, ""), (1, &setting.disk, ", on the disk")]
+    {
+        let folder = tempfile::tempdir_in(place)?;
         let kind = Kind::Qcow2Chain(depth);
         for kind in [Kind::Raw, kind] {
             kind.fill(folder.path(), size(setting))?;
@@ -65,7 +68,7 @@ pub(crate) fn snapshot(setting: &Setting, table: &mut Table) -> Result<()> {
             |all: &[Stall], of: fn(&Stall) -> f64| all.iter().map(of).collect::<Vec<f64>>();
         let mut row = |what: &str, of: fn(&[f64]) -> Vec<f64>, figure: fn(&Stall) -> f64, bar| {
             table.push(Row {
-                name: format!("live snapshot of a chain of {depth}, writes at depth 4: {what}"),
+                name: format!("live snapshot of a chain of {depth}{at}, writes at depth 4: {what}"),
                 unit: "ms",
                 ours: of(&figures(&ours, figure)),
                 peer: Some((of(&figures(&peers, figure)), QSD)),
@@ -147,36 +150,50 @@ impl Merge {
 pub(crate) fn coalesce(setting: &Setting, table: &mut Table) -> Result<()> {
     let _raised = Raised::new(setting.scheduling)?;
     let folder = tempfile::tempdir_in(&setting.memory)?;
-    let kind = Kind::Qcow2;
-    kind.fill(folder.path(), size(setting))?;
-    let mut peers = Vec::new();
-    for _ in 0..setting.rounds(ROUNDS) {
-        peers.push(daemon_merge(setting, folder.path(), kind)?);
+    for kind in [Kind::Vhd, Kind::Qcow2] {
+        kind.fill(folder.path(), size(setting))?;
     }
-    let figures = |of: fn(&Merge) -> f64| peers.iter().map(of).collect::<Vec<f64>>();
-    let mut row = |what: &str, unit, peer: Vec<f64>, bar, note: String| {
+    std::fs::remove_file(Kind::Raw.path(folder.path()))?;
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..setting.rounds(ROUNDS) {
+        ours.push(our_merge(setting, folder.path())?);
+        peers.push(daemon_merge(setting, folder.path(), Kind::Qcow2)?);
+    }
+    let figures = |all: &[Merge], of: fn(&Merge) -> f64| all.iter().map(of).collect::<Vec<f64>>();
+    let mut row = |what: &str, unit, figure: fn(&Merge) -> f64, bar, note: String| {
         table.push(Row {
             name: format!("live merge of a leaf, writes at depth 16: {what}"),
             unit,
-            ours: Vec::new(),
-            peer: Some((peer, QSD)),
+            ours: figures(&ours, figure),
+            peer: Some((figures(&peers, figure), QSD)),
             bar,
             note,
         });
     };
     let never = peers.iter().filter(|merge| !merge.done).count();
     let note = format!("the peer was given up {never} times of {}, after {MERGE:?}", peers.len());
-    row("until it is done", "s", figures(|one| one.seconds), None, note);
+    row("until it is done", "s", |one| one.seconds, Some(Bar::Most(MERGE.as_secs_f64())), note);
     let none = String::new;
-    row(
-        "longest write at the switch",
-        "ms",
-        figures(|one| one.stall),
-        Some(Bar::Most(50.0)),
-        none(),
-    );
-    row("the guest keeps", "%", figures(|one| one.kept), None, none());
+    row("longest write at the switch", "ms", |one| one.stall, Some(Bar::Most(50.0)), none());
+    row("the guest keeps", "%", |one| one.kept, None, none());
     Ok(())
+}
+
+fn our_merge(setting: &Setting, folder: &Path) -> Result<Merge> {
+    let leaf = folder.join("leaf.vhd");
+    let mut told = Told::start(setting, &Kind::Vhd.path(folder), "vhd")?;
+    told.tell(&format!("snapshot {}", leaf.display()))?;
+    let cpu = || told.cpu();
+    let writer = Writer::start(setting, (&cpu, &told.uri), size(setting), 16)?;
+    let (all, (switch, ())) = Span::of(|| {
+        told.tell("merge")?;
+        Span::of(|| told.tell("converge"))
+    })?;
+    let requests = writer.stop()?;
+    told.stop()?;
+    // The parent has taken the leaf's place, and its name.
+    std::fs::rename(&leaf, Kind::Vhd.path(folder))?;
+    Ok(Merge::new(&requests, all, switch, true))
 }
 
 fn daemon_merge(setting: &Setting, folder: &Path, kind: Kind) -> Result<Merge> {

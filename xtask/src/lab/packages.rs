@@ -50,14 +50,20 @@ fn folder() -> PathBuf {
     target().join("lab")
 }
 
-/// What was asked for when the folder was made; written last.
+/// Says for what the folder was made; written last.
 fn stamp() -> PathBuf {
     folder().join("tools.list")
 }
 
+/// What was asked for, and of which release: libraries of an older one would hide the machine's.
+fn wanted() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    format!("{}\n{release}", PACKAGES.join("\n"))
+}
+
 /// Whether all is there.
 pub(crate) fn are_there() -> bool {
-    std::fs::read_to_string(stamp()).is_ok_and(|text| text == PACKAGES.join("\n"))
+    std::fs::read_to_string(stamp()).is_ok_and(|text| text == wanted())
         && folder().join("tools").is_dir()
 }
 
@@ -78,7 +84,7 @@ pub(crate) fn ensure() -> Result<()> {
         };
     }
     println!("unpacking for the lab: {}", PACKAGES.join(", "));
-    let archives = folder().join("archives");
+    let archives = folder().join(format!("archives.{}", std::process::id()));
     let doing = || format!("make {}", archives.display());
     std::fs::create_dir_all(archives.join("partial")).doing(doing)?;
     if load(&archives).is_err() {
@@ -95,7 +101,7 @@ pub(crate) fn ensure() -> Result<()> {
     }
     std::fs::rename(&fresh, &tools).doing(place)?;
     std::fs::remove_dir_all(&archives).doing(place)?;
-    std::fs::write(stamp(), PACKAGES.join("\n")).doing(place)
+    std::fs::write(stamp(), wanted()).doing(place)
 }
 
 fn update() -> Result<()> {

@@ -36,6 +36,10 @@ use crate::error::Errno;
 use crate::export::{Changed, Extent, Zeroes};
 use replies::{Link, Wanted};
 
+/// Bytes that one request without payload names at most: the field has 32 bits, and this is a
+/// multiple of every block size.
+const LONGEST_RANGE: u64 = 1 << 30;
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -164,7 +168,10 @@ impl Client {
     }
 
     fn over(wire: Box<dyn Wire>, facts: Facts, timeout: Duration) -> Result<Self> {
-        let sets = wire.set_send_timeout(Some(timeout));
+        // The deadline of each request is looked at so often: setting it before each receive would
+        // double the system calls.
+        let look = (timeout / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
+        let sets = wire.set_send_timeout(Some(timeout)).and(wire.set_receive_timeout(Some(look)));
         sets.map_err(|error| ClientError::new(Kind::Disconnected, error.to_string()))?;
         let contexts = facts.contexts.iter().map(|(id, _)| *id).collect();
         let link = Arc::new(Link::new(wire, facts.structured, contexts));
@@ -333,7 +340,7 @@ impl Client {
         let (mut offset, mut left) = (offset, length);
         let mut all: Vec<(u64, u32)> = Vec::new();
         while left > 0 {
-            let part = left.min(self.longest_range());
+            let part = left.min(LONGEST_RANGE);
             let command = command::BLOCK_STATUS;
             let pending = self.start(command, 0, offset, part, &[], Wanted::Extents)?;
             let answer = self.link.wait(pending.cookie, pending.until)?;
@@ -361,16 +368,10 @@ impl Client {
         self.facts.contexts.iter().find(|(_, other)| other == name).map(|(id, _)| *id)
     }
 
-    /// Bytes that one request without payload may name: the field has 32 bits, and a boundary that
-    /// every block size divides.
-    fn longest_range(&self) -> u64 {
-        1 << 30
-    }
-
     fn in_parts(&self, command: u16, flags: u16, offset: u64, length: u64) -> Result<()> {
         let (mut offset, mut left) = (offset, length);
         while left > 0 {
-            let part = left.min(self.longest_range());
+            let part = left.min(LONGEST_RANGE);
             self.start(command, flags, offset, part, &[], Wanted::Nothing)?.wait()?;
             offset += part;
             left -= part;

@@ -153,7 +153,7 @@ impl Link {
             self.wire.send(&head, payload)
         };
         if let Err(error) = sent {
-            let error = self.broken(&error);
+            let error = Self::broken(&error);
             self.fail(&error);
             lock(&self.state).slots.remove(&cookie);
             return Err(self.failure().unwrap_or(error));
@@ -223,7 +223,7 @@ impl Link {
         }
     }
 
-    fn broken(&self, error: &io::Error) -> ClientError {
+    fn broken(error: &io::Error) -> ClientError {
         let kind = match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Kind::TimedOut,
             _ => Kind::Disconnected,
@@ -376,8 +376,6 @@ impl Link {
             if left.is_zero() {
                 return Err(ClientError::new(Kind::TimedOut, "no answer in time"));
             }
-            let waits = self.wire.set_receive_timeout(Some(left));
-            waits.map_err(|error| self.broken(&error))?;
             let wanted = rest.len();
             match self.wire.receive_two(rest, bytes) {
                 Ok(0) => {
@@ -389,7 +387,7 @@ impl Link {
                     (*start, *end) = (0, count.saturating_sub(wanted));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(self.broken(&error)),
+                Err(error) => return Err(Self::broken(&error)),
             }
         }
         Ok(())
