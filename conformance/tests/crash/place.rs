@@ -417,15 +417,16 @@ fn count(folder: &Path, root: &Path, files: &mut BTreeMap<String, usize>) {
         }
         let name = path.file_name().unwrap().to_str().unwrap();
         let kind = match name.rsplit_once('.') {
+            // Since when depends on the clock.
+            Some((_, who)) if who.contains("writing") => "writer".to_owned(),
             Some((stem, extension)) if stem.parse::<Uuid>().is_ok() => {
                 format!("<uuid>.{extension}")
             }
             // Only the lock of an SR is kept between commands.
             _ if name.starts_with("sr-") => continue,
             // Its presence depends on what was written, and when.
-            _ if name == "pending" => continue,
-            // Who has the disk open, and since when.
-            _ if folder.ends_with(".sm/open") && name.contains("writing") => "writer".to_owned(),
+            _ if name.starts_with("pending") => continue,
+
             _ => name.to_owned(),
         };
         let parent = path.parent().unwrap().strip_prefix(root).unwrap().display();

@@ -89,11 +89,13 @@ async fn a_disk_is_served_until_its_last_detach_whoever_has_attached_it() {
         assert_eq!(status.statistics.write.bytes, 1 << 20);
         assert!(status.epoch > 1_600_000_000, "{}", status.epoch);
         sr.vdi_attach(&Op::new(), disk, "backup", AttachMode::ReadOnly).await.unwrap();
+        sr.vdi_activate(&Op::new(), disk, "backup").await.unwrap();
         sr.scan(&Op::new()).await.unwrap();
         assert_eq!(site.pid(disk).await, pid);
 
         site.detach(disk).await;
         guest(&uri, &["read -P 1 0 1M"]);
+        sr.vdi_deactivate(&Op::new(), disk, "backup").await.unwrap();
         sr.vdi_detach(&Op::new(), disk, "backup").await.unwrap();
         assert!(sr.datapath(disk).await.unwrap().is_none());
         assert!(

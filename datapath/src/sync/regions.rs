@@ -264,11 +264,12 @@ impl Regions {
         (state, true)
     }
 
-    /// Makes a range dirty: it is to be copied.
-    pub fn mark(&self, range: &Range<u64>) {
+    /// Makes a range dirty: it is to be copied. Answers how many bytes were not.
+    pub fn mark(&self, range: &Range<u64>) -> u64 {
         let mut state = self.state();
-        state.make_dirty(range);
+        let marked = state.make_dirty(range);
         self.wake(&state, false);
+        marked
     }
 
     /// Whether writes to clean regions are forwarded from now on. Those that wait go on.

@@ -111,17 +111,23 @@ impl Copy {
                     zeros.add(&piece.range);
                 }
             }
+            // Each region once: it may be copied as soon as it is marked.
+            let (mut marked, mut run) = (0, 0..0);
             for piece in pieces.iter().filter(wanted) {
-                self.regions.mark(&piece.range);
+                let start = piece.range.start / REGION * REGION;
+                if start > run.end {
+                    marked += self.regions.mark(&run);
+                    run = start..start;
+                }
+                run.end = piece.range.end.next_multiple_of(REGION);
             }
+            marked += self.regions.mark(&run);
             at = end;
             let mut run = self.run();
             if !matches!(run.state, State::Running | State::Retrying(..)) {
                 return;
             }
-            let counts = self.regions.counts();
-            let copied = self.copied.load(Ordering::Relaxed);
-            run.total = run.total.max(counts.dirty + counts.copying + copied);
+            run.total += marked;
             run.seeded = at >= size;
         }
         self.zeros.write().unwrap_or_else(PoisonError::into_inner).done();

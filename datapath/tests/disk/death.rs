@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use datapath::disk::{Drive, Options};
 use datapath::export::{Export, Zeroes};
@@ -29,6 +29,16 @@ fn content(index: u64, generation: u64) -> Vec<u8> {
         part[8..16].copy_from_slice(&generation.to_be_bytes());
     }
     bytes
+}
+
+/// Is killed, whatever becomes of the test.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn paths(dir: &std::path::Path) -> [PathBuf; 2] {
@@ -87,7 +97,7 @@ fn what_was_answered_is_there_after_a_kill() {
     // What each piece holds, or one of two things: answered, or begun and not answered.
     let mut held: Vec<Vec<u64>> = vec![vec![1]; PIECES as usize];
     for _ in 0..8 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "death::writer", "--ignored", "--nocapture", "-q"])
             .env("DISK_DIR", dir.path())
             .env("DISK_GENERATION", generation.to_string())
@@ -95,7 +105,8 @@ fn what_was_answered_is_there_after_a_kill() {
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut child = Victim(child);
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         let most = 20 + rng.below(3000);
         let mut seen = 0;
         let mut take = |line: String| {
@@ -121,8 +132,7 @@ fn what_was_answered_is_there_after_a_kill() {
             }
         }
         assert_eq!(seen, most, "the writer ended by itself");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        drop(child);
         // What it still said before it died.
         lines.for_each(|line| take(line.unwrap()));
         assert_eq!(notes(dir.path()).len(), 1);

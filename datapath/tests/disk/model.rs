@@ -233,10 +233,10 @@ fn steps(default: u64) -> u64 {
 #[test]
 fn chains_of_any_images_hold_what_was_written() {
     let mut rng = Rng::any();
-    for _ in 0..12 {
+    for _ in 0..8 {
         let dir = tempfile::tempdir().unwrap();
         let (plan, bytes) = specs(&mut rng, dir.path());
-        Model::new(dir, plan, bytes, false).run(steps(100), &mut rng);
+        Model::new(dir, plan, bytes, false).run(steps(70), &mut rng);
     }
 }
 
@@ -254,7 +254,7 @@ fn so_they_do_past_the_page_cache() {
         };
         let model = Model::new(dir, plan, bytes, true);
         assert!(model.drive().is_direct(), "the file system of the target directory cannot do it");
-        model.run(steps(100), &mut rng);
+        model.run(steps(70), &mut rng);
     }
 }
 
@@ -270,13 +270,13 @@ fn raw_files_and_fixed_images_and_what_is_based_on_them() {
     let path = dir.path().join("x.raw");
     let bytes = fill(&path, (3 << 20) + 77);
     let raw = Plan { leaf: layer(&path, Format::Raw), backing: Vec::new(), read_only: false };
-    Model::new(dir, raw, bytes, false).run(steps(150), &mut rng);
+    Model::new(dir, raw, bytes, false).run(steps(100), &mut rng);
 
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("x.raw");
     let bytes = fill(&path, (3 << 20) + 77);
     let raw = Plan { leaf: layer(&path, Format::Raw), backing: Vec::new(), read_only: false };
-    Model::new(dir, raw, bytes, true).run(steps(150), &mut rng);
+    Model::new(dir, raw, bytes, true).run(steps(100), &mut rng);
 
     // A raw parent of an odd length.
     let dir = tempfile::tempdir().unwrap();
@@ -286,11 +286,11 @@ fn raw_files_and_fixed_images_and_what_is_based_on_them() {
     bytes.resize(8 << 20, 0);
     let mut chain = plan(&[leaf]);
     chain.backing.push(layer(&path, Format::Raw));
-    Model::new(dir, chain, bytes, false).run(steps(150), &mut rng);
+    Model::new(dir, chain, bytes, false).run(steps(100), &mut rng);
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fixed.vhd");
     let uuid = uuid::Uuid::from_u128(9);
     drop(vhd::image::create_fixed(&path, uuid, 4 << 20).unwrap());
-    Model::new(dir, plan(&[path]), vec![0; 4 << 20], false).run(steps(150), &mut rng);
+    Model::new(dir, plan(&[path]), vec![0; 4 << 20], false).run(steps(100), &mut rng);
 }

@@ -12,6 +12,15 @@ use crate::files::{Rng, layer, new_image, options, plan, soon, sound};
 const SIZE: u64 = 32 << 20;
 const BLOCK: u64 = 4096;
 
+/// Ends the others also when this thread fails, which would wait for them.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Says where it belongs and when it was written.
 fn stamped(block: u64, generation: u64) -> Vec<u8> {
     let mut bytes = vec![generation as u8; BLOCK as usize];
@@ -52,6 +61,7 @@ fn storm(direct: bool, rounds: u64) {
     let seed = Rng::any().next();
     std::thread::scope(|scope| {
         let (drive, begun, ended, stop, reads) = (&drive, &begun, &ended, &stop, &reads);
+        let _stops = Stops(stop);
         for writer in 0..3_u64 {
             scope.spawn(move || {
                 let mut rng = Rng::new(seed + writer);
@@ -129,7 +139,6 @@ fn storm(direct: bool, rounds: u64) {
             paused.replace(prepared).unwrap();
             assert_eq!(reads.load(Ordering::SeqCst), quiet, "a request ended in a pause");
         }
-        stop.store(true, Ordering::SeqCst);
     });
     let check = |drive: &Drive| {
         for block in 0..blocks {
@@ -218,28 +227,38 @@ fn a_part_of_a_page_does_not_bring_back_what_was_beside_it() {
         let options = Options { direct, ..options(dir.path()) };
         let drive = Drive::open(&plan(&[leaf]), options).unwrap();
         let together = std::sync::Barrier::new(2);
+        // Told at the end: one that fails in between would leave the other waiting.
+        let mut wrong = Vec::new();
         std::thread::scope(|scope| {
             let (drive, together) = (&drive, &together);
             scope.spawn(move || {
                 for _ in 0..1500 {
                     together.wait();
-                    drive.write(4096 + 5, &[255; 3], false).unwrap();
+                    let written = drive.write(4096 + 5, &[255; 3], false);
                     together.wait();
+                    written.unwrap();
                 }
             });
             for round in 0..1500_u64 {
                 let generation = (round % 250) as u8;
                 together.wait();
-                drive.write(4096, &[generation; 4096], false).unwrap();
+                let written = drive.write(4096, &[generation; 4096], false);
                 together.wait();
                 let mut page = [0; 4096];
-                drive.read(4096, &mut page).unwrap();
-                for (at, byte) in page.iter().enumerate() {
-                    let may = *byte == generation || ((5..8).contains(&at) && *byte == 255);
-                    assert!(may, "byte {at} is {byte} after {generation}, direct: {direct}");
+                let read = drive.read(4096, &mut page);
+                let is_wrong = |(at, byte): &(usize, &u8)| {
+                    **byte != generation && !((5..8).contains(at) && **byte == 255)
+                };
+                if written.is_err()
+                    || read.is_err()
+                    || page.iter().enumerate().any(|b| is_wrong(&b))
+                {
+                    wrong
+                        .push((round, page.iter().enumerate().find(is_wrong).map(|b| (b.0, *b.1))));
                 }
             }
         });
+        assert!(wrong.is_empty(), "direct: {direct}, in rounds, byte and what it is: {wrong:?}");
         drive.close(soon()).unwrap();
     }
 }

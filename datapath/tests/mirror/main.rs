@@ -10,9 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{
-    MIB, Peer, mirror, new_disk, open, our_server, quick, seed, soon, target, wait_for, with_guests,
-};
 use datapath::disk::{Drive, Format};
 use datapath::error::Errno;
 use datapath::export::Export;

@@ -49,7 +49,7 @@ pub(crate) fn overlay(folder: &Path, plan: &Plan) -> Plan {
 pub(crate) fn seen(uri: &str, folder: &Path) -> PathBuf {
     let path = folder.join("seen");
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", "60", "qemu-img", "convert", "-f", "raw", "-O", "raw", uri]);
+    command.args(["--signal=KILL", "120", "nbdcopy", uri]);
     let output = ended(command.arg(&path));
     assert!(output.status.success(), "{uri}: {output:?}");
     path

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use images::SIZE;
 
 /// Time for all workloads of a test together, when nothing else is said.
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 15;
 
 /// What `fio` does in a round, beside verifying it.
 const WORKLOADS: &[(&str, &[&str])] = &[

@@ -291,7 +291,7 @@ impl World {
 fn run(flaw: Flaw, deaths: bool) {
     let world = Arc::new(World::new(flaw));
     world.source.lock().unwrap()[0] = 1000;
-    world.regions.mark(&(0..REGION));
+    assert_eq!(world.regions.mark(&(0..REGION)), REGION);
     let mut threads = Vec::new();
     let mut start = |work: Box<dyn FnOnce(&World) + Send>| {
         let world = Arc::clone(&world);
@@ -392,7 +392,7 @@ fn what_was_copied_stays_so_while_writes_are_forwarded() {
     let random = RandomScheduler::new_from_seed(seed(), orders());
     shuttle::Runner::new(random, config()).run(|| {
         let world = Arc::new(World::new(Flaw::None));
-        world.regions.mark(&(0..REGIONS as u64 * REGION));
+        assert_eq!(world.regions.mark(&(0..REGIONS as u64 * REGION)), REGIONS as u64 * REGION);
         world.regions.forward(true);
         let mut threads: Vec<_> = (0..3)
             .map(|number| {
