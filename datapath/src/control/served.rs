@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long requests may take to end when the disk is closed or its images are exchanged.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// How long it may take to see that a connection has ended.
+const BURIAL: Duration = Duration::from_secs(1);
+
 /// How long clients may take to leave.
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -219,8 +222,14 @@ impl Served {
         lock: Option<PathBuf>,
     ) -> Done<PausedReply> {
         let active = inner.active.as_mut().ok_or_else(not_active)?;
-        match &active.pause {
-            Some(pause) if pause.owner == Some(connection) => return Ok(PausedReply::default()),
+        match &mut active.pause {
+            Some(pause) if pause.owner.is_none_or(|owner| owner == connection) => {
+                // One whose owner is gone is taken over: whoever pauses holds the lock that we
+                // would have to wait for, and says what the images are when he is done.
+                pause.owner = Some(connection);
+                pause.lock = lock;
+                return Ok(PausedReply::default());
+            }
             Some(_) => return Err(paused_by_another()),
             None => {}
         }
@@ -239,6 +248,15 @@ impl Served {
         active.pause = Some(Pause { owner: Some(connection), lock, paused });
         let milliseconds = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(PausedReply { milliseconds })
+    }
+
+    /// Whoever paused may have been killed just now, and the thread of his connection not know it
+    /// yet.
+    fn wait_for_the_dead(&self, connection: u64) {
+        let until = Instant::now() + BURIAL;
+        while refuse_other_pause(&self.inner(), connection).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Goes over to the images of a plan, within the pause of a connection or with one of its own.
@@ -333,9 +351,9 @@ impl Handler for Served {
                 Ok(nothing(()))
             }
             Command::Pause { milliseconds, lock } => {
-                let mut inner = self.inner();
                 let patience = Duration::from_millis(milliseconds);
-                let paused = Self::pause(&mut inner, connection, patience, lock)?;
+                self.wait_for_the_dead(connection);
+                let paused = Self::pause(&mut self.inner(), connection, patience, lock)?;
                 self.show(State::Paused);
                 value(&paused)
             }

@@ -172,3 +172,23 @@ fn a_disk_that_waits_for_nobody_can_be_ended() {
     datapath::control::end(&site.place, LONG).unwrap();
     assert!(!site.place.exists());
 }
+
+/// The control plane was killed in a change, and its successor begins the change anew at once, with the
+/// lock in its hand.
+#[test]
+fn a_pause_of_the_dead_is_taken_over() {
+    let site = Site::new();
+    let mut client = site.serve();
+    let held = File::open(site.lock()).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    client.pause(Some(site.lock()), LONG).unwrap();
+    drop(client);
+    let mut successor = datapath::control::find(&site.place).unwrap().unwrap();
+    successor.pause(Some(site.lock()), LONG).unwrap();
+    assert_eq!(site.state(), State::Paused);
+    successor.refresh(site.plan(), LONG).unwrap();
+    successor.resume(LONG).unwrap();
+    assert_eq!(site.state(), State::Active);
+    site.connect().write(0, &[1; 512], true).unwrap();
+    successor.end(LONG).unwrap();
+}
