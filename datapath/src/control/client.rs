@@ -150,10 +150,10 @@ pub fn end(place: &Place, patience: Duration) -> Result<()> {
             // It has removed the directory by itself.
             Ok(()) => return Ok(()),
             Err(error @ Error::Refused(_)) => return Err(error),
-            Err(_) => kill(place)?,
+            Err(_) => kill(place),
         },
         Ok(None) => {}
-        Err(_) => kill(place)?,
+        Err(_) => kill(place),
     }
     loop {
         if !place.exists() {
@@ -171,19 +171,18 @@ pub fn end(place: &Place, patience: Duration) -> Result<()> {
 }
 
 /// Ends a process that does not answer, if it is the one that was started.
-fn kill(place: &Place) -> Result<()> {
-    let Some(process) = place.process() else { return Ok(()) };
+fn kill(place: &Place) {
+    let Some(process) = place.process() else { return };
     let Some(pid) = i32::try_from(process.pid).ok().and_then(rustix::process::Pid::from_raw) else {
-        return Ok(());
+        return;
     };
     // The descriptor first: what it means cannot become another process behind the look.
     let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
-        return Ok(());
+        return;
     };
     if process.is_alive() {
         let _ = rustix::process::pidfd_send_signal(handle, rustix::process::Signal::KILL);
     }
-    Ok(())
 }
 
 /// Who serves a disk, if somebody does.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -82,7 +83,7 @@ pub fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
         Ok(Wish::Managed { place, direct }) => {
             close_inherited();
             start_log();
-            return managed(Place::at(place), How { direct });
+            return managed(&Place::at(place), How { direct });
         }
         Ok(Wish::Plain(plain)) if plain.foreground => {
             start_log();
@@ -160,7 +161,7 @@ fn say_ready(more: &str) {
 }
 
 /// Serves for the control plane.
-fn managed(place: Place, how: How) -> ExitCode {
+fn managed(place: &Place, how: How) -> ExitCode {
     // Refused to the leader of a group, who is in a session of his own making already.
     let _ = rustix::process::setsid();
     let lock = match place.lock() {
@@ -175,7 +176,7 @@ fn managed(place: Place, how: How) -> ExitCode {
         }
     };
     let name = place.name();
-    match listen(&place, how) {
+    match listen(place, how) {
         Ok(served) => {
             tracing::info!(name, pid = std::process::id(), "ready");
             say_ready("");
@@ -334,7 +335,6 @@ fn in_background(plain: &Plain) -> Result<(), String> {
         }
     }
     // A group of its own: what is typed at the terminal is not for it.
-    use std::os::unix::process::CommandExt;
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let mut out = child.stdout.take().ok_or("no pipe")?;
@@ -345,17 +345,13 @@ fn in_background(plain: &Plain) -> Result<(), String> {
         let _ = sender.send(text);
     });
     let text = said.recv_timeout(BIRTH).unwrap_or_default();
-    match text.strip_prefix("ready ") {
-        Some(uri) => {
-            println!("{}", uri.trim());
-            Ok(())
-        }
-        None => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err("it does not serve".to_owned())
-        }
-    }
+    let Some(uri) = text.strip_prefix("ready ") else {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err("it does not serve".to_owned());
+    };
+    println!("{}", uri.trim());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -334,11 +334,6 @@ impl Handler for Served {
         match command {
             Command::Status => value(&self.status()),
             Command::Activate { plan, epoch } => self.activate(&plan, epoch).map(nothing),
-            Command::Deactivate => {
-                let mut inner = self.inner();
-                refuse_other_pause(&inner, connection)?;
-                self.deactivate(&mut inner).map(nothing)
-            }
             Command::Flush => {
                 let drive = self.view().drive.clone().ok_or_else(not_active)?;
                 if self.inner().active.as_ref().is_some_and(|active| active.pause.is_some()) {
@@ -378,7 +373,8 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
-            Command::End => {
+            // After the second the server ends this process.
+            Command::Deactivate | Command::End => {
                 let mut inner = self.inner();
                 refuse_other_pause(&inner, connection)?;
                 self.deactivate(&mut inner).map(nothing)
