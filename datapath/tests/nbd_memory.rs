@@ -57,7 +57,7 @@ fn clients_that_never_read_or_never_end_are_ended_and_take_little_memory() {
         let (flags, cookie, offset, length) = (0, 1, 0, 32 << 20);
         let request = Request { flags, command: command::WRITE, cookie, offset, length };
         raw.give(&request.encode());
-        raw.give(&[0; 300_000]);
+        raw.give(&vec![0; 300_000]);
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 96, "{grown} MiB for writers");

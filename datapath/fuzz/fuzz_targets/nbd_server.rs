@@ -51,7 +51,7 @@ fn one(input: &mut Input) {
     let (pipe, hears) = Pipe::new(says, portion);
     serve_wire(Box::new(pipe), &disks, &Limits::default());
     let hears = std::mem::take(&mut *hears.lock().expect("nobody panics and goes on"));
-    let Some(replies) = before.map(|_| skip_options(&hears)) else { return };
+    let Some(replies) = before.map(|()| skip_options(&hears)) else { return };
     let mut model = content;
     judge(&requests, replies, structured, &mut model);
     assert!(*disks.disk.bytes.lock().expect("nobody panics") == model, "the disk differs");
@@ -247,14 +247,14 @@ fn examples() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for style in [1, 2] {
         for portion in [0, 1, 40] {
-            let start = vec![portion, style, 0];
+            let start = [portion, style, 0];
             let some: Vec<Vec<u8>> = (0..9)
                 .map(|command| request(command, &[0, 0, 1, 8, 0x55]))
                 .chain((0..9).map(|command| request(command | 0x40, &[1, 0, 1, 8, 0x66])))
                 .collect();
             all.push([&start[..], &some.concat()].concat());
             // Long ones, in pieces.
-            let long = [0x20 | 36, 0x20 | 37].map(|c| request(c, &[0, 0, 0, 0xff, 0x7f, 0x77]));
+            let long = [0x24, 0x25].map(|c| request(c, &[0, 0, 0, 0xff, 0x7f, 0x77]));
             all.push([&start[..], &long.concat()].concat());
         }
     }

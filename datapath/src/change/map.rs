@@ -130,54 +130,56 @@ mod tests {
     use super::{Map, REGION};
 
     proptest! {
-        #[test]
-        fn runs_say_what_the_bits_say(
-            size in 1_u64..40 * REGION,
-            ranges in prop::collection::vec((0_u64..41 * REGION, 1_u64..3 * REGION), 0..6),
-            ask in (0_u64..40 * REGION, 1_u64..40 * REGION),
-            grown in 0_u64..9 * REGION,
-        ) {
-            let mut map = Map::empty(size);
-            let ranges: Vec<_> = ranges.iter().map(|(at, length)| *at..at + length).collect();
-            ranges.iter().for_each(|range| map.set(range));
-            let written = |region: u64| {
-                let inside = region * REGION..((region + 1) * REGION).min(size);
-                ranges.iter().any(|range| range.start < inside.end && inside.start < range.end)
-            };
-            for region in 0..size.div_ceil(REGION) {
-                prop_assert_eq!(map.get(region), written(region));
-            }
-            let (offset, length) = (ask.0.min(size - 1), ask.1.min(size - ask.0.min(size - 1)));
-            let mut runs = Vec::new();
-            map.runs(offset, length, usize::MAX, &mut runs);
-            prop_assert_eq!(runs.iter().map(|run| run.length).sum::<u64>(), length);
-            prop_assert!(runs.windows(2).all(|pair| pair[0].dirty != pair[1].dirty));
-            let mut at = offset;
-            for run in &runs {
-                for region in at / REGION..(at + run.length).div_ceil(REGION) {
-                    prop_assert_eq!(map.get(region), run.dirty);
-                }
-                at += run.length;
-            }
-            let mut first = Vec::new();
-            map.runs(offset, length, 1, &mut first);
-            prop_assert_eq!(&first[..], &runs[..1]);
-
-            let again = Map::of(size, map.bytes().to_vec());
-            prop_assert_eq!(&again, &map);
-            let mut wider = map.clone();
-            wider.grow(size + grown);
-            for region in 0..(size + grown).div_ceil(REGION) {
-                let new = grown > 0 && (region + 1) * REGION > size;
-                prop_assert_eq!(wider.get(region), map.get(region) || new);
-            }
-            let mut sum = Map::empty(size);
-            sum.add(&wider);
-            prop_assert_eq!(sum.size(), size);
-            let full = Map::full(size);
-            prop_assert_eq!(full.count(), size.div_ceil(REGION));
-            sum.add(&full);
-            prop_assert_eq!(sum, full);
-        }
+           #[test]
+           fn runs_say_what_the_bits_say(
+               size in 1_u64..40 * REGION,
+               ranges in prop::collection::vec((0_u64..41 * REGION, 1_u64..3 * REGION), 0..6),
+               ask in (0_u64..40 * REGION, 1_u64..40 * REGION),
+               grown in 0_u64..9 * REGION,
+           ) {
+               let mut map = Map::empty(size);
+               let ranges: Vec<_> = ranges.iter().map(|(at, length)| *at..at + length).collect();
+               for range in &ranges {
+    map.set(range);
     }
+               let written = |region: u64| {
+                   let inside = region * REGION..((region + 1) * REGION).min(size);
+                   ranges.iter().any(|range| range.start < inside.end && inside.start < range.end)
+               };
+               for region in 0..size.div_ceil(REGION) {
+                   prop_assert_eq!(map.get(region), written(region));
+               }
+               let (offset, length) = (ask.0.min(size - 1), ask.1.min(size - ask.0.min(size - 1)));
+               let mut runs = Vec::new();
+               map.runs(offset, length, usize::MAX, &mut runs);
+               prop_assert_eq!(runs.iter().map(|run| run.length).sum::<u64>(), length);
+               prop_assert!(runs.windows(2).all(|pair| pair[0].dirty != pair[1].dirty));
+               let mut at = offset;
+               for run in &runs {
+                   for region in at / REGION..(at + run.length).div_ceil(REGION) {
+                       prop_assert_eq!(map.get(region), run.dirty);
+                   }
+                   at += run.length;
+               }
+               let mut first = Vec::new();
+               map.runs(offset, length, 1, &mut first);
+               prop_assert_eq!(&first[..], &runs[..1]);
+
+               let again = Map::of(size, map.bytes().to_vec());
+               prop_assert_eq!(&again, &map);
+               let mut wider = map.clone();
+               wider.grow(size + grown);
+               for region in 0..(size + grown).div_ceil(REGION) {
+                   let new = grown > 0 && (region + 1) * REGION > size;
+                   prop_assert_eq!(wider.get(region), map.get(region) || new);
+               }
+               let mut sum = Map::empty(size);
+               sum.add(&wider);
+               prop_assert_eq!(sum.size(), size);
+               let full = Map::full(size);
+               prop_assert_eq!(full.count(), size.div_ceil(REGION));
+               sum.add(&full);
+               prop_assert_eq!(sum, full);
+           }
+       }
 }

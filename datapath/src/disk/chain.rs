@@ -488,14 +488,17 @@ impl Chain {
         self.check(offset, length)?;
         let mut found = Limited { into, first: None, limit };
         let mut at = offset;
+        // Some clients want the first extent only, and ask again behind it.
+        let mut window = vhd::BLOCK;
         while at < offset + length {
-            let count = (offset + length - at).min(WINDOW);
+            let count = (offset + length - at).min(window);
             for piece in self.resolve(at, count)? {
                 if !self.holes(piece, &mut found)? {
                     return Ok(());
                 }
             }
             at += count;
+            window = (window * 2).min(WINDOW);
         }
         Ok(())
     }

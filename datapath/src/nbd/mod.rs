@@ -14,6 +14,7 @@ mod buffer;
 pub mod client;
 pub mod context;
 pub mod handshake;
+#[cfg_attr(not(feature = "ring"), allow(dead_code, reason = "only a ring reads it"))]
 mod inbox;
 mod link;
 mod perform;

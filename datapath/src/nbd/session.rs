@@ -63,6 +63,7 @@ pub(super) struct Session {
     /// For payloads that are longer than what is kept with requests.
     payload: Option<Aligned>,
     workers: Option<Workers>,
+    #[cfg_attr(not(feature = "ring"), allow(dead_code, reason = "only a ring reads it"))]
     stall: Duration,
     #[cfg(feature = "ring")]
     chance: Chance,

@@ -201,7 +201,7 @@ fn options_that_are_not_known_or_malformed_are_answered() {
         (option::INFO, &[0, 0, 0, 1, 0xff, 0, 0], option_reply::ERR_INVALID),
         (option::GO, &[0, 0, 0, 1, b'x', 0, 0], option_reply::ERR_UNKNOWN),
         (option::SET_META_CONTEXT, &[0; 7], option_reply::ERR_INVALID),
-        (12, &[7; 65537], option_reply::ERR_TOO_BIG),
+        (12, &vec![7; 65537], option_reply::ERR_TOO_BIG),
         (option::LIST, &[], option_reply::ACK),
     ] {
         assert_eq!(raw.ask(option, data).0, answer, "option {option} of {} bytes", data.len());
@@ -279,7 +279,7 @@ fn a_half_open_handshake_ends_in_time_and_an_idle_client_may_stay() {
     let dripping = slow.0.try_clone().unwrap();
     // A byte now and then does not make it longer.
     let drip = std::thread::spawn(move || {
-        let option = encode_option(option::INFO, &[0; 60_000]);
+        let option = encode_option(option::INFO, &vec![0; 60_000]);
         option.iter().any(|byte| {
             std::thread::park_timeout(Duration::from_millis(2));
             (&dripping).write_all(&[*byte]).is_err()

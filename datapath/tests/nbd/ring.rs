@@ -179,7 +179,9 @@ impl Export for Filed {
         self.file.write_all_at(buf, offset).map_err(|error| Error::io("write", &error))?;
         let mut holes = self.holes.lock().unwrap();
         let last = (offset + buf.len() as u64 - 1) / BLOCK;
-        (offset / BLOCK..=last).for_each(|block| drop(holes.remove(&block)));
+        for block in offset / BLOCK..=last {
+            holes.remove(&block);
+        }
         Ok(())
     }
 
@@ -352,7 +354,9 @@ fn a_busy_client_is_paused_and_goes_on_many_times() {
                         let pending: Vec<_> = (0..4)
                             .map(|n| client.start_write(at + n * 4096, &bytes[..4096], false))
                             .collect();
-                        pending.into_iter().for_each(|one| one.unwrap().wait().unwrap());
+                        for one in pending {
+                            one.unwrap().wait().unwrap();
+                        }
                         client.write(at, &bytes, round % 7 == 0).unwrap();
                         let mut back = vec![0; bytes.len()];
                         client.read(at, &mut back).unwrap();
@@ -490,7 +494,7 @@ fn a_client_that_vanishes_or_stalls_leaves_nothing_behind() {
             }
             let (flags, cookie, offset, length) = (0, 1, 0, 200_000);
             let head = Request { flags, command: command::WRITE, cookie, offset, length };
-            let bytes = [&head.encode()[..], &[3; 200_000]].concat();
+            let bytes = [&head.encode()[..], &vec![3; 200_000]].concat();
             raw.give(&bytes[..cut]);
             if stays {
                 assert!(raw.is_closed(), "stalled after {cut} bytes");

@@ -69,7 +69,9 @@ fn qemu_io_writes_discards_and_zeroes() {
     let uri = place.uri("empty").to_string();
     let io = |commands: &[&str]| {
         let mut arguments = vec!["-f", "raw", "-t", "none", "-d", "unmap"];
-        commands.iter().for_each(|command| arguments.extend(["-c", command]));
+        for command in commands {
+            arguments.extend(["-c", command]);
+        }
         arguments.push(&uri);
         let out = good("qemu-io", &arguments);
         assert!(!out.contains("failed"), "{out}");

@@ -421,7 +421,9 @@ fn what_was_copied_stays_so_while_writes_are_forwarded() {
             })
             .collect();
         let receiver = threads.remove(1);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         world.others_done.store(true, Ordering::SeqCst);
         receiver.join().unwrap();
         while world.receive() {}

@@ -389,13 +389,11 @@ pub(crate) fn usable(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
 
 /// For what even a writer that stops must not see.
 fn refuse_writer(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    match Told::of(tree, guard, cx, vdi)? {
-        None => Ok(()),
-        Some(_) => {
-            let holder = "it is being written on this host".to_owned();
-            Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder }))
-        }
+    if Told::of(tree, guard, cx, vdi)?.is_none() {
+        return Ok(());
     }
+    let holder = "it is being written on this host".to_owned();
+    Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder }))
 }
 
 fn refuse_read_only(vdi: VdiUuid, metadata: &Metadata) -> Result<()> {

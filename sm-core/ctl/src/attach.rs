@@ -210,11 +210,10 @@ fn state_text(record: &AttachmentRecord, status: Option<&Status>) -> &'static st
         Some(State::Active) => "active",
         Some(State::Paused) => "paused",
         Some(State::Waiting) => "waiting",
-        Some(State::Attached) => "attached",
         Some(State::Other) => "other",
         None if record.served => "gone",
         None if record.datapaths.values().any(|held| held.activated) => "active",
-        None => "attached",
+        Some(State::Attached) | None => "attached",
     }
 }
 
