@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use datapath::nbd::client::{Client, Options};
 use sm_core::model::sr::{Budget, SrMaintain};
-use sm_core::model::{Access, AttachMode, Bytes, Error, ImageFormat, Kind, VdiUuid};
+use sm_core::model::{Access, AttachMode, Bytes, Error, Kind, VdiUuid};
 use sm_core::{NewSnapshot, NewVdi, Op, Sr};
-use vhd::{Chain, Disk, Layer, Mode};
 
 use crate::{PLACEMENTS, Site};
 
@@ -34,28 +34,25 @@ impl Chance {
     }
 }
 
-/// Opens a disk by the very files that an attach has named.
-fn open(access: &[Access], mode: Mode) -> Chain {
-    let [Access::File { path, format, backing }] = access else { panic!("{access:?}") };
-    let layers: Vec<Layer<'_>> = std::iter::once((path, format))
-        .chain(backing.iter().map(|image| (&image.path, &image.format)))
-        .map(|(path, format)| match format {
-            ImageFormat::Raw => Layer::Raw(path.as_std_path()),
-            ImageFormat::Vhd => Layer::Vhd(path.as_std_path()),
-        })
-        .collect();
-    Chain::open(&layers, mode).unwrap()
+/// A client of the disk that an attach has named.
+fn open(access: &[Access]) -> Client {
+    let [Access::Nbd { uri }] = access else { panic!("{access:?}") };
+    Client::connect(&uri.parse().unwrap(), &Options::default()).unwrap()
 }
 
-async fn attached<T>(sr: &Sr, vdi: VdiUuid, mode: AttachMode, work: impl FnOnce(&Chain) -> T) -> T {
+async fn attached<T>(
+    sr: &Sr,
+    vdi: VdiUuid,
+    mode: AttachMode,
+    work: impl FnOnce(&Client) -> T,
+) -> T {
     let access = sr.vdi_attach(&Op::new(), vdi, "vm", mode).await.unwrap();
     sr.vdi_activate(&Op::new(), vdi, "vm").await.unwrap();
     // Later than the attach: the files have to be there still.
     tokio::task::yield_now().await;
-    let open_mode = if mode == AttachMode::ReadWrite { Mode::Write } else { Mode::Read };
-    let disk = open(&access, open_mode);
+    let disk = open(&access);
     let answer = work(&disk);
-    drop(disk);
+    disk.close();
     sr.vdi_deactivate(&Op::new(), vdi, "vm").await.unwrap();
     sr.vdi_detach(&Op::new(), vdi, "vm").await.unwrap();
     answer
@@ -65,7 +62,7 @@ async fn must_hold(sr: &Sr, vdi: VdiUuid, content: &Content, context: &str) {
     attached(sr, vdi, AttachMode::ReadOnly, |disk| {
         let mut piece = vec![0; PIECE];
         for (n, seed) in content.iter().enumerate() {
-            disk.read_at((n * PIECE) as u64, &mut piece).unwrap();
+            disk.read((n * PIECE) as u64, &mut piece).unwrap();
             let wrong = piece.iter().position(|byte| byte != seed);
             assert_eq!(wrong, None, "{context}: {vdi}, piece {n} should be all {seed}");
         }
@@ -152,7 +149,7 @@ async fn run(site: &Site, chance: &mut Chance) -> BTreeMap<VdiUuid, Content> {
                 let first = chance.below(PIECES);
                 let count = (1 + chance.below(24)).min(PIECES - first);
                 attached(sr, disk, AttachMode::ReadWrite, |open| {
-                    open.write_at((first * PIECE) as u64, &vec![seed; count * PIECE]).unwrap();
+                    open.write((first * PIECE) as u64, &vec![seed; count * PIECE], false).unwrap();
                     open.flush().unwrap();
                 })
                 .await;

@@ -10,7 +10,7 @@ use camino::Utf8Path;
 use sha2::{Digest, Sha256};
 use sm_core::model::sr::{Budget, SrMaintain, SrMaintained, SrRecovered, Stopped};
 use sm_core::model::vdi::{Health, NodeKind};
-use sm_core::model::{Access, AttachMode, Bytes, Changed, Kind, VdiUuid};
+use sm_core::model::{AttachMode, Bytes, Changed, Kind, VdiUuid};
 use sm_core::{JobState, NewSnapshot, NewVdi, Op, Sr};
 use vhd::{Disk, Mode, Tree};
 
@@ -293,10 +293,9 @@ async fn nothing_that_is_attached_is_touched() {
                 sr.vdi_destroy(&Op::new(), gone).await.unwrap();
             }
             let access = sr.vdi_attach(&Op::new(), disk, "vm", mode).await.unwrap();
-            let [Access::File { path, backing, .. }] = access.as_slice() else { panic!() };
-            assert!(backing.len() >= 3);
-            let paths: Vec<_> =
-                std::iter::once(path).chain(backing.iter().map(|b| &b.path)).collect();
+            let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
+            let paths = tree.chain(disk.0).unwrap();
+            assert!(paths.len() >= 4, "{paths:?}");
             let identities = || -> Vec<_> {
                 paths.iter().map(|path| path.symlink_metadata().unwrap().ino()).collect()
             };
