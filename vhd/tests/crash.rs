@@ -173,6 +173,7 @@ macro_rules! cut {
 cut! {
     create_is_cut_anywhere: "create_vhd", "create_raw";
     a_snapshot_of_data_is_cut_anywhere: "snapshot_data";
+    a_snapshot_of_what_is_written_is_cut_anywhere: "snapshot_written", "snapshot_written_new";
     a_snapshot_without_data_is_cut_anywhere: "snapshot_empty", "snapshot_new", "snapshot_raw";
     a_revert_is_cut_anywhere: "revert_empty", "revert_raw", "revert_collects";
     a_revert_to_data_is_cut_anywhere: "revert_data";

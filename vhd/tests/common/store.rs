@@ -2,13 +2,14 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part of a shared file")]
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vhd::tree::{Change, Format, Guard, Kind, Revert, Snapshot};
+use vhd::tree::{Change, Format, Guard, Kind, Revert, Snapshot, Writer};
 use vhd::{Disk, Mode, Raw, Result, Tree};
 
 pub const MIB: u64 = 1 << 20;
@@ -38,7 +39,54 @@ pub fn fill(tree: &Tree, disk: u128, offset: u64, length: usize, byte: u8) {
     disk.flush().unwrap();
 }
 
+/// A guest that writes until it is stopped, and from when it goes on: what is there already.
+struct Guest<'a> {
+    tree: &'a Tree,
+    disk: u128,
+}
+
+impl Guest<'_> {
+    fn write(&self) -> Result<()> {
+        let disk = self.tree.open_disk(id(self.disk), Mode::Write)?;
+        let mut bytes = vec![0; 8192];
+        disk.read_at(MIB, &mut bytes)?;
+        disk.write_at(MIB, &bytes)?;
+        disk.flush()
+    }
+}
+
+impl Writer for Guest<'_> {
+    fn stop(&self) -> Result<()> {
+        self.write()
+    }
+
+    fn go_on(&self) {
+        // A full disk it is told of, as a guest is.
+        match self.write() {
+            Err(vhd::Error::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {}
+            other => other.unwrap(),
+        }
+    }
+}
+
+/// As [`snap`], of a disk that is being written.
+fn snap_written(tree: &Tree, guard: &Guard, op: u128, source: u128, new: u128) -> Result<Change> {
+    let guest = Guest { tree, disk: source };
+    snap_of(tree, guard, op, source, new, Some(&guest))
+}
+
 pub fn snap(tree: &Tree, guard: &Guard, op: u128, source: u128, new: u128) -> Result<Change> {
+    snap_of(tree, guard, op, source, new, None)
+}
+
+fn snap_of(
+    tree: &Tree,
+    guard: &Guard,
+    op: u128,
+    source: u128,
+    new: u128,
+    writer: Option<&dyn Writer>,
+) -> Result<Change> {
     let metadata = json!({ "name": format!("made by {op}") });
     let request = Snapshot {
         op: id(op),
@@ -47,7 +95,7 @@ pub fn snap(tree: &Tree, guard: &Guard, op: u128, source: u128, new: u128) -> Re
         new_metadata: &metadata,
         allow_copy: true,
     };
-    tree.snapshot(guard, &request, &mut |_| ControlFlow::Continue(()))
+    tree.snapshot_written(guard, &request, writer, &mut |_| ControlFlow::Continue(()))
 }
 
 pub fn revert(tree: &Tree, guard: &Guard, op: u128, vdi: u128, to: u128) -> Result<Change> {
@@ -200,6 +248,8 @@ pub const SCENARIOS: &[Scenario] = &[
     ("snapshot_empty", |t, g| snap(t, g, OP, S, N)),
     ("snapshot_new", |t, g| snap(t, g, OP, E, N)),
     ("snapshot_raw", |t, g| snap(t, g, OP, R, N)),
+    ("snapshot_written", |t, g| snap_written(t, g, OP, A, N)),
+    ("snapshot_written_new", |t, g| snap_written(t, g, OP, E, N)),
     ("revert_empty", |t, g| revert(t, g, OP, A, S)),
     ("revert_data", |t, g| revert(t, g, OP, A, C)),
     ("revert_collects", |t, g| revert(t, g, OP, D, S)),
