@@ -55,6 +55,9 @@ impl Map {
 
     /// A range changed, bytes.
     pub fn set(&mut self, range: &Range<u64>) {
+        if range.start >= self.size {
+            return;
+        }
         let end = range.end.min(self.size).div_ceil(REGION);
         for region in range.start / REGION..end {
             if let Some(byte) = self.bytes.get_mut((region / 8) as usize) {
