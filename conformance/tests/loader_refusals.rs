@@ -162,7 +162,7 @@ fn a_manifest_without_a_header() {
     // The reason is the dynamic loader's, with the symbol's name.
     assert!(error.message.contains("undefined symbol: _1as_0lib_1header"), "{error}");
     let child = bench().refusal(&path, Placement::Child);
-    assert_eq!(error.kind, child.kind);
+    assert_eq!(error.kind, child.kind, "{child}");
     assert!(child.message.contains("exports no header"), "{child}");
 }
 

@@ -347,7 +347,7 @@ fn on_data(path: &Path, step: &Step) -> Error {
 /// Takes the lock of the whole file, until it is closed. A writer also asks for the locks of single
 /// bytes, which qemu takes. tapdisk locks nothing.
 fn lock(file: &File, path: &Path, write: bool) -> Result<()> {
-    let mut taken = rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    let mut taken = sys::try_lock(file).and_then(|free| free.then_some(()).ok_or(Errno::AGAIN));
     if write && taken.is_ok() {
         // Where there are no such locks nobody has taken one.
         let bytes = rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive);

@@ -4,11 +4,32 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Error, Fault, Result};
 use crate::store::{Blob, Stat};
+
+/// How long a lock that was given back may seem to be held: a process that is being started holds
+/// copies of its parent's descriptors until it runs its own program.
+const HANDOVER: Duration = Duration::from_millis(250);
+
+/// Takes the lock of a whole file, until it is closed. `false` when somebody has it.
+pub(crate) fn try_lock(file: &File) -> rustix::io::Result<bool> {
+    let give_up = Instant::now() + HANDOVER;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
 
 /// Reads exactly `buf` at `offset`.
 pub(crate) fn read_at(blob: &dyn Blob, path: &Path, buf: &mut [u8], offset: u64) -> Result<()> {

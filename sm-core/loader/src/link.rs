@@ -59,6 +59,8 @@ pub(crate) struct Link {
     /// Bytes the socket did not take yet.
     outgoing: Mutex<Vec<u8>>,
     more_to_send: Notify,
+    /// The error of a child that could not load its driver: it says so before it is asked anything.
+    pub(crate) refusal: OnceLock<Vec<u8>>,
     /// Who waits for the answer to which call; id 0 is open and close. `None` once it is dead.
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
     health: AtomicU32,
@@ -105,6 +107,7 @@ impl Link {
             socket: UnixStream::from_std(socket)?,
             outgoing: Mutex::default(),
             more_to_send: Notify::new(),
+            refusal: OnceLock::new(),
             waiting: Mutex::new(Some(HashMap::new())),
             health: AtomicU32::new(0),
             process_id: child.id(),
@@ -310,8 +313,11 @@ impl Link {
 
     fn answer(&self, id: u64, answer: Answer) {
         // Nobody waits for a call that was given up: its answer is late, not wrong.
-        if let Some(waiter) = self.lock_waiting().as_mut().and_then(|map| map.remove(&id)) {
-            let _ = waiter.send(answer);
+        let waiter = self.lock_waiting().as_mut().and_then(|map| map.remove(&id));
+        match (waiter, answer) {
+            (Some(waiter), answer) => drop(waiter.send(answer)),
+            (None, Answer::Error(json)) if id == 0 => drop(self.refusal.set(json)),
+            (None, _) => {}
         }
     }
 

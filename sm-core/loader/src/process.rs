@@ -242,15 +242,17 @@ impl Shared {
         let frame = wire::json_frame(Kind::Open, 0, &open)
             .map_err(|error| Error::internal("the open request is too long").source(&error))?;
         let died = |death: &Death| died("while it was opened", self.name(), death);
+        let refused = || link.refusal.get().map(|json| ffi::from_json(json, self.name()));
         let Some(mut waiting) = link.ask(0, &frame) else {
-            return Err(Error::internal("the driver's process was gone at once"));
+            let gone = || Error::internal("the driver's process was gone at once");
+            return Err(refused().unwrap_or_else(gone));
         };
         tokio::select! {
             biased;
             answer = &mut waiting.answer => match answer {
                 Ok(Answer::Reply(_)) => Ok(()),
                 Ok(Answer::Error(json)) => Err(ffi::from_json(&json, self.name())),
-                Ok(Answer::Died(death)) => Err(died(&death)),
+                Ok(Answer::Died(death)) => Err(refused().unwrap_or_else(|| died(&death))),
                 Err(_) => Err(Error::internal("the line to the driver was lost")),
             },
             () = sleep_until(self.handle, deadline) => {

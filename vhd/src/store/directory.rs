@@ -24,10 +24,6 @@ use super::{Area, At, Blob, Held, Store};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// How long a lock that was given back may seem to be held: a process that is being started holds
-/// copies of its parent's descriptors until it runs its own program.
-const HANDOVER: Duration = Duration::from_millis(250);
-
 /// Our directory inside the store.
 const OURS: &str = ".sm";
 
@@ -207,16 +203,10 @@ impl Store for Directory {
     fn try_lock_maintenance(&self) -> Result<Option<Held>> {
         let path = self.path.join(OURS).join("maintenance.lock");
         let file = open_lock(&path)?;
-        let give_up = Instant::now() + HANDOVER;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Box::new(file))),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < give_up => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(None),
-                Err(errno) => return Err(Error::io(&path, "lock")(errno.into())),
-            }
+        match sys::try_lock(&file) {
+            Ok(true) => Ok(Some(Box::new(file))),
+            Ok(false) => Ok(None),
+            Err(errno) => Err(Error::io(&path, "lock")(errno.into())),
         }
     }
 
