@@ -168,7 +168,13 @@ async fn snapshots_under_load_leave_every_byte_to_the_guest() {
         let mut load = Command::new("fio")
             .args(["--name=load", "--ioengine=nbd", &format!("--uri={uri}")])
             .args(["--rw=randwrite", "--bs=4k", "--iodepth=8", "--size=8m", "--io_size=64m"])
-            .args(["--verify=crc32c", "--verify_backlog=256", "--do_verify=1", "--randseed=7"])
+            .args([
+                "--verify=crc32c",
+                "--verify_state_save=0",
+                "--verify_backlog=256",
+                "--do_verify=1",
+                "--randseed=7",
+            ])
             .current_dir(&site.folder)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -256,6 +256,7 @@ fn fio_verifies_what_it_wrote_through_the_ring() {
             "--verify=crc32c",
             "--randseed=1",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=100",
             "--randrepeat=1",
