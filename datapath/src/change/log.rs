@@ -11,8 +11,10 @@
 //! | 40 | 8 | bytes of the disk, little-endian |
 //! | 48 | | one bit for each 64 KiB, least significant first |
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 use vhd::store::{Area, At, Blob, Store};
 
@@ -82,6 +84,29 @@ pub fn name_of(disk: Uuid) -> At {
 }
 
 impl LogFile {
+    /// The log at a path, if there is one; symbolic links are not followed in its last component.
+    pub fn open_path(path: &Path, write: bool) -> Result<Option<Self>> {
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(Self { blob: Box::new(File::from(file)), path: path.to_owned() })),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io(format!("{}: open", path.display()), &errno.into())),
+        }
+    }
+
+    /// Writes what changed from one point to another as a file of its own, in place of what has the
+    /// name. It need not survive a power cut.
+    pub fn write_path(path: &Path, from: Uuid, to: Uuid, map: &Map) -> Result<()> {
+        let head = Head { parent: from, child: to, consistent: true, size: map.size() };
+        let mut bytes = head.to_bytes().to_vec();
+        bytes.extend_from_slice(map.bytes());
+        let new = path.with_extension("new");
+        std::fs::write(&new, bytes)
+            .and_then(|()| std::fs::rename(&new, path))
+            .map_err(|error| Error::io(format!("{}: write", path.display()), &error))
+    }
+
     /// The log of a disk, if there is one.
     pub fn open(store: &dyn Store, disk: Uuid, write: bool) -> Result<Option<Self>> {
         Self::open_at(store, &name_of(disk), write)
@@ -119,12 +144,18 @@ impl LogFile {
 
     /// What it says of itself.
     pub fn head(&self) -> Result<Head> {
+        self.look()?
+    }
+
+    /// What it says of itself, or what is wrong with it. The outer error is the storage's, and may
+    /// be another one the next time.
+    pub(super) fn look(&self) -> Result<Result<Head>> {
         let mut bytes = [0; HEAD as usize];
         let got = self.blob.read_at(&mut bytes, 0).map_err(|error| self.fail("read", &error))?;
         if got < bytes.len() {
-            return Err(self.damaged("is shorter than the head of a log"));
+            return Ok(Err(self.damaged("is shorter than the head of a log")));
         }
-        Head::parse(&bytes).ok_or_else(|| self.damaged("is not a log of changes"))
+        Ok(Head::parse(&bytes).ok_or_else(|| self.damaged("is not a log of changes")))
     }
 
     /// Its bitmap, of a disk of `size` bytes.

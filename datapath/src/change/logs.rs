@@ -15,8 +15,9 @@
 //! old one, whichever names lead to it. A walk looks whether each log names the one that it came
 //! from, so that a half-made change is seen and not believed.
 //!
-//! When the same snapshot is made again, after a cut, the disk may have been written in between, to
-//! either log. So both are spoiled then: they call everything changed.
+//! When the same snapshot is made again, after a cut, the disk may have been written in between. If
+//! it was tracked all the time, what the snapshot's log has goes back to the disk's first. If not,
+//! or if it cannot be told, both are spoiled: they call everything changed.
 
 use std::collections::HashSet;
 
@@ -65,9 +66,13 @@ impl<'a> Logs<'a> {
         LogFile::open(self.store, disk, true)
     }
 
+    fn staged_at(disk: Uuid) -> At {
+        At::new(Area::Tmp, format!("{disk}.cbtlog"))
+    }
+
     /// A log, complete and ready to get its name.
     fn stage(&self, disk: Uuid, head: &Head) -> Result<At> {
-        let at = At::new(Area::Tmp, format!("{disk}.cbtlog"));
+        let at = Self::staged_at(disk);
         self.store.remove(&at)?;
         LogFile::create(self.store, &at, head, &Map::empty(head.size))?;
         Ok(at)
@@ -115,10 +120,46 @@ impl<'a> Logs<'a> {
         if head.child == old { log.write_head(&Head { child: new, ..head }) } else { Ok(()) }
     }
 
+    /// Does of [`Logs::snapshot`] what takes time, while the disk is still written. It is found by
+    /// that if nothing has cleared it away in between. Answers whether the changes of the disk are
+    /// tracked.
+    pub fn prepare_snapshot(&self, disk: Uuid, snapshot: Uuid, size: u64) -> Result<bool> {
+        if !self.is_enabled(disk)? {
+            return Ok(false);
+        }
+        let head = Head { parent: snapshot, child: Uuid::nil(), consistent: true, size };
+        if let Err(error) = self.stage(disk, &head) {
+            self.unstage(disk);
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// Takes back [`Logs::prepare_snapshot`], as far as it can be.
+    pub fn unstage(&self, disk: Uuid) {
+        let _ = self.store.remove(&Self::staged_at(disk));
+    }
+
+    /// A log that was prepared, or one made now. One that is there is complete: its head is
+    /// written last, durably.
+    fn staged(&self, disk: Uuid, head: &Head) -> Result<At> {
+        let at = Self::staged_at(disk);
+        let found = LogFile::open_at(self.store, &at, false)?;
+        let ready = match found {
+            Some(file) => file.look()?.is_ok_and(|found| found == *head),
+            None => false,
+        };
+        if ready { Ok(at) } else { self.stage(disk, head) }
+    }
+
     /// A snapshot takes the log of its disk, of `size` bytes, and the disk gets a new one: see the
     /// module. Answers whether the changes of the disk are tracked.
     pub fn snapshot(&self, disk: Uuid, snapshot: Uuid, size: u64) -> Result<bool> {
         let fresh = |consistent| Head { parent: snapshot, child: Uuid::nil(), consistent, size };
+        // Both are there: the disk was never without.
+        if self.is_enabled(disk)? && self.is_enabled(snapshot)? {
+            self.forget(snapshot)?;
+        }
         if let Some(begun) = self.open(snapshot)? {
             let log = self.open(disk)?;
             let own = match &log {
@@ -138,23 +179,31 @@ impl<'a> Logs<'a> {
             return Ok(true);
         }
         let Some(log) = self.open(disk)? else { return Ok(false) };
-        let head = log.head()?;
-        let staged = self.stage(disk, &fresh(true))?;
-        log.write_head(&Head { child: disk, ..head })?;
+        // A damaged one is the snapshot's from now on, and the disk's next one is sound.
+        let head = log.look()?.ok();
+        let staged = self.staged(disk, &fresh(true))?;
+        if let Some(head) = head {
+            log.write_head(&Head { child: disk, ..head })?;
+        }
         let (from, to) = (name_of(disk), name_of(snapshot));
         if !self.store.link(&from, &to)? {
             self.store.rename(&from, &to)?;
         }
         self.store.sync(Area::Images)?;
-        self.name_child(head.parent, disk, snapshot)?;
+        if let Some(head) = head {
+            self.name_child(head.parent, disk, snapshot)?;
+        }
         self.place(&staged, disk)?;
         Ok(true)
     }
 
     /// From now on a log calls everything changed.
     fn spoil(log: &LogFile) -> Result<()> {
-        let head = log.head()?;
-        log.write_head(&Head { consistent: false, ..head })
+        match log.look()? {
+            Ok(head) => log.write_head(&Head { consistent: false, ..head }),
+            // Nobody believes it.
+            Err(_) => Ok(()),
+        }
     }
 
     /// All of a disk may have changed: it was put back to a snapshot, say. Not while it is open.
@@ -183,7 +232,8 @@ impl<'a> Logs<'a> {
                     let map = match log.map(head.size).ok().filter(|_| head.consistent) {
                         None => Map::full(next.size),
                         Some(older) => {
-                            let mut map = after.map(next.size)?;
+                            let mut map =
+                                after.map(next.size).unwrap_or_else(|_| Map::full(next.size));
                             map.add(&older);
                             grown(&mut map, older.size());
                             map
@@ -203,6 +253,40 @@ impl<'a> Logs<'a> {
         self.store.remove(&name_of(disk))?;
         self.store.sync(Area::Images)?;
         Ok(true)
+    }
+
+    /// Logs of disks that are gone, which [`Logs::forget`] can take away. Looks only, so what a change
+    /// under way explains may be among them: who has not got the lock looks again when he has.
+    pub fn forgettable(&self) -> Result<Vec<Uuid>> {
+        let names = self.store.names(Area::Images)?;
+        let stem = |name: &str, extension: &str| -> Option<Uuid> {
+            name.strip_suffix(extension)?.parse().ok()
+        };
+        let logs: Vec<Uuid> = names.iter().filter_map(|name| stem(name, ".cbtlog")).collect();
+        if logs.is_empty() {
+            return Ok(logs);
+        }
+        let images = names.iter().filter_map(|name| stem(name, ".vhd").or(stem(name, ".raw")));
+        let docs = self.store.names(Area::Docs)?;
+        let docs = docs.iter().filter_map(|name| stem(name, ".json"));
+        let known: HashSet<Uuid> = images.chain(docs).collect();
+        let mut found = Vec::new();
+        for disk in logs.into_iter().filter(|disk| !known.contains(disk)) {
+            let Some(log) = LogFile::open(self.store, disk, false)? else { continue };
+            let after = match log.look()? {
+                Ok(head) if head.child != disk => LogFile::open(self.store, head.child, false)?,
+                _ => None,
+            };
+            // As `forget` has it: one that is in use, or was not closed, has to be closed first.
+            let waits = match after.map(|after| after.look()).transpose()? {
+                Some(Ok(next)) => next.parent == disk && !next.consistent,
+                _ => false,
+            };
+            if !waits {
+                found.push(disk);
+            }
+        }
+        Ok(found)
     }
 
     /// What changed after `from` and up to `to`, which is a later point of the same disk and has

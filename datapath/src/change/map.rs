@@ -43,6 +43,16 @@ impl Map {
         Self { size, bytes }
     }
 
+    /// Of bytes as XenServer's API has them: most significant bit first.
+    pub fn of_msb_first(size: u64, bytes: &[u8]) -> Self {
+        Self::of(size, bytes.iter().map(|byte| byte.reverse_bits()).collect())
+    }
+
+    /// As XenServer's API has them: most significant bit first.
+    pub fn to_msb_first(&self) -> Vec<u8> {
+        self.bytes.iter().map(|byte| byte.reverse_bits()).collect()
+    }
+
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
         self.size

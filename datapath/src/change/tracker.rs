@@ -1,5 +1,6 @@
 //! The log of a disk that is written.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,8 +31,23 @@ impl Tracker {
     /// write. A log that was not closed, or belongs to a larger disk, calls everything changed from
     /// now on; the new part of a disk that has grown counts as changed.
     pub fn open(store: &dyn Store, disk: Uuid, size: u64) -> Result<Option<Arc<Self>>> {
-        let Some(file) = LogFile::open(store, disk, true)? else { return Ok(None) };
-        let head = file.head()?;
+        LogFile::open(store, disk, true)?.map_or(Ok(None), |file| Self::on(file, size))
+    }
+
+    /// As [`Tracker::open`], of the log at a path.
+    pub fn open_path(path: &Path, size: u64) -> Result<Option<Arc<Self>>> {
+        LogFile::open_path(path, true)?.map_or(Ok(None), |file| Self::on(file, size))
+    }
+
+    fn on(file: LogFile, size: u64) -> Result<Option<Arc<Self>>> {
+        let head = match file.look()? {
+            Ok(head) => head,
+            // Nobody believes it, so it need not be marked. A guest shall not wait for it.
+            Err(error) => {
+                tracing::warn!(%error, "changes are not tracked");
+                return Ok(None);
+            }
+        };
         let known = head.consistent && head.size <= size;
         // Whoever cannot read it takes it for one that was not closed.
         let map = if known { file.map(head.size).ok() } else { None };

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::protocol::{
-    Command, Failure, FailureKind, LONGEST_LINE, Outcome, Paused, Reply, Request, Status, VERSION,
+    Command, Failure, FailureKind, LONGEST_LINE, Merging, Outcome, Paused, Reply, Request, Status, VERSION,
 };
+use super::protocol::{Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus};
 use super::run::{self, Place, Process};
 use crate::disk::{Limits, Plan};
 
@@ -263,9 +264,52 @@ impl Client {
 
     /// See [`Command::Pause`].
     pub fn pause(&mut self, lock: Option<PathBuf>, patience: Duration) -> Result<Paused> {
+        self.pause_and(lock, false, patience)
+    }
+
+    /// As [`Client::pause`], and the images are closed. A process of a release that cannot do that
+    /// is an `unsupported` error; it is paused then, until this connection ends.
+    pub fn pause_closed(&mut self, lock: Option<PathBuf>, patience: Duration) -> Result<Paused> {
+        let paused = self.pause_and(lock, true, patience)?;
+        if !paused.closed {
+            let text = "the process is of an earlier release and cannot close its images in a pause";
+            return Err(Failure::new(FailureKind::Unsupported, text).into());
+        }
+        Ok(paused)
+    }
+
+    fn pause_and(
+        &mut self,
+        lock: Option<PathBuf>,
+        close: bool,
+        patience: Duration,
+    ) -> Result<Paused> {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         // It is told how long it may take, and has a second to say so.
-        self.call(Command::Pause { milliseconds, lock }, patience + Duration::from_secs(1))
+        let patience = patience + Duration::from_secs(1);
+        self.call(Command::Pause { milliseconds, lock, close }, patience)
+    }
+
+    /// See [`Command::Merge`].
+    pub fn merge(&mut self, rate: Option<u64>, patience: Duration) -> Result<()> {
+        self.call::<Value>(Command::Merge { rate }, patience).map(drop)
+    }
+
+    /// See [`Command::Merging`].
+    pub fn merging(&mut self, patience: Duration) -> Result<Merging> {
+        self.call(Command::Merging, patience)
+    }
+
+    /// See [`Command::Converge`].
+    pub fn converge(&mut self, lock: Option<PathBuf>, patience: Duration) -> Result<Paused> {
+        let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let patience = patience + Duration::from_secs(1);
+        self.call(Command::Converge { milliseconds, lock }, patience)
+    }
+
+    /// See [`Command::CancelMerge`].
+    pub fn cancel_merge(&mut self, patience: Duration) -> Result<()> {
+        self.call::<Value>(Command::CancelMerge, patience).map(drop)
     }
 
     /// See [`Command::Refresh`].
@@ -281,6 +325,36 @@ impl Client {
     /// See [`Command::Limit`].
     pub fn limit(&mut self, limits: Limits, patience: Duration) -> Result<()> {
         self.call::<Value>(Command::Limit(limits), patience).map(drop)
+    }
+
+    /// See [`Command::MirrorStart`].
+    pub fn mirror_start(&mut self, asked: MirrorStart, patience: Duration) -> Result<MirrorStatus> {
+        self.call(Command::MirrorStart(asked), patience)
+    }
+
+    /// See [`Command::MirrorRate`].
+    pub fn mirror_rate(&mut self, rate: Option<u64>, patience: Duration) -> Result<MirrorStatus> {
+        self.call(Command::MirrorRate { rate }, patience)
+    }
+
+    /// See [`Command::MirrorSwitch`].
+    pub fn mirror_switch(&mut self, asked: MirrorSwitch, patience: Duration) -> Result<Moved> {
+        self.call(Command::MirrorSwitch(asked), patience)
+    }
+
+    /// See [`Command::MirrorCancel`].
+    pub fn mirror_cancel(&mut self, patience: Duration) -> Result<()> {
+        self.call::<Value>(Command::MirrorCancel, patience).map(drop)
+    }
+
+    /// See [`Command::Listen`].
+    pub fn listen(&mut self, asked: Listen, patience: Duration) -> Result<RemoteStatus> {
+        self.call(Command::Listen(asked), patience)
+    }
+
+    /// See [`Command::Unlisten`].
+    pub fn unlisten(&mut self, patience: Duration) -> Result<()> {
+        self.call::<Value>(Command::Unlisten, patience).map(drop)
     }
 
     /// See [`Command::End`]: when it answers, the process is gone.

@@ -5,6 +5,8 @@
 //! 3. [`client`]: finds, starts, tells and ends processes; the control plane uses it.
 //! 4. [`served`]: the disk of this process: attached, active, paused.
 //! 5. [`process`]: this process from its first line to its last.
+//! 6. [`mirroring`]: a mirror of the disk, and its move to another place.
+//! 7. [`remote`]: the disk for other hosts.
 //!
 //! # Who decides when the one who paused is gone
 //!
@@ -18,8 +20,10 @@
 
 pub mod client;
 mod inherit;
+pub mod mirroring;
 pub mod process;
 pub mod protocol;
+pub mod remote;
 pub mod run;
 pub mod served;
 mod server;

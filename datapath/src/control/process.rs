@@ -189,8 +189,10 @@ fn managed(place: &Place, how: How) -> ExitCode {
         }
     }
     tracing::info!(name, "ends");
-    // What could not be put into the image is there for the next process.
-    let gone = if place.has_pending() { place.clear_sockets() } else { place.remove() };
+    // What could not be put into the image is there for the next process, and so is where the disk
+    // went, if nobody has been told.
+    let kept = place.has_pending() || place.moved().is_some();
+    let gone = if kept { place.clear_sockets() } else { place.remove() };
     drop(lock);
     match gone {
         Ok(()) => ExitCode::SUCCESS,

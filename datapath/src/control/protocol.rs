@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::mirroring::{MirrorPhase, MirrorStart, MirrorStatus, MirrorSwitch, Moved};
+pub use super::remote::{Credentials, Listen, RemoteStatus};
 use crate::disk::{Kind, Limits, Plan, Stats};
 
 /// The version of the protocol.
@@ -67,7 +69,33 @@ pub enum Command {
         /// and decides by itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lock: Option<PathBuf>,
+        /// Closes the images too and unlocks the leaf, so that whoever holds `lock` may rewrite any
+        /// of them. They are opened anew by [`Command::Refresh`], of the same plan too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        close: bool,
     },
+    /// Begins to merge the leaf into its parent while it is served. Whoever says so has made sure
+    /// that nobody else uses the parent, and that it is as large as the leaf. The merge is this
+    /// connection's: it is given up when that ends, and when anything else changes what is served.
+    Merge {
+        /// Bytes per second that are copied at most; what clients write is not counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate: Option<u64>,
+    },
+    /// How far the merge is: answered with [`Merging`].
+    Merging,
+    /// Pauses the disk with the parent complete, durable and closed. Whoever says so gives the
+    /// parent the leaf's name then, and has the disk go over with [`Command::Refresh`]. As for
+    /// [`Command::Pause`] else. Refused unless the merge is ready.
+    Converge {
+        /// How long to wait for requests that are under way.
+        milliseconds: u64,
+        /// As in [`Command::Pause`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lock: Option<PathBuf>,
+    },
+    /// Gives the merge of this connection up; none is fine.
+    CancelMerge,
     /// Goes over to other images: those of the plan, or the same ones changed. Within a pause of
     /// this connection, or with one of its own.
     Refresh {
@@ -78,6 +106,24 @@ pub enum Command {
     Resume,
     /// Sets the limits; absent ones are lifted.
     Limit(Limits),
+    /// Begins to copy the disk to another place while it is used. Answered with [`MirrorStatus`];
+    /// [`Status::mirror`] tells how far it is. To the same target again is done already.
+    MirrorStart(MirrorStart),
+    /// Sets the limit of the copy; absent, it is lifted. Answered with [`MirrorStatus`].
+    MirrorRate {
+        /// Bytes per second.
+        #[serde(default)]
+        rate: Option<u64>,
+    },
+    /// Ends this disk in favour of the mirror's target. Answered with [`Moved`], also when that is
+    /// done already. After a failure this is the disk as before.
+    MirrorSwitch(MirrorSwitch),
+    /// Ends the mirror. None there is done already.
+    MirrorCancel,
+    /// Serves the disk to other hosts. Answered with [`RemoteStatus`].
+    Listen(Listen),
+    /// Does not serve other hosts any more, and sends them away. Done already is done.
+    Unlisten,
     /// Deactivates, removes the run directory and ends the process.
     End,
     /// Anything of a later release.
@@ -129,8 +175,22 @@ pub enum FailureKind {
     NotPaused,
     /// Somebody else has paused it, or requests did not end in time.
     Busy,
-    /// Another process has the leaf open for writing.
+    /// Another process has the leaf open for writing, or what was asked for is taken.
     InUse,
+    /// What was asked for makes no sense: an address, or a file of a certificate.
+    Invalid,
+    /// The target of a mirror cannot be reached.
+    Unreachable,
+    /// The target of a mirror cannot be written, or is the disk itself.
+    Refused,
+    /// The target of a mirror is smaller than the disk.
+    TooSmall,
+    /// There is no mirror, or it cannot be switched to now.
+    NotReady,
+    /// The target of a mirror is not the same as the disk.
+    Differs,
+    /// The disk was moved to another place.
+    Moved,
     /// An image is not there.
     NotFound,
     /// An image cannot be trusted.
@@ -149,6 +209,47 @@ pub enum FailureKind {
 pub struct Paused {
     /// How long it took until nothing was under way any more, milliseconds.
     pub milliseconds: u64,
+    /// Whether the images are closed: a process of an earlier release does not know how.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+/// Answer to [`Command::Merging`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merging {
+    /// Where it is.
+    pub phase: MergePhase,
+    /// Why it failed or is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Bytes that there were to copy, as far as they have been counted.
+    #[serde(default)]
+    pub total: u64,
+    /// Bytes copied, including those that were copied again.
+    #[serde(default)]
+    pub copied: u64,
+    /// Bytes to be copied still.
+    #[serde(default)]
+    pub remaining: u64,
+}
+
+/// Where a merge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergePhase {
+    /// This connection has none, or it was given up because of something else.
+    None,
+    /// Something is still to be copied.
+    Copying,
+    /// The parent lacks only what is in flight: it can converge.
+    Ready,
+    /// The parent failed, and is tried again.
+    Retrying,
+    /// The parent failed, and the merge is over.
+    Failed,
+    /// Any phase of a later release.
+    #[serde(other)]
+    Other,
 }
 
 /// Answer to [`Command::Status`].
@@ -184,6 +285,15 @@ pub struct Status {
     /// What it may do in a second.
     #[serde(default)]
     pub limits: Limits,
+    /// How far its mirror is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorStatus>,
+    /// Where it went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
+    /// How other hosts reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<RemoteStatus>,
 }
 
 /// What the process does.
@@ -198,6 +308,9 @@ pub enum State {
     Paused,
     /// Requests wait, whoever paused it is gone, and the images are not there as a whole.
     Waiting,
+    /// The disk was moved to another place: no image is open, clients are sent away, and it will
+    /// not be active here again.
+    Moved,
     /// Any state of a later release.
     #[serde(other)]
     Other,
@@ -300,7 +413,7 @@ mod tests {
         let request: Request =
             serde_json::from_str(r#"{"version":1,"id":7,"command":"pause","milliseconds":50}"#)
                 .unwrap();
-        let command = Command::Pause { milliseconds: 50, lock: None };
+        let command = Command::Pause { milliseconds: 50, lock: None, close: false };
         assert_eq!(request, Request { version: 1, id: 7, command });
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(text, r#"{"version":1,"id":7,"command":"pause","milliseconds":50}"#);

@@ -8,6 +8,7 @@
 //!   control    socket for the control plane
 //!   nbd        socket for the clients
 //!   pending.*  what must be redone if the process is killed
+//!   moved.json where the disk went, if it did
 //!   log        its standard error
 //! ```
 //!
@@ -18,13 +19,15 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+
+use super::mirroring::Moved;
 
 /// Longest path of a socket, bytes: `sun_path` has 108 with the NUL at its end.
 pub const LONGEST_SOCKET_PATH: usize = 107;
@@ -244,6 +247,48 @@ impl Place {
         self.0.join("log")
     }
 
+    fn moved_file(&self) -> PathBuf {
+        self.0.join("moved.json")
+    }
+
+    /// Where the disk went, if a process has recorded that it did. A record that cannot be read is
+    /// one of a disk that went nobody knows where.
+    pub fn moved(&self) -> Option<Moved> {
+        let unknown = || Moved {
+            target: "an unknown place".to_owned(),
+            verified: false,
+            time: 0,
+            milliseconds: 0,
+        };
+        match std::fs::read(self.moved_file()) {
+            Ok(text) => Some(serde_json::from_slice(&text).unwrap_or_else(|_| unknown())),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(_) => self.exists().then(unknown),
+        }
+    }
+
+    /// Records that the disk is in another place from now on. After a failure it is not.
+    pub(super) fn write_moved(&self, moved: &Moved) -> Result<(), Error> {
+        let (path, new) = (self.moved_file(), self.0.join("moved.new"));
+        let text = serde_json::to_vec_pretty(moved).unwrap_or_default();
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(Error::io(&path, "write"))?;
+        // Of use where the directory does not live in memory. The record is there in any case.
+        let _ = File::open(&self.0).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+
+    /// Removes the record of a move: somebody else knows it now, or wants the old disk back.
+    pub fn forget_moved(&self) -> Result<(), Error> {
+        remove(&self.0.join("moved.new"))?;
+        remove(&self.moved_file())
+    }
+
     fn process_file(&self) -> PathBuf {
         self.0.join("process")
     }
@@ -329,6 +374,7 @@ impl Place {
         for path in self.pending_files() {
             remove(&path)?;
         }
+        self.forget_moved()?;
         for path in [self.plan(), self.log(), self.0.join("lock")] {
             remove(&path)?;
         }

@@ -12,9 +12,11 @@ use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::mirroring::Mirroring;
 use super::protocol::{
     Command, Failure, FailureKind, Paused as PausedReply, State, Statistics, Status, VERSION,
 };
+use super::remote::Remote;
 use super::run::Place;
 use super::server::Handler;
 use crate::disk::{Drive, Format, Layer, Limits, Options, Paused, Plan};
@@ -32,7 +34,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 const BURIAL: Duration = Duration::from_secs(1);
 
 /// How long clients may take to leave.
-const LEAVE: Duration = Duration::from_secs(10);
+pub(super) const LEAVE: Duration = Duration::from_secs(10);
 
 /// Most images of a chain; as [`vhd::tree::MAX_DEPTH`].
 const MOST_IMAGES: usize = vhd::tree::MAX_DEPTH;
@@ -48,7 +50,7 @@ pub struct How {
 
 /// The disk of a process.
 pub struct Served {
-    place: Place,
+    pub(super) place: Place,
     how: How,
     /// Who has the clients; there before anybody can come.
     server: OnceLock<Server>,
@@ -58,41 +60,47 @@ pub struct Served {
     view: Mutex<View>,
     /// Told when [`Handler::ended`] was called.
     end: (Mutex<bool>, Condvar),
+    pub(super) mirroring: Mirroring,
+    pub(super) remote: Remote,
 }
 
 #[derive(Default)]
-struct Inner {
-    active: Option<Active>,
+pub(super) struct Inner {
+    pub(super) active: Option<Active>,
 }
 
-struct Active {
-    drive: Arc<Drive>,
-    pause: Option<Pause>,
+pub(super) struct Active {
+    pub(super) drive: Arc<Drive>,
+    pub(super) pause: Option<Pause>,
 }
 
-struct Pause {
+pub(super) struct Pause {
     /// The connection; none when it has ended.
-    owner: Option<u64>,
+    pub(super) owner: Option<u64>,
     lock: Option<PathBuf>,
     paused: Paused,
 }
 
-struct View {
-    state: State,
-    epoch: u64,
-    drive: Option<Arc<Drive>>,
+pub(super) struct View {
+    pub(super) state: State,
+    pub(super) epoch: u64,
+    pub(super) drive: Option<Arc<Drive>>,
 }
 
 impl Served {
     /// A disk that is attached, in a place whose lock is held.
     pub fn new(place: Place, how: How) -> Arc<Self> {
+        let mirroring = Mirroring::of(&place);
+        let state = if mirroring.moved().is_some() { State::Moved } else { State::Attached };
         let served = Arc::new(Self {
             place,
             how,
             server: OnceLock::new(),
             inner: Mutex::default(),
-            view: Mutex::new(View { state: State::Attached, epoch: 0, drive: None }),
+            view: Mutex::new(View { state, epoch: 0, drive: None }),
             end: (Mutex::new(false), Condvar::new()),
+            mirroring,
+            remote: Remote::default(),
         });
         let exports = Arc::clone(&served) as Arc<dyn Exports>;
         let _ = served.server.set(Server::new(exports, nbd::Limits::default()));
@@ -125,15 +133,15 @@ impl Served {
         self.end.1.notify_all();
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn view(&self) -> MutexGuard<'_, View> {
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show(&self, state: State) {
+    pub(super) fn show(&self, state: State) {
         self.view().state = state;
     }
 
@@ -143,6 +151,8 @@ impl Served {
             (view.state, view.epoch, view.drive.clone())
         };
         let limits = drive.as_ref().map(|drive| drive.limits()).unwrap_or_default();
+        let remote = self.remote.status(&self.place.name());
+        let near = self.server.get().map_or(0, |server| server.connections().len() as u64);
         Status {
             protocol: VERSION,
             release: env!("CARGO_PKG_VERSION").to_owned(),
@@ -153,17 +163,21 @@ impl Served {
             plan: drive.as_ref().map(|drive| drive.plan()),
             size: drive.as_ref().map_or(0, |drive| drive.size()),
             epoch,
-            connections: self.server.get().map_or(0, |server| server.connections().len() as u64),
+            connections: near + remote.as_ref().map_or(0, |remote| remote.connections),
             statistics: drive
                 .as_ref()
                 .map(|drive| Statistics::from(&drive.stats()))
                 .unwrap_or_default(),
             limits,
+            mirror: self.mirroring.status(),
+            moved: self.mirroring.moved(),
+            remote,
         }
     }
 
     /// Opens the images of a plan and serves them.
     pub fn activate(&self, plan: &Plan, epoch: u64) -> Result<(), Failure> {
+        self.mirroring.refuse_moved()?;
         let mut inner = self.inner();
         if let Some(active) = &inner.active {
             let served = active.drive.plan();
@@ -204,15 +218,21 @@ impl Served {
         // A client whose request waits in a pause would never leave.
         active.pause = None;
         active.drive.set_limits(Limits::default());
-        if let Some(server) = self.server.get() {
-            // By either of its names. One that does not leave finds the disk closed.
+        self.mirroring.end();
+        self.send_away(LEAVE);
+        active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))
+    }
+
+    /// Ends the connections of clients. One that does not leave finds the disk closed.
+    pub(super) fn send_away(&self, patience: Duration) {
+        for server in self.server.get().cloned().into_iter().chain(self.remote.server()) {
+            // By either of its names.
             for name in [self.place.name().as_str(), ""] {
-                if !server.close_export(name, LEAVE) {
+                if !server.close_export(name, patience) && !patience.is_zero() {
                     tracing::warn!("a client does not leave");
                 }
             }
         }
-        active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))
     }
 
     fn pause(
@@ -373,11 +393,31 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
+            Command::MirrorStart(asked) => value(&self.mirror_start(&asked)?),
+            Command::MirrorRate { rate } => value(&self.mirror_rate(rate)?),
+            Command::MirrorSwitch(asked) => value(&self.mirror_switch(asked)?),
+            Command::MirrorCancel => {
+                let cancelled = self.mirror_cancel(connection)?;
+                Ok(json!({"cancelled": cancelled}))
+            }
+            Command::Listen(asked) => value(&self.serve_others(&asked)?),
+            Command::Unlisten => {
+                self.remote.end();
+                Ok(nothing(()))
+            }
             // After the second the server ends this process.
             Command::Deactivate | Command::End => {
                 let mut inner = self.inner();
                 refuse_other_pause(&inner, connection)?;
-                self.deactivate(&mut inner).map(nothing)
+                self.deactivate(&mut inner)?;
+                if command == Command::End {
+                    self.remote.end();
+                    // Whoever ends it has been told where the disk went; a signal tells nobody.
+                    self.place.forget_moved().map_err(|error| {
+                        Failure::new(FailureKind::Storage, error.to_string())
+                    })?;
+                }
+                Ok(nothing(()))
             }
             Command::Unknown => Err(Failure::new(
                 FailureKind::Unsupported,
@@ -470,7 +510,7 @@ fn sync_folder_of(path: &Path) {
     }
 }
 
-fn failure(error: &Error) -> Failure {
+pub(super) fn failure(error: &Error) -> Failure {
     let kind = match error.errno {
         Errno::NoSpace => FailureKind::NoSpace,
         Errno::NotPermitted => FailureKind::InUse,
@@ -479,11 +519,11 @@ fn failure(error: &Error) -> Failure {
     Failure::new(kind, &error.what)
 }
 
-fn not_active() -> Failure {
+pub(super) fn not_active() -> Failure {
     Failure::new(FailureKind::NotActive, "the disk is not active")
 }
 
-fn paused_by_another() -> Failure {
+pub(super) fn paused_by_another() -> Failure {
     Failure::new(FailureKind::Busy, "the disk is paused by somebody else")
 }
 

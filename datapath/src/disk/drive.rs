@@ -1,17 +1,17 @@
 //! A disk that is in use: what clients ask for, and what is changed underneath.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use super::chain::Chain;
-use super::gate::{Gate, LongPass, NotClosed, Pass, Shut};
+use super::gate::{Gate, NotClosed, Pass, Shut};
 use super::limit::{Limiter, Limits};
+use super::paused::{Paused, Prepared};
 use super::plan::Plan;
+use super::publisher::Publisher;
 use super::stats::{Kind, Meter, Stats};
-use super::watch::{Change, Ticket, Watcher};
+use super::watch::{Change, Ticket, Watcher, WatcherId, Watchers};
 use crate::error::{Errno, Error, Result};
 use crate::export::{Export, Extent, Mapped, Transfer, Zeroes};
 
@@ -44,69 +44,58 @@ impl Default for Options {
     }
 }
 
-/// Names a watcher of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WatcherId(u64);
-
-#[derive(Clone, Default)]
-struct Watchers {
-    all: Vec<(WatcherId, Arc<dyn Watcher>)>,
-    /// Those that want to know all of a change.
-    whole: bool,
-    next: u64,
-}
-
-impl Watchers {
-    fn touched(&self, offset: u64, length: u64) {
-        for (_, watcher) in self.all.iter().filter(|(_, watcher)| watcher.only_ranges()) {
-            watcher.touched(offset, length);
-        }
-    }
-
-    fn count(&mut self) {
-        self.whole = self.all.iter().any(|(_, watcher)| !watcher.only_ranges());
-    }
-}
-
 /// What is exchanged while the gate is closed.
-struct Underneath {
-    chain: Arc<Chain>,
-    watchers: Watchers,
+pub(super) struct Underneath {
+    /// None while the files are closed, which they are only in a pause.
+    chain: Option<Arc<Chain>>,
+    /// Of the chain; while there is none, of the last one.
+    plan: Plan,
+    size: u64,
+    leaf_id: (u64, u64),
+    pub(super) watchers: Watchers,
+}
+
+impl Underneath {
+    fn new(chain: Arc<Chain>) -> Self {
+        let (plan, size, leaf_id) = (chain.plan().clone(), chain.size(), chain.leaf_id());
+        Self { chain: Some(chain), plan, size, leaf_id, watchers: Watchers::default() }
+    }
+
+    pub(super) fn chain(&self) -> Result<&Arc<Chain>> {
+        self.chain.as_ref().ok_or_else(|| Error::new(Errno::Shutdown, "the files are closed"))
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The files that are open; none in a pause that has closed them.
+    pub(super) fn open_chain(&self) -> Option<&Arc<Chain>> {
+        self.chain.as_ref()
+    }
+
+    pub(super) fn set_chain(&mut self, chain: Option<Arc<Chain>>) {
+        if let Some(chain) = &chain {
+            let grown = chain.size() != self.size;
+            self.plan.clone_from(chain.plan());
+            (self.size, self.leaf_id) = (chain.size(), chain.leaf_id());
+            if grown {
+                self.watchers.resized(self.size);
+            }
+        }
+        self.chain = chain;
+    }
 }
 
 /// A disk in use. See the module.
 pub struct Drive {
-    gate: Gate,
+    pub(super) gate: Gate,
     underneath: RwLock<Underneath>,
     meter: Arc<Meter>,
     limiter: Limiter,
-    options: Options,
-    read_only: bool,
-    publisher: Publisher,
-}
-
-/// Files that are open and ready to take the place of those in use.
-pub struct Prepared {
-    chain: Arc<Chain>,
-}
-
-/// A disk whose requests wait. All that was answered is in the files, and durable. Dropping this
-/// lets the requests go on.
-pub struct Paused {
-    drive: Arc<Drive>,
-}
-
-/// The thread that publishes now and then.
-#[derive(Default)]
-struct Publisher {
-    wake: Arc<(Mutex<Wake>, Condvar)>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Default)]
-struct Wake {
-    soon: bool,
-    stop: bool,
+    pub(super) options: Options,
+    pub(super) read_only: bool,
+    pub(super) publisher: Publisher,
 }
 
 impl Drive {
@@ -118,7 +107,7 @@ impl Drive {
         chain.begin(&options)?;
         let drive = Arc::new(Self {
             gate: Gate::new(),
-            underneath: RwLock::new(Underneath { chain, watchers: Watchers::default() }),
+            underneath: RwLock::new(Underneath::new(chain)),
             meter: Arc::new(Meter::new()),
             limiter: Limiter::default(),
             options,
@@ -126,28 +115,32 @@ impl Drive {
             publisher: Publisher::default(),
         });
         if !plan.read_only {
-            drive.publisher.start(&drive)?;
+            drive.publisher.start(&drive, drive.options.publish_after)?;
         }
         Ok(drive)
     }
 
-    fn underneath(&self) -> RwLockReadGuard<'_, Underneath> {
+    pub(super) fn underneath(&self) -> RwLockReadGuard<'_, Underneath> {
         self.underneath.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn underneath_to_change(&self) -> RwLockWriteGuard<'_, Underneath> {
+        self.underneath.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The plan that is served now.
     pub fn plan(&self) -> Plan {
-        self.underneath().chain.plan().clone()
+        self.underneath().plan.clone()
     }
 
     /// Device and inode number of the leaf that is open.
     pub fn leaf_id(&self) -> (u64, u64) {
-        self.underneath().chain.leaf_id()
+        self.underneath().leaf_id
     }
 
     /// Whether data goes past the system's page cache.
     pub fn is_direct(&self) -> bool {
-        self.underneath().chain.is_direct()
+        self.underneath().chain().is_ok_and(|chain| chain.is_direct())
     }
 
     /// What clients have asked for since the disk was opened.
@@ -168,34 +161,36 @@ impl Drive {
     /// Opens the files of another plan, without stopping anybody. Files that are in use already are
     /// taken as they are, where nobody can have changed them.
     pub fn prepare(&self, plan: &Plan) -> Result<Prepared> {
-        let chain = self.underneath().chain.clone();
+        let (chain, size) = {
+            let underneath = self.underneath();
+            (underneath.chain.clone(), underneath.size)
+        };
         if plan.read_only != self.read_only {
             return Err(Error::new(
                 Errno::Invalid,
                 "a disk stays read-only, or writable, as long as it is open",
             ));
         }
-        let new = Chain::open(plan, &self.options, Some(chain.as_ref()))?;
-        if new.size() < chain.size() {
-            let what =
-                format!("a disk of {} bytes cannot become one of {}", chain.size(), new.size());
+        let new = Chain::open(plan, &self.options, chain.as_deref())?;
+        if new.size() < size {
+            let what = format!("a disk of {size} bytes cannot become one of {}", new.size());
             return Err(Error::new(Errno::Invalid, what));
         }
-        Ok(Prepared { chain: Arc::new(new) })
+        Ok(Prepared::new(new))
     }
 
     /// Stops taking requests, waits for those under way, and makes all that was answered durable.
     /// Fails at the deadline, and the disk goes on as before.
     pub fn pause(self: &Arc<Self>, deadline: Instant) -> Result<Paused> {
         self.close_gate(deadline)?;
-        let paused = Paused { drive: self.clone() };
+        let paused = Paused::of(self.clone());
         if !self.read_only {
-            self.underneath().chain.flush()?;
+            self.underneath().chain()?.flush()?;
         }
         Ok(paused)
     }
 
-    fn close_gate(&self, deadline: Instant) -> Result<()> {
+    pub(super) fn close_gate(&self, deadline: Instant) -> Result<()> {
         self.gate.close(deadline).map_err(|error| match error {
             NotClosed::Taken => Error::new(Errno::Io, "the disk is paused by somebody else"),
             NotClosed::Busy(inside) => {
@@ -209,7 +204,7 @@ impl Drive {
     /// ended.
     pub fn add_watcher(&self, watcher: Arc<dyn Watcher>, deadline: Instant) -> Result<WatcherId> {
         self.close_gate(deadline)?;
-        let id = self.put_watcher(watcher);
+        let id = self.underneath_to_change().watchers.add(watcher);
         self.gate.open();
         Ok(id)
     }
@@ -217,38 +212,23 @@ impl Drive {
     /// When this returns, the watcher is not called any more. One that is not there is no error.
     pub fn remove_watcher(&self, id: WatcherId, deadline: Instant) -> Result<()> {
         self.close_gate(deadline)?;
-        self.take_watcher(id);
+        self.underneath_to_change().watchers.remove(id);
         self.gate.open();
         Ok(())
     }
 
-    fn put_watcher(&self, watcher: Arc<dyn Watcher>) -> WatcherId {
-        let mut underneath = self.underneath.write().unwrap_or_else(PoisonError::into_inner);
-        let watchers = &mut underneath.watchers;
-        let id = WatcherId(watchers.next);
-        watchers.next += 1;
-        watchers.all.push((id, watcher));
-        watchers.count();
-        id
-    }
-
-    fn take_watcher(&self, id: WatcherId) {
-        let mut underneath = self.underneath.write().unwrap_or_else(PoisonError::into_inner);
-        underneath.watchers.all.retain(|(other, _)| *other != id);
-        underneath.watchers.count();
-    }
 
     /// As [`Export::read`], for work of our own: not counted and not limited.
     pub fn read_aside(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let _pass = self.enter()?;
-        self.underneath().chain.read(offset, buf)
+        self.underneath().chain()?.read(offset, buf)
     }
 
     /// What of a range the leaf itself has, for somebody who merges it: lengths in order that
     /// cover the range, and whether the leaf has it or leaves it to the files below.
     pub fn held_by_leaf(&self, offset: u64, length: u64) -> Result<Vec<(u64, bool)>> {
         let _pass = self.enter()?;
-        self.underneath().chain.held_by_leaf(offset, length)
+        self.underneath().chain()?.held_by_leaf(offset, length)
     }
 
     /// As [`Export::write`], for work of our own: not counted, not limited, not watched.
@@ -256,8 +236,9 @@ impl Drive {
         let _pass = self.enter()?;
         self.writable()?;
         let underneath = self.underneath();
-        underneath.chain.write(offset, buf)?;
-        self.mind_memory(&underneath.chain);
+        let chain = underneath.chain()?;
+        chain.write(offset, buf)?;
+        self.mind_memory(chain);
         Ok(())
     }
 
@@ -266,8 +247,9 @@ impl Drive {
         let _pass = self.enter()?;
         self.writable()?;
         let underneath = self.underneath();
-        underneath.chain.zero(offset, length, keep_space)?;
-        self.mind_memory(&underneath.chain);
+        let chain = underneath.chain()?;
+        chain.zero(offset, length, keep_space)?;
+        self.mind_memory(chain);
         Ok(())
     }
 
@@ -277,10 +259,16 @@ impl Drive {
     /// other failure it stays closed.
     pub fn close(&self, deadline: Instant) -> Result<()> {
         self.limiter.set(Limits::default());
+        if self.underneath().chain.is_none() {
+            // Whoever has closed the files has made all durable, and nobody wrote since.
+            self.gate.shut();
+            self.publisher.stop();
+            return Ok(());
+        }
         self.close_gate(deadline)?;
         self.gate.shut();
         self.publisher.stop();
-        if self.read_only { Ok(()) } else { self.underneath().chain.close() }
+        if self.read_only { Ok(()) } else { self.underneath().chain()?.close() }
     }
 
     fn enter(&self) -> Result<Pass<'_>> {
@@ -321,7 +309,7 @@ impl Drive {
         run: impl FnOnce(&Chain) -> Result<()>,
     ) -> Result<()> {
         self.writable()?;
-        let (chain, watchers) = (&underneath.chain, &underneath.watchers);
+        let (chain, watchers) = (underneath.chain()?, &underneath.watchers);
         let result = if watchers.all.is_empty() {
             run(chain)
         } else {
@@ -337,6 +325,16 @@ impl Drive {
         self.mind_memory(chain);
         result?;
         if durable { flush(underneath) } else { Ok(()) }
+    }
+
+    /// Puts new metadata into the leaf, unless the disk is paused: a pause has done that, and
+    /// nothing is to be written during it.
+    pub(super) fn publish(&self) -> Result<()> {
+        let Some(pass) = self.gate.try_enter() else { return Ok(()) };
+        let chain = self.underneath().chain()?.clone();
+        let result = chain.publish();
+        drop(pass);
+        result
     }
 
     /// Has metadata published early when there is much of it.
@@ -357,9 +355,8 @@ impl Drive {
         if write && underneath.watchers.whole {
             return Mapped::NotSimple;
         }
-        let Some((pieces, chain_held)) = underneath.chain.map(offset, length, write) else {
-            return Mapped::NotSimple;
-        };
+        let mapped = underneath.chain().ok().and_then(|chain| chain.map(offset, length, write));
+        let Some((pieces, chain_held)) = mapped else { return Mapped::NotSimple };
         if write {
             underneath.watchers.touched(offset, length);
         }
@@ -386,7 +383,7 @@ impl Drop for Counted {
 }
 
 fn flush(underneath: &Underneath) -> Result<()> {
-    underneath.chain.flush()?;
+    underneath.chain()?.flush()?;
     underneath.watchers.all.iter().try_for_each(|(_, watcher)| watcher.flushed())
 }
 
@@ -396,7 +393,7 @@ fn shut() -> Error {
 
 impl Export for Drive {
     fn size(&self) -> u64 {
-        self.underneath().chain.size()
+        self.underneath().size
     }
 
     fn read_only(&self) -> bool {
@@ -404,7 +401,7 @@ impl Export for Drive {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.request(Kind::Read, buf.len() as u64, |under| under.chain.read(offset, buf))
+        self.request(Kind::Read, buf.len() as u64, |under| under.chain()?.read(offset, buf))
     }
 
     fn write(&self, offset: u64, buf: &[u8], durable: bool) -> Result<()> {
@@ -428,7 +425,7 @@ impl Export for Drive {
     fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes) -> Result<()> {
         self.request(Kind::Zeroes, length, |under| {
             let keep_space = how.keep_space;
-            if how.only_if_fast && (keep_space || !under.chain.zeroes_are_fast()) {
+            if how.only_if_fast && (keep_space || !under.chain()?.zeroes_are_fast()) {
                 let what = "zeros are not faster than data here";
                 return Err(Error::new(Errno::NotSupported, what));
             }
@@ -445,7 +442,7 @@ impl Export for Drive {
         into: &mut Vec<Extent>,
     ) -> Result<()> {
         let _pass = self.enter()?;
-        self.underneath().chain.extents(offset, length, limit, into)
+        self.underneath().chain()?.extents(offset, length, limit, into)
     }
 
     fn map_read(&self, offset: u64, length: u64) -> Mapped {
@@ -457,158 +454,8 @@ impl Export for Drive {
     }
 }
 
-impl Prepared {
-    /// Takes the files of another drive, which is closed to everybody by this: it ends its
-    /// requests first, until the deadline. For a drive whose files are to be served under the name
-    /// of another one, such as the parent that a leaf was merged into.
-    pub fn from_drive(drive: &Drive, deadline: Instant) -> Result<Self> {
-        drive.close_gate(deadline)?;
-        drive.gate.shut();
-        drive.publisher.stop();
-        let chain = drive.underneath().chain.clone();
-        if !drive.read_only {
-            chain.flush()?;
-        }
-        Ok(Self { chain })
-    }
-}
-
-impl Paused {
-    /// The disk that is paused.
-    pub fn drive(&self) -> &Arc<Drive> {
-        &self.drive
-    }
-
-    /// Serves other files from now on. The old leaf is not written any more, and unlocked. After an
-    /// error the old ones are served as before when this is dropped.
-    pub fn replace(&self, prepared: Prepared) -> Result<()> {
-        let drive = &self.drive;
-        let mut underneath = drive.underneath.write().unwrap_or_else(PoisonError::into_inner);
-        let (old, new) = (underneath.chain.clone(), prepared.chain);
-        if new.size() < old.size() || new.plan().read_only != drive.read_only {
-            return Err(Error::new(Errno::Invalid, "not a successor of the disk that is paused"));
-        }
-        if !drive.read_only {
-            if new.leaf_id() == old.leaf_id() && !new.is_as_stored()? {
-                let what = "somebody else has written to the leaf";
-                return Err(Error::new(Errno::Io, what));
-            }
-            new.begin(&drive.options)?;
-            // All of it is published since the pause, and nothing was written after.
-            old.retire(&new);
-        }
-        underneath.chain = new;
-        Ok(())
-    }
-
-    /// As [`Drive::add_watcher`], with nothing in between.
-    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) -> WatcherId {
-        self.drive.put_watcher(watcher)
-    }
-
-    /// As [`Drive::remove_watcher`], with nothing in between.
-    pub fn remove_watcher(&self, id: WatcherId) {
-        self.drive.take_watcher(id);
-    }
-
-    /// Makes everything durable again that was written since, by somebody who has the pause.
-    pub fn flush(&self) -> Result<()> {
-        if self.drive.read_only { Ok(()) } else { self.drive.underneath().chain.flush() }
-    }
-
-    /// Reads while nobody writes.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.drive.underneath().chain.read(offset, buf)
-    }
-
-    /// As [`Drive::close`], with nothing in between: requests that wait are refused, for a disk
-    /// that goes on elsewhere.
-    pub fn end(self) -> Result<()> {
-        let drive = &self.drive;
-        drive.gate.shut();
-        drive.publisher.stop();
-        if drive.read_only { Ok(()) } else { drive.underneath().chain.close() }
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        self.drive.gate.open();
-    }
-}
-
-impl Publisher {
-    fn start(&self, drive: &Arc<Drive>) -> Result<()> {
-        let (wake, weak) = (self.wake.clone(), Arc::downgrade(drive));
-        let after = drive.options.publish_after;
-        let thread = std::thread::Builder::new()
-            .name("publisher".to_owned())
-            .spawn(move || publish(&wake, &weak, after))
-            .map_err(|error| Error::io("start a thread", &error))?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Ok(())
-    }
-
-    fn wake(&self) {
-        let mut wake = self.wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !wake.soon {
-            wake.soon = true;
-            self.wake.1.notify_all();
-        }
-    }
-
-    fn stop(&self) {
-        self.wake.0.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.wake.1.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // It ends with what it is doing; a panic there has been printed.
-            let _ = thread.join();
-        }
-    }
-}
-
 impl Drop for Drive {
     fn drop(&mut self) {
         self.publisher.stop();
-    }
-}
-
-fn publish(wake: &(Mutex<Wake>, Condvar), drive: &Weak<Drive>, after: Duration) {
-    let failing = AtomicBool::new(false);
-    loop {
-        let held = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut held, _) = wake
-            .1
-            .wait_timeout_while(held, after, |wake| !wake.soon && !wake.stop)
-            .unwrap_or_else(PoisonError::into_inner);
-        if held.stop {
-            return;
-        }
-        held.soon = false;
-        drop(held);
-        let Some(drive) = drive.upgrade() else { return };
-        // A pause has published, and nothing is to be written during it.
-        let Some(pass) = drive.gate.try_enter() else { continue };
-        let result = drive.publish(pass);
-        // Said once; who flushes is told each time.
-        match result {
-            Ok(()) => failing.store(false, Ordering::Relaxed),
-            Err(error) if !failing.swap(true, Ordering::Relaxed) => {
-                tracing::error!(%error, "metadata cannot be published");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-impl Drive {
-    fn publish(&self, pass: LongPass) -> Result<()> {
-        let chain = self.underneath().chain.clone();
-        let result = chain.publish();
-        drop(pass);
-        result
     }
 }

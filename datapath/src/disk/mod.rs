@@ -14,13 +14,16 @@ mod gate;
 mod level;
 mod limit;
 mod owners;
+mod paused;
 mod plan;
+mod publisher;
 mod stats;
 mod storage;
 mod watch;
 
-pub use drive::{Drive, Options, Paused, Prepared, WatcherId};
+pub use drive::{Drive, Options};
 pub use limit::{Limits, Rate};
+pub use paused::{Paused, Prepared};
 pub use plan::{Format, Layer, Plan};
 pub use stats::{Kind, KindStats, Stats};
-pub use watch::{Change, Ticket, Watcher};
+pub use watch::{Change, Ticket, Watcher, WatcherId};

@@ -1,6 +1,7 @@
 //! Being told what is written to a disk, before and after.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use crate::error::Result;
 
@@ -94,4 +95,50 @@ pub trait Watcher: Send + Sync {
     /// Called before a range is written, of a watcher that [only wants to know
     /// ranges](Watcher::only_ranges). The write may still fail. Must be cheap, and must not wait.
     fn touched(&self, _offset: u64, _length: u64) {}
+
+    /// The disk has another size from now on. No request is under way. Changes behind the old end
+    /// are told from here on, and must be taken.
+    fn resized(&self, _size: u64) {}
+}
+
+/// Names a watcher of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatcherId(u64);
+
+/// Those who watch a disk.
+#[derive(Clone, Default)]
+pub(super) struct Watchers {
+    pub(super) all: Vec<(WatcherId, Arc<dyn Watcher>)>,
+    /// Those that want to know all of a change.
+    pub(super) whole: bool,
+    next: u64,
+}
+
+impl Watchers {
+    pub(super) fn add(&mut self, watcher: Arc<dyn Watcher>) -> WatcherId {
+        let id = WatcherId(self.next);
+        self.next += 1;
+        self.all.push((id, watcher));
+        self.count();
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: WatcherId) {
+        self.all.retain(|(other, _)| *other != id);
+        self.count();
+    }
+
+    pub(super) fn touched(&self, offset: u64, length: u64) {
+        for (_, watcher) in self.all.iter().filter(|(_, watcher)| watcher.only_ranges()) {
+            watcher.touched(offset, length);
+        }
+    }
+
+    pub(super) fn resized(&self, size: u64) {
+        self.all.iter().for_each(|(_, watcher)| watcher.resized(size));
+    }
+
+    fn count(&mut self) {
+        self.whole = self.all.iter().any(|(_, watcher)| !watcher.only_ranges());
+    }
 }

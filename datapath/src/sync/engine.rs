@@ -22,6 +22,8 @@ type Underway = (regions::Ticket, u64, Box<dyn FnOnce() -> Result<(), Failure> +
 
 /// What the threads of a copy share. Handed out as a [`Watcher`] of the source.
 pub struct Copy {
+    /// Bytes of the source at the start.
+    size: u64,
     pub(super) source: Arc<dyn Source>,
     pub(super) target: Arc<dyn Target>,
     pub(super) regions: Regions,
@@ -80,6 +82,7 @@ impl Copy {
         }
         let (underway, answers) = channel();
         let copy = Arc::new(Self {
+            size,
             regions: Regions::new(size),
             in_flight: InFlight::default(),
             throttle: Throttle::new(options.rate),
@@ -416,6 +419,12 @@ impl Watcher for Copy {
         let at = Instant::now();
         self.guest.fetch_add(1, Ordering::Relaxed);
         let range = change.offset()..change.offset() + change.length();
+        if range.end > self.size {
+            // The disk has grown, and the target has no place for it.
+            let what = format!("it has grown beyond {} bytes, to be mirrored anew", self.size);
+            self.source_failed(&Error::new(Errno::Invalid, what));
+            return Ticket::none();
+        }
         let least = self.target.least_block();
         let whole = range.start.is_multiple_of(least)
             && (range.end.is_multiple_of(least) || range.end == self.target.size());
@@ -439,5 +448,10 @@ impl Watcher for Copy {
         if self.options.regard {
             self.latency.count(begun.at.elapsed());
         }
+    }
+
+    fn resized(&self, size: u64) {
+        // The target is as large as the disk was.
+        self.source_failed(&Error::new(Errno::Io, format!("it has {size} bytes now")));
     }
 }

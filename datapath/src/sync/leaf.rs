@@ -186,6 +186,11 @@ impl LeafMerge {
         self.copy.progress()
     }
 
+    /// Device and inode number of the parent.
+    pub fn parent_id(&self) -> (u64, u64) {
+        self.parent.leaf_id()
+    }
+
     /// Another limit for the copy, bytes per second.
     pub fn set_rate(&self, rate: Option<u64>) {
         self.copy.set_rate(rate);
@@ -273,6 +278,16 @@ impl Converged {
     /// The disk that is paused.
     pub fn source(&self) -> Option<&Paused> {
         self.paused.as_ref()
+    }
+
+    /// The pause alone, for who looks himself under which name the leaf is before it ends. None
+    /// after the switch.
+    pub fn into_paused(mut self) -> Option<Paused> {
+        let paused = self.paused.take()?;
+        if let Some(watcher) = self.watcher.take() {
+            paused.remove_watcher(watcher);
+        }
+        Some(paused)
     }
 
     /// Serves the disk by `plan` from now on, whose leaf is the old parent by its new name. After

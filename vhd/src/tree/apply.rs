@@ -39,6 +39,12 @@ use crate::{Disk, Raw, sys};
 /// The store's lock is held all the time. One that is not told to go on, because the caller has
 /// ended, must take that lock itself and look at what is there.
 pub trait Writer {
+    /// It will be told to stop soon. What takes time is done now; nothing is left of that when it
+    /// fails.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Stop. Once stopped, it says so again.
     fn stop(&self) -> Result<()>;
 
@@ -108,6 +114,7 @@ impl Tree {
             .after(op, request.new_metadata);
         let mut change = Change::new(Outcome::Created, node.virtual_size);
         if node.format == Format::Raw {
+            writer.map_or(Ok(()), Writer::prepare)?;
             writer.map_or(Ok(()), Writer::stop)?;
             let tmp = Self::tmp_at(image_name(new, Format::Raw));
             let made = self.clone_raw(&node, &tmp, request.allow_copy, progress);
@@ -122,6 +129,7 @@ impl Tree {
         let mut image = self.open_image(&at, Mode::Read)?;
         if let Some(writer) = writer.filter(|_| image.is_empty()) {
             // What was written may not be in the file before the writer has stopped.
+            writer.prepare()?;
             writer.stop()?;
             image = self.open_image(&at, Mode::Read)?;
         }
@@ -383,6 +391,7 @@ impl Tree {
         let record = Record::new(op, Action::Switch(switch.clone()));
         let prepared = self
             .stage_switch(switch, content, target_doc)
+            .and_then(|()| writer.map_or(Ok(()), Writer::prepare))
             .and_then(|()| self.write_record(&record));
         if let Err(error) = prepared {
             let _ = self.remove_record(op);

@@ -112,6 +112,11 @@ impl Tree {
         Self { store }
     }
 
+    /// What the disks lie in, for whoever keeps something beside them. Changes need the lock.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// What the place is called.
     pub fn path(&self) -> PathBuf {
         self.store.path()

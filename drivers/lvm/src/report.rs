@@ -1,0 +1,212 @@
+//! What `lvm fullreport` says: groups, physical volumes and volumes in one command.
+//!
+//! `lvs` says nothing of a group without volumes, `vgs` nothing of volumes; both at once, each for
+//! one group, would be two commands of the same cost.
+
+use plugin_sdk::{Error, Result};
+use serde::Deserialize;
+
+/// Columns of each part of the report. A column of another part would change the report's type,
+/// which is an error of status 5.
+pub(crate) const COLUMNS: [(&str, &str); 5] = [
+    ("vg", "vg_name,vg_size,vg_free,vg_extent_size,vg_tags,vg_missing_pv_count"),
+    ("pv", "pv_name"),
+    (
+        "lv",
+        "lv_name,lv_uuid,lv_size,lv_attr,lv_tags,lv_health_status,lv_layout,origin,data_percent,\
+         metadata_percent,lv_metadata_size,lv_check_needed",
+    ),
+    // They cannot be left out.
+    ("pvseg", "pvseg_start"),
+    ("seg", "seg_start"),
+];
+
+/// All that lies on the devices that were looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) groups: Vec<Group>,
+    /// Names of physical volumes of no group, which hold no data.
+    pub(crate) orphans: Vec<String>,
+}
+
+/// A volume group.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) name: String,
+    pub(crate) size: u64,
+    pub(crate) free: u64,
+    pub(crate) extent: u64,
+    pub(crate) tags: Vec<String>,
+    /// Physical volumes that are not among the devices.
+    pub(crate) missing: u64,
+    /// Names of the devices; one that is missing is `[unknown]`.
+    pub(crate) devices: Vec<String>,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A logical volume.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Volume {
+    pub(crate) name: String,
+    /// The identity that no rename changes.
+    pub(crate) id: String,
+    pub(crate) size: u64,
+    pub(crate) tags: Vec<String>,
+    /// Empty, or LVM's word for what is wrong.
+    pub(crate) health: String,
+    pub(crate) origin: String,
+    /// Mapped blocks of a thin volume, or used ones of a pool, in ten-thousandths; LVM knows it
+    /// while the volume is active.
+    pub(crate) data: Option<u64>,
+    /// The same of a pool's metadata.
+    pub(crate) metadata: Option<u64>,
+    pub(crate) metadata_size: u64,
+    pub(crate) active: bool,
+    pub(crate) suspended: bool,
+    pub(crate) writable: bool,
+    pub(crate) is_pool: bool,
+    pub(crate) is_thin: bool,
+    pub(crate) needs_check: bool,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    report: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Part {
+    vg: Vec<RawGroup>,
+    pv: Vec<RawDevice>,
+    lv: Vec<RawVolume>,
+}
+
+#[derive(Deserialize)]
+struct RawGroup {
+    vg_name: String,
+    vg_size: String,
+    vg_free: String,
+    vg_extent_size: String,
+    vg_tags: String,
+    vg_missing_pv_count: String,
+}
+
+#[derive(Deserialize)]
+struct RawDevice {
+    pv_name: String,
+}
+
+#[derive(Deserialize)]
+struct RawVolume {
+    lv_name: String,
+    lv_uuid: String,
+    lv_size: String,
+    lv_attr: String,
+    lv_tags: String,
+    lv_health_status: String,
+    lv_layout: String,
+    origin: String,
+    data_percent: String,
+    metadata_percent: String,
+    lv_metadata_size: String,
+    lv_check_needed: String,
+}
+
+impl Report {
+    /// Reads the JSON of `lvm fullreport --reportformat json --units b --nosuffix`.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self> {
+        let document: Document = serde_json::from_slice(json)
+            .map_err(|error| Error::internal("the report of lvm cannot be read").source(&error))?;
+        let mut report = Self::default();
+        for Part { vg, pv, lv } in document.report {
+            let devices: Vec<String> = pv.into_iter().map(|device| device.pv_name).collect();
+            let Some(group) = vg.into_iter().next() else {
+                report.orphans.extend(devices);
+                continue;
+            };
+            report.groups.push(Group {
+                size: number("vg_size", &group.vg_size)?,
+                free: number("vg_free", &group.vg_free)?,
+                extent: number("vg_extent_size", &group.vg_extent_size)?.max(512),
+                missing: number("vg_missing_pv_count", &group.vg_missing_pv_count)?,
+                tags: list(&group.vg_tags),
+                name: group.vg_name,
+                devices,
+                volumes: lv.into_iter().map(Volume::read).collect::<Result<_>>()?,
+            });
+        }
+        Ok(report)
+    }
+}
+
+impl Group {
+    /// The volume of that name.
+    pub(crate) fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    /// A size as the group can have it: whole extents.
+    pub(crate) fn rounded(&self, bytes: u64) -> Option<u64> {
+        bytes.checked_next_multiple_of(self.extent)
+    }
+}
+
+impl Volume {
+    fn read(raw: RawVolume) -> Result<Self> {
+        // lvs(8), "Attributes": type, permissions, allocation, fixed minor, state, open, ...
+        let attribute = |index| raw.lv_attr.as_bytes().get(index).copied().unwrap_or(b'-');
+        let state = attribute(4);
+        let layout: Vec<&str> = raw.lv_layout.split(',').collect();
+        let is_pool = layout.contains(&"pool");
+        Ok(Self {
+            size: number("lv_size", &raw.lv_size)?,
+            data: percent("data_percent", &raw.data_percent)?,
+            metadata: percent("metadata_percent", &raw.metadata_percent)?,
+            metadata_size: match raw.lv_metadata_size.as_str() {
+                "" => 0,
+                text => number("lv_metadata_size", text)?,
+            },
+            // A suspended device is there: `s`, or with a wrong table `S`, `m`, `M`.
+            active: state != b'-' && state != b'X',
+            suspended: matches!(state, b's' | b'S' | b'm' | b'M'),
+            writable: attribute(1) == b'w',
+            is_pool,
+            is_thin: layout.contains(&"thin") && !is_pool,
+            needs_check: raw.lv_check_needed == "check needed",
+            tags: list(&raw.lv_tags),
+            health: raw.lv_health_status,
+            origin: raw.origin,
+            name: raw.lv_name,
+            id: raw.lv_uuid,
+        })
+    }
+
+    /// Bytes that are mapped, while LVM knows it.
+    pub(crate) fn mapped(&self) -> Option<u64> {
+        let bytes = u128::from(self.size) * u128::from(self.data?) / 10_000;
+        u64::try_from(bytes).ok()
+    }
+}
+
+/// A comma is in no tag.
+fn list(text: &str) -> Vec<String> {
+    text.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+}
+
+fn number(column: &str, text: &str) -> Result<u64> {
+    text.parse()
+        .map_err(|_| Error::internal(format!("lvm reports {text:?} as {column}, which is no number")))
+}
+
+/// `12.34` is 1234.
+fn percent(column: &str, text: &str) -> Result<Option<u64>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let part = format!("{part:0<2}");
+    let hundredths = part.get(..2).unwrap_or_default();
+    Ok(Some(number(column, whole)? * 100 + number(column, hundredths)?))
+}
