@@ -26,7 +26,7 @@ fn build() -> PathBuf {
     cargo
         .args(["build", "--quiet", "--bins", "--lib", "--example", "scratch"])
         .args(["-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
-        .args(["-p", "datapath"])
+        .args(["-p", "datapath", "-p", "sm-driver-lvm"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");

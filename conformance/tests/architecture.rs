@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["sm-step", "sm-model", "sm-abi"],
     &["vhd", "lab"],
     &["sm-loader", "plugin-sdk", "datapath"],
-    &["sm-core", "sm-driver-host"],
+    &["sm-core", "sm-driver-host", "array-kit"],
     &["smctl"],
     &["conformance", "xtask"],
 ];
@@ -102,7 +102,7 @@ fn some_crates_stay_behind_their_wall() {
         ("async-ffi", &["sm-abi"]),
         ("libloading", &["sm-loader"]),
         ("rusqlite", &["sm-core"]),
-        ("reqwest", &["plugin-sdk"]),
+        ("reqwest", &["array-kit"]),
         ("clap", &["smctl"]),
     ];
     for (name, package) in workspace() {

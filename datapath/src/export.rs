@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 
@@ -116,6 +117,44 @@ pub trait Export: Send + Sync {
     fn map_write(&self, _offset: u64, _length: u64) -> Mapped {
         Mapped::NotSimple
     }
+
+    /// Waits as long as limits want it, for a read or write of so many bytes that is then done in
+    /// parts, which are neither limited nor counted, and ends with [`Export::count`].
+    fn admit(&self, _bytes: u64) {}
+
+    /// Reads a part of what was admitted.
+    fn read_part(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
+    }
+
+    /// Writes a part of what was admitted.
+    fn write_part(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write(offset, buf, false)
+    }
+
+    /// A part of what was admitted as transfers through the page cache; a write as a single one
+    /// that changes no metadata. Nothing is transferred yet. None where it is more than that, and
+    /// after an error: [`Export::read_part`] or [`Export::write_part`] does it, or tells what is
+    /// wrong. Never waits.
+    fn place_part(&self, _offset: u64, _length: u64, _write: bool) -> Option<Transfer> {
+        None
+    }
+
+    /// A request that was done in parts, or as transfers only, has ended.
+    fn count(&self, _ended: &Ended) {}
+}
+
+/// What came of a request, for statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// It was a write; otherwise a read.
+    pub write: bool,
+    /// Bytes.
+    pub bytes: u64,
+    /// Time that the disk took for it.
+    pub took: Duration,
+    /// Whether it succeeded.
+    pub good: bool,
 }
 
 /// What [`Export::map_read`] and [`Export::map_write`] answer.
@@ -137,6 +176,7 @@ pub struct Transfer {
     /// In the order of the buffer; together as long as it. A file that ends early reads as zeros.
     pub pieces: Vec<Piece>,
     /// Keeps the disk from changing underneath; dropped when all pieces are done or have failed.
+    /// The caller says [`Export::count`] when the request has ended.
     pub held: Box<dyn Send>,
 }
 

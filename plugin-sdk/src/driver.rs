@@ -8,7 +8,8 @@ use sm_model::sr::{
     SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use sm_model::vdi::{
-    VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
+    VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
+    VdiClone, VdiCreate,
     VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
     VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
     VdiTree, VdiUpdate, VdisDone,
@@ -294,6 +295,28 @@ pub trait Driver: Send + Sync + Sized + 'static {
         unsupported::<Self, _>(Operation::VdiReclaim)
     }
 
+    /// Begins, or ends, to track which blocks of a VDI change; also while it is attached, if the
+    /// driver has the feature `changed_blocks`. Mutating.
+    ///
+    /// Done already: `already`. Errors: `unsupported` with SMAPI's 66 for a VDI whose changes cannot
+    /// be tracked.
+    fn vdi_cbt(&self, cx: &Cx, request: VdiCbt) -> impl Future<Output = Result<VdiDone>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::VdiCbt)
+    }
+
+    /// Tells which blocks changed from one point in time to another. Reading.
+    ///
+    /// Never too few. Where it is not known, the answer says so and why; that is no error.
+    fn vdi_changed(
+        &self,
+        cx: &Cx,
+        request: VdiChanged,
+    ) -> impl Future<Output = Result<VdiChanges>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::VdiChanged)
+    }
+
     /// Removes a VDI. Mutating.
     ///
     /// Gone already is success: `already`. Errors: `in_use` while it is attached.
@@ -441,6 +464,8 @@ pub(crate) async fn dispatch<D: Driver>(
         VdiSnapshot => vdi_snapshot,
         VdiClone => vdi_clone,
         VdiReclaim => vdi_reclaim,
+        VdiCbt => vdi_cbt,
+        VdiChanged => vdi_changed,
         VdiRevert => vdi_revert,
         VdiDestroy => vdi_destroy,
         VdiTree => vdi_tree,

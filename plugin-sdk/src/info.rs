@@ -20,6 +20,7 @@ pub fn new_vdi(request: VdiCreate, format: ImageFormat) -> VdiInfo {
         read_only: false,
         sharable: request.sharable,
         is_a_snapshot: false,
+        cbt_enabled: false,
         snapshot_of: None,
         snapshot_time: None,
         keys: request.keys,

@@ -47,7 +47,7 @@ fn a_disk_is_made_found_used_and_removed_each_twice() -> Result<()> {
         let attached = driver.call(VdiAttach { vdi, mode }).await?;
         let Access::File { path, .. } = &attached.access[0] else { panic!("{attached:?}") };
         assert_eq!(std::fs::read(path)?, [0; 1024]);
-        driver.call(VdiActivate { vdi, mode }).await?;
+        driver.call(VdiActivate { vdi, mode, tracked: false }).await?;
         driver.call(VdiDeactivate { vdi }).await?;
         driver.call(VdiDetach { vdi }).await?;
 

@@ -61,6 +61,7 @@ fn info(uuid: VdiUuid) -> VdiInfo {
         read_only: false,
         sharable: false,
         is_a_snapshot: false,
+        cbt_enabled: false,
         snapshot_of: None,
         snapshot_time: None,
         keys: [("owner".to_owned(), "web".to_owned())].into(),

@@ -6,7 +6,7 @@ use super::Map;
 use super::map::runs;
 use super::tracker::Tracker;
 use crate::error::{Errno, Error, Result};
-use crate::export::{Changed, Export, Extent, Mapped, Zeroes};
+use crate::export::{Changed, Ended, Export, Extent, Mapped, Transfer, Zeroes};
 
 /// What changed, as clients ask for it.
 pub trait Bitmap: Send + Sync {
@@ -133,5 +133,25 @@ impl Export for WithBitmaps {
 
     fn map_write(&self, offset: u64, length: u64) -> Mapped {
         self.inner.map_write(offset, length)
+    }
+
+    fn admit(&self, bytes: u64) {
+        self.inner.admit(bytes);
+    }
+
+    fn read_part(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_part(offset, buf)
+    }
+
+    fn write_part(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.inner.write_part(offset, buf)
+    }
+
+    fn place_part(&self, offset: u64, length: u64, write: bool) -> Option<Transfer> {
+        self.inner.place_part(offset, length, write)
+    }
+
+    fn count(&self, ended: &Ended) {
+        self.inner.count(ended);
     }
 }

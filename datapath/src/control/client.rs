@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::protocol::{
     Command, Failure, FailureKind, LONGEST_LINE, Merging, Outcome, Paused, Reply, Request, Status, VERSION,
 };
-use super::protocol::{Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus};
+use super::protocol::{Tracking, Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus};
 use super::run::{self, Place, Process};
 use crate::disk::{Limits, Plan};
 
@@ -249,7 +249,18 @@ impl Client {
 
     /// See [`Command::Activate`].
     pub fn activate(&mut self, plan: Plan, epoch: u64, patience: Duration) -> Result<()> {
-        self.call::<Value>(Command::Activate { plan, epoch }, patience).map(drop)
+        self.activate_tracked(plan, epoch, Tracking::default(), patience)
+    }
+
+    /// As [`Client::activate`], of a disk whose changes are noted or shown.
+    pub fn activate_tracked(
+        &mut self,
+        plan: Plan,
+        epoch: u64,
+        tracking: Tracking,
+        patience: Duration,
+    ) -> Result<()> {
+        self.call::<Value>(Command::Activate { plan, epoch, tracking }, patience).map(drop)
     }
 
     /// See [`Command::Deactivate`].

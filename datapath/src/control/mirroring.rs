@@ -305,11 +305,12 @@ impl Served {
         if let Some(moved) = self.mirroring.moved() {
             return Ok(moved);
         }
-        let active = inner.active.as_ref().ok_or_else(not_active)?;
+        let active = inner.active.as_mut().ok_or_else(not_active)?;
         if active.pause.is_some() {
             return Err(paused_by_another());
         }
         let running = self.mirroring.running().clone().ok_or_else(no_mirror)?;
+        active.end_merge()?;
         if active.drive.size() != running.size {
             let text = format!(
                 "the disk had {} bytes when the mirror began and has {} now",
@@ -349,12 +350,15 @@ impl Served {
         };
         // From here on the target is the disk. Clients are sent away before their requests are
         // refused: to whoever connects again, nothing has failed.
-        *self.view() = View { state: State::Moved, epoch: 0, drive: None };
+        *self.view() = View::idle(State::Moved);
         self.send_away(Duration::ZERO);
-        inner.active = None;
+        let active = inner.active.take();
         *self.mirroring.running() = None;
         if let Err(error) = switched.finish() {
             tracing::warn!(%error, "the disk has moved, and its files could not be closed");
+        }
+        if let Some(active) = active {
+            active.log.end();
         }
         self.send_away(LEAVE);
         tracing::warn!(target = moved.target, "the disk has moved");
@@ -400,10 +404,12 @@ fn connect(target: &Uri, asked: &MirrorStart) -> Result<NbdTarget, Failure> {
         tls_name: asked.server_name.clone(),
         ..ClientOptions::default()
     };
-    NbdTarget::connect(target.clone(), options, false).map_err(|TargetFailure { what, permanent, .. }| {
-        let kind = if permanent { FailureKind::Refused } else { FailureKind::Unreachable };
-        Failure::new(kind, what)
-    })
+    NbdTarget::connect(target.clone(), options, false).map_err(
+        |TargetFailure { what, permanent, .. }| {
+            let kind = if permanent { FailureKind::Refused } else { FailureKind::Unreachable };
+            Failure::new(kind, what)
+        },
+    )
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

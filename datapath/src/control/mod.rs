@@ -7,6 +7,8 @@
 //! 5. [`process`]: this process from its first line to its last.
 //! 6. [`mirroring`]: a mirror of the disk, and its move to another place.
 //! 7. [`remote`]: the disk for other hosts.
+//! 8. `merging`: a merge of the leaf into its parent.
+//! 9. `look`: which images the disk has, when whoever was changing them is gone.
 //!
 //! # Who decides when the one who paused is gone
 //!
@@ -20,6 +22,8 @@
 
 pub mod client;
 mod inherit;
+mod look;
+mod merging;
 pub mod mirroring;
 pub mod process;
 pub mod protocol;
@@ -27,6 +31,7 @@ pub mod remote;
 pub mod run;
 pub mod served;
 mod server;
+mod tracking;
 
 pub use client::{Client, end, find, locate, start};
 pub use run::{Place, Run};

@@ -53,6 +53,9 @@ pub enum Command {
         /// Of the writer's lock, for people; 0 for a reader.
         #[serde(default)]
         epoch: u64,
+        /// What is known, or to be noted, of changes.
+        #[serde(flatten)]
+        tracking: Tracking,
     },
     /// Ends the clients' connections, makes durable what they wrote, and closes the images. Done
     /// already is done.
@@ -131,6 +134,28 @@ pub enum Command {
     Unknown,
 }
 
+/// What a process is told of the changes of its disk. An older one ignores it, and says so: see
+/// [`Status::changes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracking {
+    /// Where the log of the disk's changes is, if the disk has one; it may come and go during a
+    /// pause. See [`crate::change`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<PathBuf>,
+    /// What clients are shown of changes since points in time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapFile>,
+}
+
+/// What changed since a point in time, for `qemu:dirty-bitmap:NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BitmapFile {
+    /// The name that clients ask for.
+    pub name: String,
+    /// A file in the layout of a log of changes, of the size of the disk.
+    pub path: PathBuf,
+}
+
 /// A line from the process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
@@ -173,6 +198,8 @@ pub enum FailureKind {
     NotActive,
     /// Needs [`Command::Pause`] first, on this connection.
     NotPaused,
+    /// Needs [`Command::Merge`] first, on this connection.
+    NotMerging,
     /// Somebody else has paused it, or requests did not end in time.
     Busy,
     /// Another process has the leaf open for writing, or what was asked for is taken.
@@ -276,6 +303,15 @@ pub struct Status {
     /// Epoch of the writer's lock.
     #[serde(default)]
     pub epoch: u64,
+    /// Where it looks for the log of the disk's changes; absent from a process that tracks none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<PathBuf>,
+    /// Whether changes are noted in that log.
+    #[serde(default)]
+    pub tracked: bool,
+    /// Names of the bitmaps that clients can ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<String>,
     /// Connections of clients.
     #[serde(default)]
     pub connections: u64,

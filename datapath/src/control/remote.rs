@@ -10,15 +10,17 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Failure, FailureKind};
+use super::served::Served;
+use crate::export::Exports;
 use crate::nbd::tls::{Identity, TlsClient, TlsServer};
 use crate::nbd::uri::{Address, Uri};
-use crate::nbd::{Listener, Server};
+use crate::nbd::{Limits, Listener, Server};
 
 /// How long clients may take to leave.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -177,6 +179,16 @@ impl Remote {
     /// Whether somebody who connects there comes to us.
     pub(super) fn is_at(&self, target: SocketAddr) -> bool {
         self.open().as_ref().is_some_and(|open| leads_to(open.address, target))
+    }
+}
+
+impl Served {
+    /// Serves the disk to other hosts.
+    pub(super) fn serve_others(&self, asked: &Listen) -> Result<RemoteStatus, Failure> {
+        let gone = || Failure::new(FailureKind::Other, "the process ends");
+        let disks = self.me.get().and_then(Weak::upgrade).ok_or_else(gone)?;
+        let server = || Server::new(disks as Arc<dyn Exports>, Limits::default());
+        self.remote.listen(asked, &self.place.name(), server)
     }
 }
 

@@ -8,6 +8,7 @@
 //!   control    socket for the control plane
 //!   nbd        socket for the clients
 //!   pending.*  what must be redone if the process is killed
+//!   since.*    what changed since a point in time, as clients are shown it
 //!   moved.json where the disk went, if it did
 //!   log        its standard error
 //! ```
@@ -232,14 +233,28 @@ impl Place {
     }
 
     fn pending_files(&self) -> Vec<PathBuf> {
+        self.files("pending.")
+    }
+
+    /// The files whose names begin so.
+    fn files(&self, prefix: &str) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.0) else { return Vec::new() };
         entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| {
                 let name = path.file_name().and_then(|name| name.to_str());
-                name.is_some_and(|name| name.starts_with("pending."))
+                name.is_some_and(|name| name.starts_with(prefix))
             })
             .collect()
+    }
+
+    /// What changed since a point in time, in the layout of a log of changed blocks.
+    pub fn changed_since(&self, name: &str) -> PathBuf {
+        self.0.join(format!("since.{name}"))
+    }
+
+    fn changed_files(&self) -> Vec<PathBuf> {
+        self.files("since.")
     }
 
     /// Its standard error.
@@ -371,7 +386,7 @@ impl Place {
     /// the holder of the lock.
     pub fn remove(&self) -> Result<(), Error> {
         self.clear_sockets()?;
-        for path in self.pending_files() {
+        for path in self.pending_files().into_iter().chain(self.changed_files()) {
             remove(&path)?;
         }
         self.forget_moved()?;

@@ -1,25 +1,26 @@
 //! The disk of a process: attached, active, paused.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::look::{Known, image_of, look, try_lock};
+use super::merging::Merge;
 use super::mirroring::Mirroring;
 use super::protocol::{
-    Command, Failure, FailureKind, Paused as PausedReply, State, Statistics, Status, VERSION,
+    Command, Failure, FailureKind, Paused as PausedReply, State, Statistics, Status, Tracking,
+    VERSION,
 };
 use super::remote::Remote;
 use super::run::Place;
 use super::server::Handler;
-use crate::disk::{Drive, Format, Layer, Limits, Options, Paused, Plan};
+use super::tracking::{Log, bitmaps};
+use crate::change::{Named, WithBitmaps};
+use crate::disk::{Drive, Limits, Options, Paused, Plan};
 use crate::error::{Errno, Error};
 use crate::export::{Export, Exports};
 use crate::nbd::{self, Listener, Server};
@@ -35,9 +36,6 @@ const BURIAL: Duration = Duration::from_secs(1);
 
 /// How long clients may take to leave.
 pub(super) const LEAVE: Duration = Duration::from_secs(10);
-
-/// Most images of a chain; as [`vhd::tree::MAX_DEPTH`].
-const MOST_IMAGES: usize = vhd::tree::MAX_DEPTH;
 
 type Done<T = Value> = Result<T, Failure>;
 
@@ -62,6 +60,8 @@ pub struct Served {
     end: (Mutex<bool>, Condvar),
     pub(super) mirroring: Mirroring,
     pub(super) remote: Remote,
+    /// Itself, for more servers.
+    pub(super) me: OnceLock<Weak<Self>>,
 }
 
 #[derive(Default)]
@@ -72,6 +72,19 @@ pub(super) struct Inner {
 pub(super) struct Active {
     pub(super) drive: Arc<Drive>,
     pub(super) pause: Option<Pause>,
+    pub(super) log: Log,
+    pub(super) merge: Option<Merge>,
+}
+
+impl Active {
+    /// Ends a pause.
+    pub(super) fn go_on(&mut self) -> Done<()> {
+        if let Some(pause) = &self.pause {
+            self.log.open(&pause.paused).map_err(|error| failure(&error))?;
+        }
+        self.pause = None;
+        Ok(())
+    }
 }
 
 pub(super) struct Pause {
@@ -79,12 +92,52 @@ pub(super) struct Pause {
     pub(super) owner: Option<u64>,
     lock: Option<PathBuf>,
     paused: Paused,
+    /// Footer UUID of the leaf, when the images are closed.
+    image: Option<uuid::Uuid>,
+    /// The parent, when it has all that the leaf has.
+    merged: Option<(u64, u64)>,
+}
+
+impl Pause {
+    pub(super) fn of(
+        owner: u64,
+        lock: Option<PathBuf>,
+        paused: Paused,
+        merged: Option<(u64, u64)>,
+    ) -> Self {
+        Self { owner: Some(owner), lock, paused, image: None, merged }
+    }
+
+    fn close_images(&mut self) -> Done<()> {
+        if !self.paused.is_closed() {
+            self.image = image_of(&self.paused.drive().plan().leaf);
+            self.paused.close_files().map_err(|error| failure(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Goes over to the images of a plan; the same ones again are opened anew.
+    fn exchange(&mut self, plan: &Plan) -> Done<()> {
+        exchange(&self.paused, plan)?;
+        (self.image, self.merged) = (None, None);
+        Ok(())
+    }
 }
 
 pub(super) struct View {
     pub(super) state: State,
     pub(super) epoch: u64,
     pub(super) drive: Option<Arc<Drive>>,
+    pub(super) changes: Option<PathBuf>,
+    pub(super) tracked: bool,
+    pub(super) bitmaps: Vec<Named>,
+}
+
+impl View {
+    /// Of a disk that nobody is served.
+    pub(super) fn idle(state: State) -> Self {
+        Self { state, epoch: 0, drive: None, changes: None, tracked: false, bitmaps: Vec::new() }
+    }
 }
 
 impl Served {
@@ -97,11 +150,13 @@ impl Served {
             how,
             server: OnceLock::new(),
             inner: Mutex::default(),
-            view: Mutex::new(View { state, epoch: 0, drive: None }),
+            view: Mutex::new(View::idle(state)),
             end: (Mutex::new(false), Condvar::new()),
             mirroring,
             remote: Remote::default(),
+            me: OnceLock::new(),
         });
+        let _ = served.me.set(Arc::downgrade(&served));
         let exports = Arc::clone(&served) as Arc<dyn Exports>;
         let _ = served.server.set(Server::new(exports, nbd::Limits::default()));
         served
@@ -146,9 +201,11 @@ impl Served {
     }
 
     fn status(&self) -> Status {
-        let (state, epoch, drive) = {
+        let (state, epoch, drive, changes, tracked, bitmaps) = {
             let view = self.view();
-            (view.state, view.epoch, view.drive.clone())
+            let bitmaps = view.bitmaps.iter().map(|named| named.name.clone()).collect();
+            let (changes, tracked) = (view.changes.clone(), view.tracked);
+            (view.state, view.epoch, view.drive.clone(), changes, tracked, bitmaps)
         };
         let limits = drive.as_ref().map(|drive| drive.limits()).unwrap_or_default();
         let remote = self.remote.status(&self.place.name());
@@ -163,6 +220,9 @@ impl Served {
             plan: drive.as_ref().map(|drive| drive.plan()),
             size: drive.as_ref().map_or(0, |drive| drive.size()),
             epoch,
+            changes,
+            tracked,
+            bitmaps,
             connections: near + remote.as_ref().map_or(0, |remote| remote.connections),
             statistics: drive
                 .as_ref()
@@ -177,6 +237,16 @@ impl Served {
 
     /// Opens the images of a plan and serves them.
     pub fn activate(&self, plan: &Plan, epoch: u64) -> Result<(), Failure> {
+        self.activate_tracked(plan, epoch, Tracking::default())
+    }
+
+    /// As [`Served::activate`], of a disk whose changes are noted or shown.
+    pub fn activate_tracked(
+        &self,
+        plan: &Plan,
+        epoch: u64,
+        tracking: Tracking,
+    ) -> Result<(), Failure> {
         self.mirroring.refuse_moved()?;
         let mut inner = self.inner();
         if let Some(active) = &inner.active {
@@ -191,10 +261,13 @@ impl Served {
             if served != *plan || waits {
                 self.refresh(&mut inner, None, plan)?;
             }
-            if let Some(active) = inner.active.as_mut().filter(|_| waits) {
-                // Whoever tells us what to serve has brought the images in order.
-                active.pause = None;
-                self.show(State::Active);
+            if let Some(active) = inner.active.as_mut() {
+                if waits {
+                    // Whoever tells us what to serve has brought the images in order.
+                    active.go_on()?;
+                    self.show(State::Active);
+                }
+                self.track(active, tracking)?;
             }
             self.view().epoch = epoch;
             return Ok(());
@@ -205,22 +278,78 @@ impl Served {
             ..Options::default()
         };
         let drive = Drive::open(plan, options).map_err(|error| failure(&error))?;
+        // Before any client can come.
+        let begun = bitmaps(&tracking.bitmaps, drive.size()).and_then(|bitmaps| {
+            Ok((bitmaps, Log::begin(tracking.changes, &drive, Instant::now() + DRAIN)?))
+        });
+        let (bitmaps, log) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                let _ = drive.close(Instant::now() + DRAIN);
+                return Err(failure(&error));
+            }
+        };
         self.write_plan(plan);
-        *self.view() = View { state: State::Active, epoch, drive: Some(Arc::clone(&drive)) };
-        inner.active = Some(Active { drive, pause: None });
+        *self.view() = View {
+            state: State::Active,
+            epoch,
+            drive: Some(Arc::clone(&drive)),
+            changes: log.path().cloned(),
+            tracked: log.is_open(),
+            bitmaps,
+        };
+        inner.active = Some(Active { drive, pause: None, log, merge: None });
         Ok(())
+    }
+
+    /// Takes over what a disk that is served already is told of changes. Clients that are there
+    /// keep the bitmaps that they know.
+    fn track(&self, active: &mut Active, tracking: Tracking) -> Done<()> {
+        if !tracking.bitmaps.is_empty() {
+            let named = bitmaps(&tracking.bitmaps, active.drive.size());
+            self.view().bitmaps = named.map_err(|error| failure(&error))?;
+        }
+        if let Some(path) = tracking.changes
+            && active.log.path() != Some(&path)
+        {
+            // Whoever activated it was of an older release.
+            active.log.set_path(path);
+            if active.pause.is_none() {
+                let until = Instant::now() + DRAIN;
+                let paused = active.drive.pause(until).map_err(|error| failure(&error))?;
+                active.log.close(&paused);
+                active.log.open(&paused).map_err(|error| failure(&error))?;
+            }
+        }
+        self.show_log(active);
+        Ok(())
+    }
+
+    pub(super) fn show_log(&self, active: &Active) {
+        let mut view = self.view();
+        (view.changes, view.tracked) = (active.log.path().cloned(), active.log.is_open());
     }
 
     fn deactivate(&self, inner: &mut Inner) -> Done<()> {
         let Some(mut active) = inner.active.take() else { return Ok(()) };
         // New clients are sent away from here on.
-        *self.view() = View { state: State::Attached, epoch: 0, drive: None };
+        *self.view() = View::idle(State::Attached);
+        if let Err(failure) = active.end_merge() {
+            tracing::warn!(%failure, "a merge is left as it is");
+        }
         // A client whose request waits in a pause would never leave.
-        active.pause = None;
+        if let Err(failure) = active.go_on() {
+            // It must not be written any more.
+            let Some(pause) = active.pause.take() else { return Err(failure) };
+            tracing::error!(%failure, "the log of changes cannot be opened; the disk is closed");
+            return pause.paused.end().map_err(|error| self::failure(&error));
+        }
         active.drive.set_limits(Limits::default());
         self.mirroring.end();
         self.send_away(LEAVE);
-        active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))
+        active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))?;
+        active.log.end();
+        Ok(())
     }
 
     /// Ends the connections of clients. One that does not leave finds the disk closed.
@@ -240,6 +369,7 @@ impl Served {
         connection: u64,
         patience: Duration,
         lock: Option<PathBuf>,
+        close: bool,
     ) -> Done<PausedReply> {
         let active = inner.active.as_mut().ok_or_else(not_active)?;
         match &mut active.pause {
@@ -248,11 +378,15 @@ impl Served {
                 // would have to wait for, and says what the images are when he is done.
                 pause.owner = Some(connection);
                 pause.lock = lock;
-                return Ok(PausedReply::default());
+                if close {
+                    pause.close_images()?;
+                }
+                return Ok(PausedReply { milliseconds: 0, closed: pause.paused.is_closed() });
             }
             Some(_) => return Err(paused_by_another()),
             None => {}
         }
+        active.end_merge()?;
         let start = Instant::now();
         // What can be made durable before is not waited for in the pause.
         if !active.drive.read_only() {
@@ -265,9 +399,14 @@ impl Served {
             };
             Failure::new(kind, error.what)
         })?;
-        active.pause = Some(Pause { owner: Some(connection), lock, paused });
+        active.log.close(&paused);
+        let pause = active.pause.insert(Pause::of(connection, lock, paused, None));
+        if close && let Err(failure) = pause.close_images() {
+            active.go_on()?;
+            return Err(failure);
+        }
         let milliseconds = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(PausedReply { milliseconds })
+        Ok(PausedReply { milliseconds, closed: close })
     }
 
     /// Whoever paused may have been killed just now, and the thread of his connection not know it
@@ -281,14 +420,20 @@ impl Served {
 
     /// Goes over to the images of a plan, within the pause of a connection or with one of its own.
     fn refresh(&self, inner: &mut Inner, connection: Option<u64>, plan: &Plan) -> Done<()> {
-        let active = inner.active.as_ref().ok_or_else(not_active)?;
-        match &active.pause {
+        let active = inner.active.as_mut().ok_or_else(not_active)?;
+        match &mut active.pause {
             Some(pause) if pause.owner != connection => return Err(paused_by_another()),
-            Some(pause) => exchange(&active.drive, &pause.paused, plan)?,
+            Some(pause) => pause.exchange(plan)?,
             None => {
+                active.end_merge()?;
                 let paused =
                     active.drive.pause(Instant::now() + DRAIN).map_err(|error| failure(&error))?;
-                exchange(&active.drive, &paused, plan)?;
+                // Its size may change.
+                active.log.close(&paused);
+                let exchanged = exchange(&paused, plan);
+                active.log.open(&paused).map_err(|error| failure(&error))?;
+                self.show_log(active);
+                exchanged?;
             }
         }
         self.write_plan(plan);
@@ -321,17 +466,20 @@ impl Served {
     /// Ends a pause that belongs to nobody, or says why it must not end yet.
     fn try_to_go_on(&self, inner: &mut Inner) -> Result<(), String> {
         let Some(active) = &mut inner.active else { return Ok(()) };
-        let Some(pause) = active.pause.as_ref().filter(|pause| pause.owner.is_none()) else {
+        let Some(pause) = active.pause.as_mut().filter(|pause| pause.owner.is_none()) else {
             return Ok(());
         };
         // Held until the end: nobody begins a change in between.
         let _held = pause.lock.as_deref().map(try_lock).transpose()?;
-        let plan = look(&active.drive.plan(), active.drive.leaf_id())?;
-        exchange(&active.drive, &pause.paused, &plan).map_err(|failure| failure.message)?;
+        let known =
+            Known { leaf: active.drive.leaf_id(), image: pause.image, merged: pause.merged };
+        let plan = look(&active.drive.plan(), known)?;
+        pause.exchange(&plan).map_err(|failure| failure.message)?;
         let leaf = plan.leaf.path.display();
+        active.go_on().map_err(|failure| failure.message)?;
         tracing::warn!(%leaf, "whoever paused the disk is gone; it goes on");
         self.write_plan(&plan);
-        active.pause = None;
+        self.show_log(active);
         self.show(State::Active);
         Ok(())
     }
@@ -344,8 +492,17 @@ impl Exports for Served {
     }
 
     fn find(&self, name: &str) -> Option<Arc<dyn Export>> {
-        let drive = self.view().drive.clone()?;
-        (name.is_empty() || name == self.place.name()).then_some(drive as Arc<dyn Export>)
+        let (drive, bitmaps) = {
+            let view = self.view();
+            (view.drive.clone()?, view.bitmaps.clone())
+        };
+        if !name.is_empty() && name != self.place.name() {
+            return None;
+        }
+        if bitmaps.is_empty() {
+            return Some(drive);
+        }
+        Some(Arc::new(WithBitmaps::new(drive, bitmaps)))
     }
 }
 
@@ -353,7 +510,9 @@ impl Handler for Served {
     fn handle(&self, connection: u64, command: Command) -> Done {
         match command {
             Command::Status => value(&self.status()),
-            Command::Activate { plan, epoch } => self.activate(&plan, epoch).map(nothing),
+            Command::Activate { plan, epoch, tracking } => {
+                self.activate_tracked(&plan, epoch, tracking).map(nothing)
+            }
             Command::Flush => {
                 let drive = self.view().drive.clone().ok_or_else(not_active)?;
                 if self.inner().active.as_ref().is_some_and(|active| active.pause.is_some()) {
@@ -365,10 +524,10 @@ impl Handler for Served {
                 }
                 Ok(nothing(()))
             }
-            Command::Pause { milliseconds, lock } => {
+            Command::Pause { milliseconds, lock, close } => {
                 let patience = Duration::from_millis(milliseconds);
                 self.wait_for_the_dead(connection);
-                let paused = Self::pause(&mut self.inner(), connection, patience, lock)?;
+                let paused = Self::pause(&mut self.inner(), connection, patience, lock, close)?;
                 self.show(State::Paused);
                 value(&paused)
             }
@@ -378,8 +537,14 @@ impl Handler for Served {
             Command::Resume => {
                 let mut inner = self.inner();
                 let active = inner.active.as_mut().ok_or_else(not_active)?;
-                match &active.pause {
-                    Some(pause) if pause.owner == Some(connection) => active.pause = None,
+                match &mut active.pause {
+                    Some(pause) if pause.owner == Some(connection) => {
+                        if pause.paused.is_closed() {
+                            pause.exchange(&active.drive.plan())?;
+                        }
+                        active.go_on()?;
+                        self.show_log(active);
+                    }
                     _ => {
                         let text = "this connection has not paused the disk";
                         return Err(Failure::new(FailureKind::NotPaused, text));
@@ -393,6 +558,12 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
+            Command::Merge { rate } => self.merge(connection, rate).map(nothing),
+            Command::Merging => value(&self.merging(connection)?),
+            Command::Converge { milliseconds, lock } => {
+                value(&self.converge(connection, Duration::from_millis(milliseconds), lock)?)
+            }
+            Command::CancelMerge => self.cancel_merge(connection).map(nothing),
             Command::MirrorStart(asked) => value(&self.mirror_start(&asked)?),
             Command::MirrorRate { rate } => value(&self.mirror_rate(rate)?),
             Command::MirrorSwitch(asked) => value(&self.mirror_switch(asked)?),
@@ -427,6 +598,9 @@ impl Handler for Served {
     }
 
     fn gone(&self, connection: u64) {
+        if let Err(failure) = self.cancel_merge(connection) {
+            tracing::warn!(%failure, "a merge is left as it is");
+        }
         {
             let mut inner = self.inner();
             let Some(active) = &mut inner.active else { return };
@@ -444,9 +618,9 @@ impl Handler for Served {
     }
 }
 
-fn exchange(drive: &Arc<Drive>, paused: &Paused, plan: &Plan) -> Done<()> {
+fn exchange(paused: &Paused, plan: &Plan) -> Done<()> {
     // Also the same files again: they may have been changed.
-    let prepared = drive.prepare(plan).map_err(|error| failure(&error))?;
+    let prepared = paused.drive().prepare(plan).map_err(|error| failure(&error))?;
     paused.replace(prepared).map_err(|error| failure(&error))
 }
 
@@ -456,57 +630,6 @@ fn refuse_other_pause(inner: &Inner, connection: u64) -> Done<()> {
     match pause.and_then(|pause| pause.owner) {
         Some(owner) if owner != connection => Err(paused_by_another()),
         _ => Ok(()),
-    }
-}
-
-/// Takes the lock of those who change the images, or says why not.
-fn try_lock(path: &Path) -> Result<Option<File>, String> {
-    match File::open(path) {
-        // There is nobody any more who could hold it.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-        Ok(file) => match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(errno) => Err(format!("{} is locked: {errno}", path.display())),
-        },
-    }
-}
-
-/// Which images the disk has now, by the path of its leaf: ours, or a leaf that was put upon ours.
-fn look(plan: &Plan, ours: (u64, u64)) -> Result<Plan, String> {
-    let id =
-        |path: &Path| std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
-    if id(&plan.leaf.path) == Some(ours) {
-        return Ok(plan.clone());
-    }
-    if plan.leaf.format != Format::Vhd {
-        return Err(format!("{} is another file", plan.leaf.path.display()));
-    }
-    let mut above = VecDeque::new();
-    let mut path = plan.leaf.path.clone();
-    while above.len() + plan.backing.len() < MOST_IMAGES {
-        let info = vhd::image::probe(&path).map_err(|error| error.to_string())?;
-        above.push_back(Layer { path: path.clone(), format: Format::Vhd });
-        // A parent lies beside its child, or it is not one that our side has made.
-        let Some(name) = info.parent.as_ref().and_then(|parent| parent.sibling()) else { break };
-        path = path.with_file_name(name);
-        if id(&path) == Some(ours) {
-            above.push_back(Layer { path, format: Format::Vhd });
-            above.extend(plan.backing.iter().cloned());
-            let Some(leaf) = above.pop_front() else { break };
-            sync_folder_of(&leaf.path);
-            let backing = above.into();
-            return Ok(Plan { leaf, backing, read_only: plan.read_only });
-        }
-    }
-    Err(format!("{} is another disk", plan.leaf.path.display()))
-}
-
-/// What is written from now on lies in a file that must be found again after a power cut. If it
-/// cannot be made sure of, nothing better can be done than to go on.
-fn sync_folder_of(path: &Path) {
-    if let Some(folder) = path.parent() {
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }
 }
 

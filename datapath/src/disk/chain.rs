@@ -3,12 +3,14 @@
 //! A request for parts of sectors, or of pages where data goes past the page cache, reads the rest
 //! first; it is alone with its neighbours while it writes. All others run at once.
 
+mod notes;
+mod transfers;
+
 use std::io::IoSliceMut;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode as FileMode, OFlags};
 use vhd::image::{Live, Place};
 use vhd::store::{Blob, Stat};
 use vhd::{Image, SECTOR};
@@ -19,8 +21,9 @@ use super::level::{Level, stat_of};
 use super::owners::{Owners, Piece, push};
 use super::plan::Plan;
 use crate::error::{Errno, Error, Result};
-use crate::export;
 use crate::export::Extent;
+use notes::{boot, notes_path, open_notes};
+pub(super) use transfers::Way;
 
 /// Pieces of a file that are this near to each other are read with one call, bytes.
 const GAP: u64 = 8 << 10;
@@ -112,26 +115,6 @@ impl Chain {
         let above = here.checked_sub(1).and_then(old_id) == index.checked_sub(1).and_then(new_id);
         let beside = index > 0 && above && old_id(here + 1) == new_id(index + 1);
         (beside && level.is_still(found, false)).then(|| level.clone())
-    }
-
-    /// Notes that a process has left for an image that is a parent by now were never put into it:
-    /// what they are about would be lost without a word.
-    fn check_notes_below(&self, options: &Options) -> Result<()> {
-        for level in self.levels.iter().skip(1) {
-            let Some(path) = notes_path(options, level) else { continue };
-            if path.exists() && std::fs::metadata(&path).is_ok_and(|found| found.len() > 0) {
-                let is_ours = level.image().is_some_and(Image::is_live);
-                if !is_ours && noted(&path, level)? {
-                    let what = format!(
-                        "{}: {} has notes of writes that were not put into it",
-                        level.path.display(),
-                        path.display()
-                    );
-                    return Err(Error::new(Errno::Io, what));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Begins to write: what a process that died has noted is put into the leaf.
@@ -434,50 +417,6 @@ impl Chain {
         Ok(())
     }
 
-    /// A request as transfers that somebody else does, past the page cache; none where it is more
-    /// than that.
-    pub(super) fn map(
-        &self,
-        offset: u64,
-        length: u64,
-        write: bool,
-    ) -> Option<(Vec<export::Piece>, Box<dyn Send>)> {
-        self.levels.first()?.storage.direct.as_ref()?;
-        self.check(offset, length).ok()?;
-        let held: Box<dyn Send> = if write {
-            let leaf = self.levels.first()?;
-            if !leaf.takes_writes() || !is_whole(leaf.unit(), offset, length) {
-                return None;
-            }
-            Box::new(self.neighbours.try_enter()?)
-        } else {
-            Box::new(())
-        };
-        let single = self.locate(offset, length).ok()?;
-        let pieces = match single {
-            Some(piece) => vec![piece],
-            None if write => return None,
-            None => self.resolve(offset, length).ok()?,
-        };
-        let mut parts = Vec::with_capacity(pieces.len());
-        let mut start = 0;
-        for piece in pieces {
-            let part = start..start + piece.length as usize;
-            start = part.end;
-            let place = match piece.place {
-                Some((level, _)) if write && level != 0 => return None,
-                None if write => return None,
-                Some((level, at)) => {
-                    let file = self.levels.get(level)?.storage.for_ring(at, piece.length)?;
-                    Some((file, at))
-                }
-                None => None,
-            };
-            parts.push(export::Piece { part, place });
-        }
-        Some((parts, held))
-    }
-
     pub(super) fn extents(
         &self,
         offset: u64,
@@ -604,33 +543,4 @@ fn read_group(level: &Level, mut group: Vec<(u64, &mut [u8])>) -> Result<()> {
     }
     // Short at the end of a raw file, or interrupted: one by one tells.
     group.into_iter().try_for_each(|(at, part)| level.read(part, at))
-}
-
-/// Where the notes of an image are: a file for each, so that those of one are never taken for those
-/// of another.
-fn notes_path(options: &Options, level: &Level) -> Option<PathBuf> {
-    let prefix = options.pending.as_ref()?;
-    let mut name = prefix.file_name()?.to_os_string();
-    name.push(format!(".{:x}-{:x}", level.stat.id.0, level.stat.id.1));
-    Some(prefix.with_file_name(name))
-}
-
-fn open_notes(path: &Path) -> Result<std::fs::File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(path, flags, FileMode::RUSR | FileMode::WUSR)
-        .map(std::fs::File::from)
-        .map_err(|errno| Error::io(format_args!("{}: open", path.display()), &errno.into()))
-}
-
-/// Whether a file of notes has any that are still good for an image.
-fn noted(path: &Path, level: &Level) -> Result<bool> {
-    let Some(image) = level.image() else { return Ok(false) };
-    Ok(image.is_noted(&open_notes(path)?, path, boot()?)?)
-}
-
-/// Which run of the system this is.
-fn boot() -> Result<uuid::Uuid> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
-    text.trim().parse().map_err(|_| Error::new(Errno::Io, format!("{path}: is no UUID")))
 }

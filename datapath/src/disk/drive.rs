@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use super::chain::Chain;
+use super::chain::{Chain, Way};
 use super::gate::{Gate, NotClosed, Pass, Shut};
 use super::limit::{Limiter, Limits};
 use super::paused::{Paused, Prepared};
@@ -13,7 +13,7 @@ use super::publisher::Publisher;
 use super::stats::{Kind, Meter, Stats};
 use super::watch::{Change, Ticket, Watcher, WatcherId, Watchers};
 use crate::error::{Errno, Error, Result};
-use crate::export::{Export, Extent, Mapped, Transfer, Zeroes};
+use crate::export::{Ended, Export, Extent, Mapped, Transfer, Zeroes};
 
 /// How a disk is opened.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl Underneath {
 pub struct Drive {
     pub(super) gate: Gate,
     underneath: RwLock<Underneath>,
-    meter: Arc<Meter>,
+    meter: Meter,
     limiter: Limiter,
     pub(super) options: Options,
     pub(super) read_only: bool,
@@ -108,7 +108,7 @@ impl Drive {
         let drive = Arc::new(Self {
             gate: Gate::new(),
             underneath: RwLock::new(Underneath::new(chain)),
-            meter: Arc::new(Meter::new()),
+            meter: Meter::new(),
             limiter: Limiter::default(),
             options,
             read_only: plan.read_only,
@@ -346,39 +346,33 @@ impl Drive {
 
     fn map(&self, offset: u64, length: u64, write: bool) -> Mapped {
         // A limit may make it wait, and writing what is refused must say why.
-        if self.limiter.is_on() || (write && self.read_only) {
+        if self.limiter.is_on() {
             return Mapped::NotSimple;
         }
-        let start = Instant::now();
+        self.transfer(offset, length, write, Way::PastTheCache)
+    }
+
+    /// A request, or a part of one, as transfers by somebody else.
+    fn transfer(&self, offset: u64, length: u64, write: bool, way: Way) -> Mapped {
+        if write && self.read_only {
+            return Mapped::NotSimple;
+        }
         let Some(pass) = self.gate.try_enter() else { return Mapped::Closed };
         let underneath = self.underneath();
         if write && underneath.watchers.whole {
             return Mapped::NotSimple;
         }
-        let mapped = underneath.chain().ok().and_then(|chain| chain.map(offset, length, write));
-        let Some((pieces, chain_held)) = mapped else { return Mapped::NotSimple };
+        let chain = underneath.chain().ok();
+        let Some((pieces, chain_held)) =
+            chain.and_then(|chain| chain.transfer(offset, length, write, way))
+        else {
+            return Mapped::NotSimple;
+        };
         if write {
             underneath.watchers.touched(offset, length);
         }
-        let kind = if write { Kind::Write } else { Kind::Read };
-        let counted = Counted { meter: self.meter.clone(), kind, length, start };
         // Dropped in this order: when the gate is passed, all else is over.
-        Mapped::Transfer(Transfer { pieces, held: Box::new((chain_held, counted, pass)) })
-    }
-}
-
-/// Counts a request when the transfers that it was made of have ended. Whether they succeeded is
-/// known to the caller only, who asks again for one that failed.
-struct Counted {
-    meter: Arc<Meter>,
-    kind: Kind,
-    length: u64,
-    start: Instant,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.meter.count(self.kind, self.length, self.start.elapsed(), true);
+        Mapped::Transfer(Transfer { pieces, held: Box::new((chain_held, pass)) })
     }
 }
 
@@ -451,6 +445,32 @@ impl Export for Drive {
 
     fn map_write(&self, offset: u64, length: u64) -> Mapped {
         self.map(offset, length, true)
+    }
+
+    fn admit(&self, bytes: u64) {
+        self.limiter.wait(bytes);
+    }
+
+    fn read_part(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_aside(offset, buf)
+    }
+
+    fn write_part(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let _pass = self.enter()?;
+        let change = Change::Data { offset, bytes: buf };
+        self.change(&self.underneath(), &change, false, |chain| chain.write(offset, buf))
+    }
+
+    fn place_part(&self, offset: u64, length: u64, write: bool) -> Option<Transfer> {
+        match self.transfer(offset, length, write, Way::ByTheCache) {
+            Mapped::Transfer(transfer) => Some(transfer),
+            Mapped::NotSimple | Mapped::Closed => None,
+        }
+    }
+
+    fn count(&self, ended: &Ended) {
+        let kind = if ended.write { Kind::Write } else { Kind::Read };
+        self.meter.count(kind, ended.bytes, ended.took, ended.good);
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::inbox::{Inbox, Message};
 use super::link::Link;
+use super::pipe::Pipe;
 use super::protocol::REQUEST_LENGTH;
 use super::reply::HEAD;
 
@@ -114,6 +115,9 @@ pub(super) struct Output {
     since: Option<Instant>,
     /// Where they go; none: to the client.
     inbox: Option<Arc<Inbox>>,
+    /// Whether there may be a pipe.
+    pipes: bool,
+    pipe: Option<Pipe>,
 }
 
 /// Where the first reply goes: the data of a read is then aligned.
@@ -121,7 +125,37 @@ const BEGIN: usize = ALIGNMENT - HEAD;
 
 impl Output {
     pub(super) fn new(inbox: Option<Arc<Inbox>>) -> Self {
-        Self { memory: Aligned::new(BEGIN + OUTPUT), end: BEGIN, since: None, inbox }
+        let memory = Aligned::new(BEGIN + OUTPUT);
+        Self { memory, end: BEGIN, since: None, inbox, pipes: false, pipe: None }
+    }
+
+    /// Of a thread that may have a pipe.
+    pub(super) fn with_pipe() -> Self {
+        Self { pipes: true, ..Self::new(None) }
+    }
+
+    /// A pipe, where there may be one and one can be had.
+    pub(super) fn pipe(&mut self) -> Option<&mut Pipe> {
+        if self.pipes && self.pipe.is_none() {
+            self.pipe = Pipe::new().ok();
+            self.pipes = self.pipe.is_some();
+        }
+        self.pipe.as_mut()
+    }
+
+    /// Throws away what is in the pipe.
+    pub(super) fn drop_pipe(&mut self) {
+        self.pipe = None;
+    }
+
+    /// Sends what is there, and then what is in the pipe.
+    pub(super) fn send_pipe(&mut self, link: &Link) -> io::Result<()> {
+        self.send(link)?;
+        let (Some(pipe), Some(socket)) = (&mut self.pipe, link.wire.socket()) else {
+            return Ok(());
+        };
+        let _turn = link.turn();
+        pipe.send(socket)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -11,13 +11,16 @@
 //! the first option that usual clients send.
 
 mod buffer;
+mod chance;
 pub mod client;
 pub mod context;
 pub mod handshake;
 #[cfg_attr(not(feature = "ring"), allow(dead_code, reason = "only a ring reads it"))]
 mod inbox;
 mod link;
+mod long;
 mod perform;
+mod pipe;
 pub mod protocol;
 mod reply;
 mod request;

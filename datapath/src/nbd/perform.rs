@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::buffer::{Output, PIECE};
 use super::context::Found;
@@ -10,6 +11,11 @@ use super::protocol::{CHUNK_LENGTH, Chunk, Request, chunk, simple_reply};
 use super::reply::{self, HEAD, head_length, is_zero};
 use super::request::Action;
 use crate::error::{Errno, Error, Result};
+use crate::export::Ended;
+
+/// Reads from this on go from the files to the socket by themselves, where they can, bytes: with
+/// shorter ones the calls cost more than the copies that they save.
+const LONG: usize = 32 * 1024;
 
 /// Extents in one reply, for each context.
 const EXTENTS: usize = 4096;
@@ -111,42 +117,79 @@ fn refuse(
 }
 
 fn read(link: &Link, request: &Request, whole: bool, out: &mut Output) -> io::Result<()> {
-    let structured = link.agreed.structured;
-    let length = request.length as usize;
-    if length <= PIECE {
-        return read_piece(link, request, request.offset, length, true, out).map(|_| ());
-    }
-    if whole || !structured {
+    let (export, length) = (&link.agreed.export, request.length as usize);
+    if length > PIECE && (whole || !link.agreed.structured) {
         return read_whole(link, request, out);
     }
-    let mut done = 0;
-    while done < length {
+    if length < LONG {
+        let read = |offset, data: &mut [u8]| export.read(offset, data);
+        return read_piece(link, request, (request.offset, length, true), read, out).map(drop);
+    }
+    export.admit(request.length.into());
+    let (mut done, mut good, mut took) = (0, true, Duration::ZERO);
+    while done < length && good {
         let count = PIECE.min(length - done);
-        let last = done + count == length;
-        if !read_piece(link, request, request.offset + done as u64, count, last, out)? {
-            return Ok(());
+        let place = (request.offset + done as u64, count, done + count == length);
+        let begin = Instant::now();
+        if fill_pipe(link, request, place, out) {
+            took += begin.elapsed();
+            out.send_pipe(link)?;
+        } else {
+            let read = |offset, data: &mut [u8]| {
+                let read = export.read_part(offset, data);
+                took += begin.elapsed();
+                read
+            };
+            good = read_piece(link, request, place, read, out)?;
+            if !place.2 {
+                // The other side begins with it while the next one is read.
+                out.send(link)?;
+            }
         }
-        // The other side begins with it while the next one is read.
-        out.send(link)?;
         done += count;
     }
+    export.count(&Ended { write: false, bytes: request.length.into(), took, good });
     Ok(())
 }
 
-/// Whether it went well; if not, the error is in the reply, and the reply at its end.
+/// Fills the pipe with a part of a reply, its head before it. False: it must be read.
+fn fill_pipe(
+    link: &Link,
+    request: &Request,
+    (offset, length, last): (u64, usize, bool),
+    out: &mut Output,
+) -> bool {
+    if link.wire.socket().is_none() {
+        return false;
+    }
+    let Some(pipe) = out.pipe() else { return false };
+    let place = link.agreed.export.place_part(offset, length as u64, false);
+    let Some(transfer) = place else { return false };
+    let structured = link.agreed.structured;
+    let mut head = [0; HEAD];
+    let head = head.get_mut(..head_length(structured)).unwrap_or_default();
+    reply::data_head(head, structured, request.cookie, offset, length, last);
+    let filled = pipe.take(head, &transfer).is_ok();
+    if !filled {
+        out.drop_pipe();
+    }
+    filled
+}
+
+/// Reads a part of a reply, or all of it. Whether it went well; if not, the error is in the reply,
+/// and the reply at its end.
 fn read_piece(
     link: &Link,
     request: &Request,
-    offset: u64,
-    length: usize,
-    last: bool,
+    (offset, length, last): (u64, usize, bool),
+    read: impl FnOnce(u64, &mut [u8]) -> Result<()>,
     out: &mut Output,
 ) -> io::Result<bool> {
     let structured = link.agreed.structured;
     let before = head_length(structured);
     let room = out.room(link, before + length)?;
     let (head, data) = room.split_at_mut(before);
-    if let Err(error) = link.agreed.export.read(offset, data) {
+    if let Err(error) = read(offset, data) {
         failed(link, request, &error, out)?;
         return Ok(false);
     }

@@ -8,9 +8,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::buffer::{Aligned, Input, Output, PIECE};
+use super::buffer::{Input, Output, PIECE};
+#[cfg(feature = "ring")]
+use super::chance::Chance;
 use super::context::Found;
 use super::link::{Kind, Link};
+use super::long::Long;
 use super::perform::{self, kind};
 use super::protocol::{REQUEST_LENGTH, Request};
 use super::request::Action;
@@ -60,42 +63,22 @@ pub(super) struct Session {
     input: Input,
     out: Output,
     found: Found,
-    /// For payloads that are longer than what is kept with requests.
-    payload: Option<Aligned>,
+    long: Long,
+    /// The request before was a long write: the next one's payload is not to come with its head.
+    was_long: bool,
     workers: Option<Workers>,
-    #[cfg_attr(not(feature = "ring"), allow(dead_code, reason = "only a ring reads it"))]
     stall: Duration,
     #[cfg(feature = "ring")]
-    chance: Chance,
+    ring: Ring,
 }
 
 /// Whether a ring is worth trying.
 #[cfg(feature = "ring")]
 #[derive(Default)]
-struct Chance {
+struct Ring {
     /// There is none to be had.
     none: bool,
-    /// Requests until the disk is asked again, and how many it was the last time.
-    pause: u32,
-    last: u32,
-}
-
-#[cfg(feature = "ring")]
-impl Chance {
-    /// Whether to ask the disk now. One that has said no is asked less and less often: that the
-    /// answer changes is rare, and to ask takes time.
-    fn is_now(&mut self) -> bool {
-        if self.none {
-            return false;
-        }
-        if self.pause > 0 {
-            self.pause -= 1;
-            return false;
-        }
-        self.last = (self.last * 2).clamp(1, 32);
-        self.pause = self.last;
-        true
-    }
+    chance: Chance,
 }
 
 /// What comes after a request.
@@ -112,17 +95,17 @@ enum Next {
 impl Session {
     /// `stall` as in the limits of the server; receiving ends in that time already.
     pub(super) fn new(link: Arc<Link>, stall: Duration) -> Self {
-        let (input, out, found) = (Input::new(), Output::new(None), Found::default());
         Self {
             link,
-            input,
-            out,
-            found,
-            payload: None,
+            input: Input::new(),
+            out: Output::with_pipe(),
+            found: Found::default(),
+            long: Long::default(),
+            was_long: false,
             workers: None,
             stall,
             #[cfg(feature = "ring")]
-            chance: Chance::default(),
+            ring: Ring::default(),
         }
     }
 
@@ -138,7 +121,7 @@ impl Session {
                 Ok(ring) => return ring.run(self.input),
                 Err(error) => {
                     tracing::debug!("no ring: {error}");
-                    self.chance.none = true;
+                    self.ring.none = true;
                 }
             }
         }
@@ -173,8 +156,12 @@ impl Session {
 
     /// Receives more requests. False: there are no more.
     fn fill(&mut self) -> Result<bool, End> {
+        let only_head = std::mem::take(&mut self.was_long) && self.input.length() == 0;
+        let most = if only_head { REQUEST_LENGTH } else { usize::MAX };
         loop {
-            match self.link.wire.receive(self.input.room()) {
+            let room = self.input.room();
+            let most = most.min(room.len());
+            match self.link.wire.receive(room.get_mut(..most).unwrap_or_default()) {
                 Ok(0) if self.input.length() == 0 => return Ok(false),
                 Ok(0) => return Err(End::Gone),
                 Ok(count) => {
@@ -205,7 +192,12 @@ impl Session {
             Action::Write { durable } => {
                 self.input.skip(REQUEST_LENGTH);
                 self.out.send(&self.link)?;
-                self.long_write(request, durable)?;
+                self.link.gauge.add();
+                let Self { link, input, out, long, stall, .. } = self;
+                let done = long.write(link, (input, out.pipe()), (request, durable), *stall);
+                self.link.gauge.remove();
+                perform::answer(&self.link, request, done?, &mut self.out)?;
+                self.was_long = true;
                 return Ok(Next::Go);
             }
             Action::Refuse(..) if carries => {
@@ -265,7 +257,12 @@ impl Session {
         let taken = REQUEST_LENGTH + if write { length } else { 0 };
         let more = self.input.length() >= taken + REQUEST_LENGTH || length > PIECE;
         let busy = self.workers.as_ref().is_some_and(|workers| workers.busy() > 0);
-        if !more || busy || self.link.wire.socket().is_none() || !self.chance.is_now() {
+        if !more
+            || busy
+            || self.link.wire.socket().is_none()
+            || self.ring.none
+            || !self.ring.chance.is_now()
+        {
             return false;
         }
         let (export, length) = (&self.link.agreed.export, length.min(PIECE) as u64);
@@ -286,56 +283,6 @@ impl Session {
         kind == Kind::Durable
             || self.input.length() >= taken + REQUEST_LENGTH
             || self.workers.as_ref().is_some_and(|workers| workers.busy() > 0)
-    }
-
-    /// A write whose payload is received straight into the place it is written from.
-    fn long_write(&mut self, request: &Request, durable: bool) -> Result<(), End> {
-        self.link.gauge.add();
-        let done = self.write_pieces(request, durable);
-        self.link.gauge.remove();
-        perform::answer(&self.link, request, done?, &mut self.out)?;
-        Ok(())
-    }
-
-    fn write_pieces(
-        &mut self,
-        request: &Request,
-        durable: bool,
-    ) -> Result<crate::error::Result<()>, End> {
-        let Self { link, input, payload, .. } = self;
-        let payload = payload.get_or_insert_with(|| Aligned::new(PIECE)).get();
-        let export = &link.agreed.export;
-        let length = request.length as usize;
-        let mut at = 0;
-        let mut done = Ok(());
-        while at < length {
-            let count = PIECE.min(length - at);
-            let Some(piece) = payload.get_mut(..count) else { break };
-            let mut have = input.move_to(piece);
-            while let Some(rest) = piece.get_mut(have..).filter(|rest| !rest.is_empty()) {
-                let wanted = rest.len();
-                let came = match link.wire.receive_two(rest, input.room()) {
-                    Ok(0) => return Err(End::Gone),
-                    Ok(came) => came,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Err(End::Stalled);
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                have += came.min(wanted);
-                input.came(came.saturating_sub(wanted));
-            }
-            // After an error the rest is received all the same: the next request stands behind it.
-            if done.is_ok() {
-                let alone = count == length;
-                done = export.write(request.offset + at as u64, piece, durable && alone);
-            }
-            at += count;
-        }
-        if durable && length > PIECE {
-            done = done.and_then(|()| export.flush());
-        }
-        Ok(done)
     }
 
     /// Receives a payload that nobody wants.

@@ -1,5 +1,6 @@
 //! Errors of the image library in the words of the model.
 
+use datapath::error::Errno;
 use plugin_sdk::Error;
 use plugin_sdk::model::{Bytes, Kind};
 
@@ -69,6 +70,25 @@ pub(crate) fn from_vhd(error: vhd::Error) -> Error {
         }
         _ => plain(Kind::Internal),
     }
+}
+
+/// An error of a log of changed blocks.
+pub(crate) fn from_log(error: datapath::error::Error) -> Error {
+    match error.errno {
+        Errno::NoSpace => Error::new(Kind::NoSpace, error.what).legacy(44),
+        Errno::NotPermitted => Error::new(Kind::Auth, error.what),
+        _ => Error::internal(error.what),
+    }
+}
+
+/// The same, on its way through the tree.
+pub(crate) fn log_in_vhd(tree: &vhd::Tree, error: &datapath::error::Error) -> vhd::Error {
+    let kind = match error.errno {
+        Errno::NoSpace => std::io::ErrorKind::StorageFull,
+        _ => std::io::ErrorKind::Other,
+    };
+    let source = std::io::Error::new(kind, error.what.clone());
+    vhd::Error::Io { path: tree.path(), action: "track changes", source }
 }
 
 /// Whether the file system allows no changes at all.

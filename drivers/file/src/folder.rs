@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use vhd::tree::{self, Guard, Tree};
 
 use crate::error::{from_io, from_vhd};
-use crate::space;
+use crate::{changes, space};
 
 /// Our own data inside the folder; the tree of images keeps its own there too.
 const OURS: &str = ".sm";
@@ -111,11 +111,13 @@ impl Folder {
         // Looking first: the lock would make every scan wait for a running clone.
         let listing = tree.list().map_err(from_vhd)?;
         let deserted = deserted_base(&listing.nodes);
-        if !listing.unfinished && !deserted {
+        if !listing.unfinished && !deserted && !changes::has_dead(&tree)? {
             return Ok(SrRecovered::default());
         }
         let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
         let mut recovery = tree.recover(&guard).map_err(from_vhd)?;
+        let logs = changes::sweep(&tree, &guard)?;
+        recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
         if deserted {
             let bases = tree.collect(&guard).map_err(from_vhd)?;
             recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));
@@ -163,6 +165,7 @@ impl Folder {
         let (tree, guard) = self.locked(cx)?;
         tree.recover(&guard).map_err(from_vhd)?;
         tree.collect(&guard).map_err(from_vhd)?;
+        changes::sweep(&tree, &guard)?;
         let nodes = tree.list().map_err(from_vhd)?.nodes;
         let Some(first) = nodes.first() else { return Ok(()) };
         let (sr, count) = (self.sr, nodes.len());

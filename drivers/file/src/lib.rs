@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod changes;
 mod error;
 mod folder;
 mod maintain;
@@ -26,7 +27,8 @@ use plugin_sdk::model::sr::{
     SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use plugin_sdk::model::vdi::{
-    VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
+    VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
+    VdiClone, VdiCreate,
     VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
     VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
     VdiTree, VdiUpdate, VdisDone,
@@ -59,14 +61,15 @@ impl Driver for FileDriver {
         operations: [
             sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
             sr_maintain, sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update,
-            vdi_resize, vdi_snapshot, vdi_clone, vdi_reclaim, vdi_revert, vdi_destroy, vdi_tree,
-            vdi_check, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,
+            vdi_resize, vdi_snapshot, vdi_clone, vdi_reclaim, vdi_cbt, vdi_changed, vdi_revert,
+            vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,
         ],
         features: &[
             Feature::new(feature::VHD),
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
             Feature::new(feature::DATAPATH),
+            Feature::new(feature::CHANGED_BLOCKS),
             Feature::limit(
                 feature::MAX_VDI_SIZE,
                 vhd::MAX_SIZE,
@@ -169,6 +172,14 @@ impl Driver for FileDriver {
 
     async fn vdi_reclaim(&self, cx: &Cx, request: VdiReclaim) -> Result<VdiReclaimed> {
         self.blocking(cx, move |folder, cx| maintain::reclaim(folder, cx, request.vdi)).await
+    }
+
+    async fn vdi_cbt(&self, cx: &Cx, request: VdiCbt) -> Result<VdiDone> {
+        self.blocking(cx, move |folder, cx| changes::set(folder, cx, &request)).await
+    }
+
+    async fn vdi_changed(&self, cx: &Cx, request: VdiChanged) -> Result<VdiChanges> {
+        self.blocking(cx, move |folder, cx| changes::changed(folder, cx, &request)).await
     }
 
     async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {

@@ -74,6 +74,8 @@ pub(crate) fn describe(node: &Node) -> VdiInfo {
         read_only: metadata.read_only,
         sharable: metadata.sharable,
         is_a_snapshot: metadata.is_a_snapshot,
+        // The caller looks: it is told by a file of its own.
+        cbt_enabled: false,
         snapshot_of: metadata.snapshot_of,
         snapshot_time: metadata.snapshot_time,
         keys: metadata.keys,

@@ -13,9 +13,10 @@ use plugin_sdk::model::vdi::{
     VdiSnapshot, VdiStat, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
-use plugin_sdk::{Cx, Error, Result, Utf8PathBuf};
-use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
+use plugin_sdk::{Cx, Error, Result, Utf8PathBuf, step};
+use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree};
 
+use crate::changes::{self, Member, Taking};
 use crate::error::{from_vhd, is_read_only, size_limits};
 use crate::folder::Folder;
 use crate::maintain::{claim, with_room};
@@ -24,10 +25,12 @@ use crate::space::add_exclusive;
 use crate::writer::Told;
 
 pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
-    let listing = folder.tree()?.list().map_err(from_vhd)?;
+    let tree = folder.tree()?;
+    let listing = tree.list().map_err(from_vhd)?;
     let leaves = listing.nodes.iter().filter(|node| node.kind == tree::Kind::Leaf);
     let mut vdis: Vec<VdiInfo> = leaves.map(describe).collect();
     add_exclusive(&mut vdis, &listing);
+    changes::mark(&tree, &mut vdis)?;
     Ok(SrScanned { vdis, next: None })
 }
 
@@ -35,6 +38,7 @@ pub(crate) fn stat(folder: &Folder, request: &VdiStat) -> Result<VdiInfo> {
     let tree = folder.tree()?;
     let node = disk(&tree, request.vdi)?;
     let mut info = describe(&node);
+    changes::mark(&tree, std::slice::from_mut(&mut info))?;
     if request.space {
         // What shares with it can be any image of the folder.
         add_exclusive(std::slice::from_mut(&mut info), &tree.list().map_err(from_vhd)?);
@@ -195,10 +199,12 @@ fn derive(
         allow_copy: true,
     };
     let total = tree.get(source).map_err(from_vhd)?.virtual_size;
-    let told = Told::of(tree, guard, cx, source.into())?;
-    let writer = told.as_ref().map(|told| told as &dyn Writer);
+    // A clone leaves the log of its source alone, and has none of its own.
+    let member = Member { disk: source, snapshot: new, size: total };
+    let taking = Taking::of(tree, guard, cx, &[member], metadata.is_a_snapshot)?;
     let change = tree
-        .snapshot_written(guard, &request, writer, &mut progress(cx, total, "copying"))
+        .snapshot_written(guard, &request, taking.writer(), &mut progress(cx, total, "copying"))
+        .inspect_err(|_| taking.give_up())
         .map_err(from_vhd)?;
     done(tree, new.into(), change.outcome)
 }
@@ -226,6 +232,9 @@ pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<Vd
             allow_copy: true,
         };
         let total = tree.get(request.snapshot.0).map_err(from_vhd)?.virtual_size;
+        // Before it is so: if it comes to nothing, that was too careful.
+        changes::spoil(tree, guard, request.vdi)?;
+        step!("vdi_revert.log_spoiled");
         let change =
             tree.revert(guard, &revert, &mut progress(cx, total, "copying")).map_err(from_vhd)?;
         done(tree, request.vdi, change.outcome)
@@ -239,6 +248,7 @@ pub(crate) fn destroy(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestr
     for holder in tree.claims(vdi.0).map_err(from_vhd)? {
         tree.unclaim(&guard, vdi.0, &holder).map_err(from_vhd)?;
     }
+    changes::forget(&tree, &guard, vdi)?;
     let changed = match change.outcome {
         Outcome::Already => Changed::Already,
         _ => Changed::Modified,
@@ -361,7 +371,9 @@ pub(crate) fn access(tree: &Tree, vdi: VdiUuid) -> Result<Access> {
     let Some(leaf) = images.next() else {
         return Err(Error::internal(format!("VDI {vdi} has no image")));
     };
-    Ok(Access::File { path: leaf.path, format: leaf.format, backing: images.collect() })
+    // Only who writes through a data path can note what changes.
+    let changes = (leaf.format == ImageFormat::Vhd).then(|| changes::place(tree, vdi)).flatten();
+    Ok(Access::File { path: leaf.path, format: leaf.format, backing: images.collect(), changes })
 }
 
 /// The tree names its files by their format; the content is never asked.
@@ -370,7 +382,7 @@ fn is_raw(path: &Path) -> bool {
 }
 
 /// A disk that a user may name: not a base copy.
-fn disk(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
+pub(crate) fn disk(tree: &Tree, vdi: VdiUuid) -> Result<Node> {
     let node = tree.get(vdi.0).map_err(from_vhd)?;
     if node.kind == tree::Kind::Base {
         return Err(from_vhd(vhd::Error::NotALeaf { uuid: vdi.0 }));
@@ -407,20 +419,22 @@ fn refuse_read_only(vdi: VdiUuid, metadata: &Metadata) -> Result<()> {
         .hint("clone it to get a disk that can be written"))
 }
 
-fn incomplete(vdi: VdiUuid) -> Error {
+pub(crate) fn incomplete(vdi: VdiUuid) -> Error {
     Error::busy(format!(
         "VDI {vdi} is not complete: an import or copy is filling it, or was interrupted"
     ))
     .hint("smctl job list shows which")
 }
 
-fn done(tree: &Tree, vdi: VdiUuid, outcome: Outcome) -> Result<VdiDone> {
+pub(crate) fn done(tree: &Tree, vdi: VdiUuid, outcome: Outcome) -> Result<VdiDone> {
     let changed = match outcome {
         Outcome::Created => Changed::Created,
         Outcome::Already => Changed::Already,
         Outcome::Modified | Outcome::Deleted => Changed::Modified,
     };
-    Ok(VdiDone { changed, vdi: describe(&tree.get(vdi.0).map_err(from_vhd)?) })
+    let mut info = describe(&tree.get(vdi.0).map_err(from_vhd)?);
+    changes::mark(tree, std::slice::from_mut(&mut info))?;
+    Ok(VdiDone { changed, vdi: info })
 }
 
 fn progress(cx: &Cx, total: u64, stage: &'static str) -> impl FnMut(u64) -> ControlFlow<()> {

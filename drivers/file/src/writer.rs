@@ -108,6 +108,9 @@ pub(crate) fn activate(folder: &Folder, cx: &Cx, request: &VdiActivate) -> Resul
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let epoch = ours.unwrap_or_else(|| now.max(latest + 1));
+    if !request.tracked {
+        crate::changes::spoil(&tree, &guard, vdi)?;
+    }
     let holder = Holder { writing: Some(epoch), ..here };
     tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
     step!("vdi_activate.claimed");
@@ -145,11 +148,11 @@ fn written_by(vdi: VdiUuid, holder: &Holder) -> Error {
         )
 }
 
-/// Stops whoever writes a disk on this host, through the host.
+/// Stops whoever writes disks on this host, through the host: all of them at one point in time.
 pub(crate) struct Told<'a> {
     tree: &'a Tree,
     cx: &'a Cx,
-    vdi: VdiUuid,
+    vdis: Vec<VdiUuid>,
 }
 
 impl<'a> Told<'a> {
@@ -157,16 +160,43 @@ impl<'a> Told<'a> {
     /// another host cannot be told: an error.
     pub(crate) fn of(
         tree: &'a Tree,
-        _guard: &Guard,
+        guard: &Guard,
         cx: &'a Cx,
         vdi: VdiUuid,
     ) -> Result<Option<Self>> {
+        Self::of_all(tree, guard, cx, &[vdi])
+    }
+
+    /// As [`Told::of`], of several disks.
+    pub(crate) fn of_all(
+        tree: &'a Tree,
+        _guard: &Guard,
+        cx: &'a Cx,
+        all: &[VdiUuid],
+    ) -> Result<Option<Self>> {
         let here = Holder::here(cx)?;
-        let writers = writers(tree, vdi, &here)?;
-        if let Some(elsewhere) = writers.iter().find(|by| !by.is_at(&here)) {
-            return Err(written_by(vdi, elsewhere));
+        let mut vdis = Vec::new();
+        for vdi in all {
+            let writers = writers(tree, *vdi, &here)?;
+            if let Some(elsewhere) = writers.iter().find(|by| !by.is_at(&here)) {
+                return Err(written_by(*vdi, elsewhere));
+            }
+            if !writers.is_empty() {
+                vdis.push(*vdi);
+            }
         }
-        Ok((!writers.is_empty()).then_some(Self { tree, cx, vdi }))
+        Ok((!vdis.is_empty()).then_some(Self { tree, cx, vdis }))
+    }
+
+    /// Has them go on with the images as they are now; all are told, and the first error is
+    /// answered.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        let told = self.vdis.iter().map(|vdi| {
+            let request = DatapathRefresh { vdi: *vdi, access: vec![access(self.tree, *vdi)?] };
+            self.cx.request_blocking::<serde_json::Value>("datapath.refresh", &request).map(drop)
+        });
+        // Each of them, whatever becomes of the one before.
+        told.collect::<Vec<_>>().into_iter().collect()
     }
 }
 
@@ -175,22 +205,29 @@ impl Writer for Told<'_> {
         // As the tree documents it.
         let lock = self.tree.path().join(".sm").join("lock");
         let lock = lock.into_os_string().into_string().ok();
-        let request = DatapathPause { vdis: vec![self.vdi], lock };
+        let request = DatapathPause {
+            vdis: self.vdis.clone(),
+            lock,
+            close: false,
+            operation: Some(self.cx.operation_id()),
+        };
         self.cx
             .request_blocking::<serde_json::Value>("datapath.pause", &request)
             .map(drop)
-            .map_err(|error| vhd::Error::InUse { uuid: self.vdi.0, holder: error.message.clone() })
+            .map_err(|error| {
+                // Of several it is the one that the host names.
+                let is_named = |vdi: &&VdiUuid| error.message.contains(&vdi.to_string());
+                let vdi = self.vdis.iter().find(is_named).or(self.vdis.first());
+                let uuid = vdi.map(|vdi| vdi.0).unwrap_or_default();
+                vhd::Error::InUse { uuid, holder: error.message.clone() }
+            })
     }
 
     fn go_on(&self) {
         // Whatever fails here, the change is made. The writer sees that nobody tells it any more,
         // and looks by itself.
-        let told = access(self.tree, self.vdi).and_then(|access| {
-            let request = DatapathRefresh { vdi: self.vdi, access: vec![access] };
-            self.cx.request_blocking::<serde_json::Value>("datapath.refresh", &request)
-        });
-        if let Err(error) = told {
-            plugin_sdk::tracing::warn!(vdi = %self.vdi, %error, "the writer was not told to go on");
+        if let Err(error) = self.refresh() {
+            plugin_sdk::tracing::warn!(%error, "a writer was not told to go on");
         }
     }
 }

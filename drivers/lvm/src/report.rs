@@ -196,8 +196,9 @@ fn list(text: &str) -> Vec<String> {
 }
 
 fn number(column: &str, text: &str) -> Result<u64> {
-    text.parse()
-        .map_err(|_| Error::internal(format!("lvm reports {text:?} as {column}, which is no number")))
+    text.parse().map_err(|_| {
+        Error::internal(format!("lvm reports {text:?} as {column}, which is no number"))
+    })
 }
 
 /// `12.34` is 1234.

@@ -78,9 +78,9 @@ pub(crate) fn decode<'a>(
     }
     let mut document = BTreeMap::new();
     for pair in pairs {
-        let read = pair.split_once('=').and_then(|(field, value)| {
-            Some((unescape(field)?, unescape(value)?))
-        });
+        let read = pair
+            .split_once('=')
+            .and_then(|(field, value)| Some((unescape(field)?, unescape(value)?)));
         let (field, value) = read.ok_or_else(|| format!("the tag {pair} cannot be read"))?;
         if document.insert(field.clone(), value).is_some() {
             return Err(format!("the field {field} is there twice"));

@@ -103,7 +103,7 @@ fn holders(sr: &Sr, vdi: VdiUuid) -> Result<Vec<String>> {
 pub(crate) fn access_text(access: &Access) -> String {
     match access {
         Access::BlockDevice { path } => format!("block device {}", escape(path.as_str())),
-        Access::File { path, format, backing } => {
+        Access::File { path, format, backing, .. } => {
             let mut text = format!("file {} (format {format}", escape(path.as_str()));
             if !backing.is_empty() {
                 let _ = write!(text, ", based on {} more", backing.len());

@@ -43,7 +43,7 @@ pub(crate) fn key(sr: SrUuid, vdi: VdiUuid) -> String {
 impl AttachmentRecord {
     /// The images to serve, in the mode that the driver was told; none for a disk that is the bytes
     /// of a file or device.
-    fn plan(&self) -> Option<Plan> {
+    pub(crate) fn plan(&self) -> Option<Plan> {
         let mode = self.driver_state.mode().unwrap_or(AttachMode::ReadOnly);
         plan_of(&self.images, is_read_only(mode))
     }
@@ -141,18 +141,30 @@ impl Sr {
     /// that no data path serves.
     pub async fn vdi_limit(&self, op: &Op, vdi: VdiUuid, limits: Limits) -> Result<()> {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
+        let mut record = self.served(op, vdi, "limit it").await?;
+        record.limits = limits;
+        self.keep(&record)?;
+        let datapaths = self.manager.inner.datapaths.clone();
+        blocking(move || datapaths.limit(vdi, limits)).await
+    }
+
+    /// The record of a VDI whose data path does what it shall. Refused for one that no data path
+    /// serves, which could not do `what`.
+    pub(crate) async fn served(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        what: &str,
+    ) -> Result<AttachmentRecord> {
         let Some(mut record) = self.attachment(vdi)?.filter(|record| record.served) else {
             return Err(Error::unsupported(format!(
-                "VDI {vdi} has no data path on this host, which could limit it"
+                "VDI {vdi} has no data path on this host, which could {what}"
             ))
             .context("vdi", vdi)
             .hint("attach it first; a raw disk is reached without a data path"));
         };
         self.finish(op, &mut record).await?;
-        record.limits = limits;
-        self.keep(&record)?;
-        let datapaths = self.manager.inner.datapaths.clone();
-        blocking(move || datapaths.limit(vdi, limits)).await
+        Ok(record)
     }
 
     /// What is attached on this host.
@@ -190,12 +202,17 @@ impl Sr {
             served: false,
             epoch: 0,
             limits: Limits::default(),
+            bitmaps: Vec::new(),
+            remote: None,
             driver_state: State::Detached,
             asked: false,
             boot: self.manager.inner.boot.clone(),
         });
         // First finish what an earlier call could not: a detach that failed, for instance.
         self.finish(op, &mut record).await?;
+        if matches!(step, Step::Attach(_) | Step::Activate(_)) {
+            self.refuse_moved(vdi)?;
+        }
 
         let before = record.datapaths.get(datapath).map_or(State::Detached, Datapath::state);
         let after = before.after(step).map_err(|illegal| {
@@ -275,6 +292,7 @@ impl Sr {
     /// Finishes what an earlier call could not, and keeps the record of it.
     async fn finish(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
         let finished = async {
+            self.settle_move(record.vdi).await?;
             if record.asked {
                 // Whoever asked has no answer, so nobody uses what there may be.
                 let vdi = record.vdi;
@@ -352,6 +370,7 @@ impl Sr {
         let datapaths = self.manager.inner.datapaths.clone();
         blocking(move || datapaths.end(vdi, plan)).await?;
         record.served = false;
+        record.remote = None;
         Ok(())
     }
 
@@ -364,6 +383,10 @@ impl Sr {
             return Ok(());
         }
         let vdi = record.vdi;
+        if self.moved(vdi)?.is_some() {
+            // What stays behind is nobody's disk.
+            return Ok(());
+        }
         if !record.served {
             // Recorded before it is there, so that it is found whatever happens.
             record.served = true;
@@ -376,6 +399,7 @@ impl Sr {
         })
         .await?;
         record.access = vec![access];
+        self.raise_remote(record, status.as_ref()).await;
         if wanted != Wanted::Active || status.as_ref().is_some_and(is_active) {
             return Ok(());
         }
@@ -385,7 +409,8 @@ impl Sr {
         }
         let Some(plan) = record.plan() else { return Ok(()) };
         let (epoch, limits) = (record.epoch, record.limits);
-        blocking(move || datapaths.activate(vdi, plan, epoch, limits)).await
+        let tracking = record.tracking(&datapaths.place(vdi));
+        blocking(move || datapaths.activate(vdi, plan, tracking, epoch, limits)).await
     }
 
     /// Ends data paths whose VDI nobody holds, by any record.
@@ -405,6 +430,7 @@ impl Sr {
             if held()? {
                 continue;
             }
+            self.settle_move(vdi).await?;
             let datapaths = inner.datapaths.clone();
             blocking(move || datapaths.end(vdi, None)).await?;
             tracing::info!(%vdi, "ended a data path that nobody needs");
@@ -426,7 +452,9 @@ impl Sr {
             }
             Step::Activate(mode) => {
                 let call = op.part("activate").call(Operation::VdiActivate);
-                let done = self.within(port::call(port, call, &VdiActivate { vdi, mode })).await?;
+                let served = record.plan().is_some() && record.wanted() != Wanted::Nothing;
+                let request = VdiActivate { vdi, mode, tracked: record.is_tracked(served) };
+                let done = self.within(port::call(port, call, &request)).await?;
                 step!("vdi_activate.driver_answered");
                 if !done.access.is_empty() {
                     record.images = done.access;
@@ -450,12 +478,12 @@ impl Sr {
     }
 
     /// The record of a VDI, if it is of this boot of the host.
-    fn attachment(&self, vdi: VdiUuid) -> Result<Option<AttachmentRecord>> {
+    pub(crate) fn attachment(&self, vdi: VdiUuid) -> Result<Option<AttachmentRecord>> {
         let found = self.manager.inner.catalog.get::<AttachmentRecord>(&self.attach_key(vdi))?;
         Ok(found.map(|found| found.record).filter(|found| found.boot == self.manager.inner.boot))
     }
 
-    fn keep(&self, record: &AttachmentRecord) -> Result<()> {
+    pub(crate) fn keep(&self, record: &AttachmentRecord) -> Result<()> {
         let key = self.attach_key(record.vdi);
         let held = !record.datapaths.is_empty() || record.served || record.asked;
         if !held && record.driver_state == State::Detached {
@@ -528,9 +556,29 @@ impl Sr {
             && self.driver_manifest()?.can(feature::DATAPATH)
         {
             // One that was killed is there again after this.
-            return self.finish(op, &mut record).await;
+            self.finish(op, &mut record).await?;
+            return self.refuse_moved(vdi);
         }
         self.refuse_if_attached(op, vdi, live, mode).await
+    }
+
+    /// Refuses to resize a VDI that is attached, unless the driver can do that: one that has data
+    /// paths, of VDIs that nobody but a data path has open.
+    pub(crate) async fn refuse_resize(&self, op: &Op, vdi: VdiUuid) -> Result<()> {
+        let manifest = self.driver_manifest()?;
+        if !manifest.can(feature::DATAPATH) {
+            return self.refuse_if_attached(op, vdi, feature::LIVE_RESIZE, None).await;
+        }
+        let (live, never) = (manifest.can(feature::LIVE_RESIZE), "");
+        if let Some(mut record) = self.attachment(vdi)?
+            && live
+            && record.served
+            && !record.datapaths.keys().any(|name| is_job(name))
+        {
+            // One that was killed is there again after this.
+            return self.finish(op, &mut record).await;
+        }
+        self.refuse_if_attached(op, vdi, never, None).await
     }
 
     pub(crate) fn refuse_if_any_attached(&self) -> Result<()> {

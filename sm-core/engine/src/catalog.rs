@@ -6,11 +6,13 @@
 //! | `attach/<sr>/<vdi>` | [`AttachmentRecord`] |
 //! | `intent/<operation id>`, `answer/<operation id>` | [`crate::journal::Entry`] |
 //! | `job/<operation id>` | [`crate::jobs::JobRecord`] |
+//! | `moved/<vdi>` | [`crate::mirror`]: where a VDI went, or may have gone |
 //! | `kv/<sr>/<key>` | a driver's own state |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use datapath::control::protocol::Listen;
 use datapath::disk::Limits;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -67,6 +69,12 @@ pub struct AttachmentRecord {
     /// What its data path may do in a second.
     #[serde(default)]
     pub limits: Limits,
+    /// The points in time since which clients can ask what changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) bitmaps: Vec<VdiUuid>,
+    /// How other hosts reach it through its data path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Listen>,
     /// What the driver was last told: differs from the datapaths after a call that failed.
     pub driver_state: crate::automaton::State,
     /// Whether the driver was asked to attach and its answer is not recorded: it may hold what

@@ -9,12 +9,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use sm_model::manifest::feature;
 use sm_model::vdi::{VdiInfo, VdiStat, VdiUpdate};
-use sm_model::{AttachMode, Bytes, Error, ImageFormat, Kind, Result, VdiUuid};
+use sm_model::{AttachMode, Bytes, Error, Kind, Result, VdiUuid};
 use sm_step::step;
 use vhd::{Disk, Mode};
 
 use crate::attach::JOB;
 use crate::catalog::AttachmentRecord;
+use crate::checksum::{self, Checks, Checksum, Sum, Summed};
 use crate::jobs::{ExportTarget, ImportSource, JobRecord, Plan, Running};
 use crate::op::Op;
 use crate::services::blocking;
@@ -28,45 +29,103 @@ pub struct Transferred {
     pub bytes: Bytes,
     /// Bytes the file takes.
     pub allocated: Bytes,
+    /// That of the disk's content, if it was asked for.
+    pub checksum: Option<Checksum>,
+}
+
+/// What an import or copy made.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Filled {
+    /// The VDI.
+    pub vdi: VdiInfo,
+    /// That of its content, if it was asked for.
+    pub checksum: Option<Checksum>,
 }
 
 impl Sr {
     /// Makes a VDI of the bytes of a file or of standard input. A job of the operation's id: the
     /// same call with the same id goes on after a crash.
     pub async fn import(&self, op: &Op, source: ImportSource, new: NewVdi) -> Result<VdiInfo> {
+        Ok(self.import_checked(op, source, new, Checks::default()).await?.vdi)
+    }
+
+    /// As [`Self::import`], and makes sure of what `checks` says. When that does not hold, the VDI
+    /// is gone again.
+    pub async fn import_checked(
+        &self,
+        op: &Op,
+        source: ImportSource,
+        new: NewVdi,
+        checks: Checks,
+    ) -> Result<Filled> {
         let vdi = new.uuid.unwrap_or_else(|| op.id.vdi(0));
-        self.run(op, Plan::Import { source, new }).await?;
-        self.read(op, &VdiStat::of(vdi)).await
+        self.run(op, Plan::Import { source, new, checks }).await?;
+        Ok(Filled {
+            vdi: self.read(op, &VdiStat::of(vdi)).await?,
+            checksum: self.manager.job(&op.id.to_string())?.checksum,
+        })
     }
 
     /// Writes the content of a VDI to a file. Refused while somebody may be writing the VDI.
     pub async fn export(&self, op: &Op, vdi: VdiUuid, target: ExportTarget) -> Result<Transferred> {
+        self.export_checked(op, vdi, target, Checks::default()).await
+    }
+
+    /// As [`Self::export`], and makes sure of what `checks` says. When that does not hold, there is
+    /// no file.
+    pub async fn export_checked(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        target: ExportTarget,
+        checks: Checks,
+    ) -> Result<Transferred> {
         let path = target.path.clone();
-        self.run(op, Plan::Export { vdi, target }).await?;
+        self.run(op, Plan::Export { vdi, target, checks }).await?;
         let info = self.read(op, &VdiStat::of(vdi)).await?;
         let file =
             std::fs::metadata(&path).map_err(|error| Error::from(error).context("path", &path))?;
-        Ok(Transferred { bytes: info.virtual_size, allocated: Bytes(file.blocks() * 512) })
+        Ok(Transferred {
+            bytes: info.virtual_size,
+            allocated: Bytes(file.blocks() * 512),
+            checksum: self.manager.job(&op.id.to_string())?.checksum,
+        })
     }
 
     /// Makes a VDI in `target` with the content of a VDI of this SR.
     pub async fn copy(&self, op: &Op, vdi: VdiUuid, target: &Sr, new: NewVdi) -> Result<VdiInfo> {
+        Ok(self.copy_checked(op, vdi, target, new, Checks::default()).await?.vdi)
+    }
+
+    /// As [`Self::copy`], and makes sure of what `checks` says. When that does not hold, the new
+    /// VDI is gone again.
+    pub async fn copy_checked(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        target: &Sr,
+        new: NewVdi,
+        checks: Checks,
+    ) -> Result<Filled> {
         let uuid = new.uuid.unwrap_or_else(|| op.id.vdi(0));
-        self.run(op, Plan::Copy { vdi, target: target.uuid(), new }).await?;
-        target.read(op, &VdiStat::of(uuid)).await
+        self.run(op, Plan::Copy { vdi, target: target.uuid(), new, checks }).await?;
+        Ok(Filled {
+            vdi: target.read(op, &VdiStat::of(uuid)).await?,
+            checksum: self.manager.job(&op.id.to_string())?.checksum,
+        })
     }
 
     /// Runs a job to its end, from wherever an earlier process left it.
     pub(crate) async fn run(&self, op: &Op, plan: Plan) -> Result<()> {
         let (vdi, description) = match &plan {
-            Plan::Import { source, new } => {
+            Plan::Import { source, new, .. } => {
                 let from = match source {
                     ImportSource::File { path, .. } => path.as_str(),
                     ImportSource::Stdin { .. } => "standard input",
                 };
                 (Some(new.uuid.unwrap_or_else(|| op.id.vdi(0))), format!("import {from}"))
             }
-            Plan::Export { vdi, target } => {
+            Plan::Export { vdi, target, .. } => {
                 (Some(*vdi), format!("export VDI {vdi} to {}", target.path))
             }
             Plan::Copy { vdi, target, .. } => {
@@ -83,14 +142,16 @@ impl Sr {
         step!("job.started");
         let mut running = Some(running);
         let result = match plan {
-            Plan::Import { source, new } => {
-                self.run_import(op, &mut running, &record, source, new).await
+            Plan::Import { source, new, checks } => {
+                self.run_import(op, &mut running, &record, source, (new, checks)).await
             }
-            Plan::Export { vdi, target } => {
-                self.run_export(op, &mut running, &record, vdi, &target).await
+            Plan::Export { vdi, target, checks } => {
+                self.run_export(op, &mut running, &record, vdi, (&target, checks)).await
             }
-            Plan::Copy { vdi, target, new } => match self.manager.sr(&target.to_string()) {
-                Ok(target) => self.run_copy(op, &mut running, &record, vdi, &target, new).await,
+            Plan::Copy { vdi, target, new, checks } => match self.manager.sr(&target.to_string()) {
+                Ok(target) => {
+                    self.run_copy(op, &mut running, &record, vdi, &target, (new, checks)).await
+                }
                 Err(error) => Err(error),
             },
             Plan::Maintain { budget } => self.run_maintain(op, &mut running, budget).await,
@@ -108,7 +169,7 @@ impl Sr {
         running: &mut Option<Running>,
         record: &JobRecord,
         source: ImportSource,
-        mut new: NewVdi,
+        (mut new, checks): (NewVdi, Checks),
     ) -> Result<()> {
         let (disk, stream_size) = match &source {
             ImportSource::File { path, format } => {
@@ -143,15 +204,19 @@ impl Sr {
             new.virtual_size = Bytes(bytes);
         }
         let start = record.safe.min(bytes);
-        self.fill(op, running, record, new, move |target, running| {
+        self.fill(op, running, record, (new, checks), move |target, running| {
             let mut report = |done, safe| {
                 step!("job.copying");
                 running.report(done, bytes, safe)
             };
-            if let Some(disk) = disk {
-                return transfer::copy(disk.as_ref(), target, start, &mut report);
-            }
-            transfer::fill(&mut std::io::stdin().lock(), bytes, target, &mut report)
+            let Some(disk) = disk else {
+                let mut sum = (!checks.are_none()).then(Sum::default);
+                let stdin = &mut std::io::stdin().lock();
+                transfer::fill(stdin, bytes, target, sum.as_mut(), &mut report)?;
+                let read_back = checks.verify;
+                return Ok(sum.map(|sum| Taken { of: sum.finish(bytes), bytes, read_back }));
+            };
+            copy_checked(disk.as_ref(), target, start, checks, running)
         })
         .await
     }
@@ -163,7 +228,7 @@ impl Sr {
         record: &JobRecord,
         vdi: VdiUuid,
         target: &Self,
-        mut new: NewVdi,
+        (mut new, checks): (NewVdi, Checks),
     ) -> Result<()> {
         let start = record.safe;
         let reader = Reader::attach(self, op, vdi).await?;
@@ -172,12 +237,9 @@ impl Sr {
             let bytes = source.size();
             new.virtual_size = Bytes(new.virtual_size.0.max(bytes));
             target
-                .fill(op, running, record, new, move |disk, running| {
+                .fill(op, running, record, (new, checks), move |disk, running| {
                     let start = start.min(bytes);
-                    transfer::copy(source.as_ref(), disk, start, &mut |done, safe| {
-                        step!("job.copying");
-                        running.report(done, bytes, safe)
-                    })
+                    copy_checked(source.as_ref(), disk, start, checks, running)
                 })
                 .await
         }
@@ -191,9 +253,10 @@ impl Sr {
         running: &mut Option<Running>,
         record: &JobRecord,
         vdi: VdiUuid,
-        target: &ExportTarget,
+        (target, checks): (&ExportTarget, Checks),
     ) -> Result<()> {
-        let ExportTarget { path, format, overwrite } = target.clone();
+        let target = target.clone();
+        let ExportTarget { path, overwrite, .. } = target.clone();
         // Attached first even if there is nothing to do: the end lets go of what a dead process
         // has left attached.
         let reader = Reader::attach(self, op, vdi).await?;
@@ -213,7 +276,7 @@ impl Sr {
             let source = reader.open().await?;
             let Some(mut job) = running.take() else { return Err(lost()) };
             let (job, result) = blocking(move || {
-                let result = write_file(source.as_ref(), &path, format, overwrite, &mut job);
+                let result = write_file(source.as_ref(), &target, checks, &mut job);
                 Ok((job, result))
             })
             .await?;
@@ -231,8 +294,8 @@ impl Sr {
         op: &Op,
         running: &mut Option<Running>,
         record: &JobRecord,
-        new: NewVdi,
-        work: impl FnOnce(&dyn Disk, &mut Running) -> Result<()> + Send + 'static,
+        (new, checks): (NewVdi, Checks),
+        work: impl FnOnce(&dyn Disk, &mut Running) -> Result<Option<Taken>> + Send + 'static,
     ) -> Result<()> {
         let vdi = new.uuid.unwrap_or_else(|| op.id.vdi(0));
         let new = NewVdi { uuid: Some(vdi), ..new };
@@ -262,7 +325,14 @@ impl Sr {
             let Some(mut job) = running.take() else { return Err(lost()) };
             let (job, result) = blocking(move || {
                 let result = transfer::open(&access, Mode::Write)
-                    .and_then(|target| work(target.as_ref(), &mut job));
+                    .and_then(|target| work(target.as_ref(), &mut job))
+                    .and_then(|taken| {
+                        let reopen = || {
+                            transfer::forget_cached(&access);
+                            transfer::open(&access, Mode::Read)
+                        };
+                        finish_checks(taken, checks, reopen, &mut job)
+                    });
                 Ok((job, result))
             })
             .await?;
@@ -391,20 +461,36 @@ impl<'a> Reader<'a> {
 
 fn write_file(
     source: &dyn Disk,
-    path: &Utf8Path,
-    format: ImageFormat,
-    overwrite: bool,
+    target: &ExportTarget,
+    checks: Checks,
     job: &mut Running,
 ) -> Result<()> {
+    let ExportTarget { path, format, overwrite } = target;
+    let (path, format, overwrite) = (path.as_path(), *format, *overwrite);
     let failed = |error: std::io::Error| Error::from(error).context("path", path);
     // The name appears only when the content is whole.
     let partial = Utf8PathBuf::from(format!("{path}.{}.partial", job.id()));
     let bytes = source.size();
     let _ = std::fs::remove_file(&partial);
-    let written = transfer::write(source, partial.as_std_path(), format, &mut |done, safe| {
+    let mut report = |done, safe| {
         step!("job.copying");
         job.report(done, bytes, safe)
-    })
+    };
+    let written = if checks.are_none() {
+        transfer::write(source, partial.as_std_path(), format, &mut report)
+    } else {
+        let summed = Summed::new(source, Sum::default());
+        transfer::write(&summed, partial.as_std_path(), format, &mut report)
+            .and_then(|()| summed.finish())
+            .and_then(|of| {
+                let reopen = || {
+                    transfer::forget_cached_file(partial.as_std_path());
+                    transfer::open_source(partial.as_std_path(), format)
+                };
+                let taken = Taken { of, bytes, read_back: checks.verify };
+                finish_checks(Some(taken), checks, reopen, job)
+            })
+    }
     .and_then(|()| {
         let file = std::fs::metadata(&partial).map_err(failed)?;
         job.has_written((file.dev(), file.ino()))?;
@@ -423,6 +509,62 @@ fn write_file(
         let _ = std::fs::remove_file(&partial);
     }
     written
+}
+
+/// The checksum of what was copied.
+struct Taken {
+    of: Checksum,
+    bytes: u64,
+    /// What was made is to be read, too.
+    read_back: bool,
+}
+
+/// Copies `source` over the beginning of `target`, and takes its checksum if that is asked for.
+fn copy_checked(
+    source: &dyn Disk,
+    target: &dyn Disk,
+    start: u64,
+    checks: Checks,
+    job: &mut Running,
+) -> Result<Option<Taken>> {
+    let bytes = source.size();
+    let report = |job: &mut Running, done, safe| {
+        step!("job.copying");
+        job.report(done, bytes, safe)
+    };
+    if checks.are_none() {
+        transfer::copy(source, target, start, &mut |done, safe| report(job, done, safe))?;
+        return Ok(None);
+    }
+    let mut sum = Sum::default();
+    sum.add_disk(source, start, &mut |done| job.report_stage(done, bytes, READING).is_continue())?;
+    let summed = Summed::new(source, sum);
+    transfer::copy(&summed, target, start, &mut |done, safe| report(job, done, safe))?;
+    // What another process has written is as it is: it is read.
+    let read_back = checks.verify || start > 0;
+    Ok(Some(Taken { of: summed.finish()?, bytes, read_back }))
+}
+
+/// The stages of a job that checks.
+const READING: &str = "reading again";
+const READING_BACK: &str = "reading back";
+
+/// Compares what was made with what it was made of, and that with what is expected.
+fn finish_checks(
+    taken: Option<Taken>,
+    checks: Checks,
+    reopen: impl FnOnce() -> Result<Box<dyn Disk>>,
+    job: &mut Running,
+) -> Result<()> {
+    let Some(Taken { of, bytes, read_back }) = taken else { return Ok(()) };
+    checksum::check(of, checks.expected)?;
+    if read_back {
+        let back = checksum::of_disk(reopen()?.as_ref(), bytes, &mut |done| {
+            job.report_stage(done, bytes, READING_BACK).is_continue()
+        })?;
+        checksum::check_back(back, of)?;
+    }
+    job.has_checksum(of)
 }
 
 fn exists(path: &Utf8Path) -> Error {

@@ -43,6 +43,13 @@ pub enum Event {
         /// Which.
         vdi: VdiUuid,
     },
+    /// The mirror of a VDI began, ended, or was switched to.
+    MirrorChanged {
+        /// Its SR.
+        sr: SrUuid,
+        /// Which.
+        vdi: VdiUuid,
+    },
     /// A job started, went on or ended.
     JobChanged {
         /// Which.

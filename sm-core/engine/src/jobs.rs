@@ -13,6 +13,7 @@ use sm_loader::port::ProgressSink;
 use sm_model::sr::{Budget, SrMaintained};
 use sm_model::{Bytes, Error, ImageFormat, Kind, OperationId, Result, SrUuid, VdiUuid};
 
+use crate::checksum::{Checks, Checksum};
 use crate::events::Event;
 use crate::journal;
 use crate::locks::{Held, Lock};
@@ -76,9 +77,25 @@ pub struct ExportTarget {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Plan {
-    Import { source: ImportSource, new: NewVdi },
-    Export { vdi: VdiUuid, target: ExportTarget },
-    Copy { vdi: VdiUuid, target: SrUuid, new: NewVdi },
+    Import {
+        source: ImportSource,
+        new: NewVdi,
+        #[serde(default, skip_serializing_if = "Checks::are_none")]
+        checks: Checks,
+    },
+    Export {
+        vdi: VdiUuid,
+        target: ExportTarget,
+        #[serde(default, skip_serializing_if = "Checks::are_none")]
+        checks: Checks,
+    },
+    Copy {
+        vdi: VdiUuid,
+        target: SrUuid,
+        new: NewVdi,
+        #[serde(default, skip_serializing_if = "Checks::are_none")]
+        checks: Checks,
+    },
     Maintain { budget: Budget },
 }
 
@@ -133,6 +150,9 @@ pub struct JobRecord {
     /// Device and inode of the file an export has written, before it gets its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) written: Option<(u64, u64)>,
+    /// The checksum of the content, of a job that was to take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
     /// What a maintenance did, as far as it came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintained: Option<SrMaintained>,
@@ -320,6 +340,7 @@ impl Running {
                     safe: 0,
                     target_is_ours: false,
                     written: None,
+                    checksum: None,
                     maintained: None,
                     order: SystemTime::now()
                         .duration_since(UNIX_EPOCH)
@@ -445,6 +466,31 @@ impl Running {
             let record: Option<JobRecord> = record;
             Ok((record.map(|record| JobRecord { written: Some(file), ..record }), ()))
         })
+    }
+
+    /// Records the checksum of the content.
+    pub(crate) fn has_checksum(&self, checksum: Checksum) -> Result<()> {
+        self.manager.inner.catalog.update(&key(self.id), true, |record| {
+            let record: Option<JobRecord> = record;
+            let checksum = Some(checksum);
+            Ok((record.map(|record| JobRecord { checksum, ..record }), ()))
+        })
+    }
+
+    /// Tells that something is done besides copying. Breaks as [`Self::report`].
+    pub(crate) fn report_stage(&mut self, done: u64, total: u64, stage: &str) -> ControlFlow<()> {
+        let permille = done.saturating_mul(1000).checked_div(total).unwrap_or(1000) as u32;
+        if let Some(sink) = &self.op.progress {
+            sink(permille.min(1000), stage);
+        }
+        if self.last_beat.elapsed() >= BEAT {
+            self.beat(permille, stage);
+        }
+        if self.op.cancel.is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// Records the end.

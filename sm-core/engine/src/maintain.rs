@@ -68,6 +68,8 @@ impl Sr {
             }
         }));
         let request = SrMaintain { budget, dry_run: false };
+        // What it has told data paths ends with the call, however that does.
+        let _told = self.manager.inner.datapaths.let_go(op.id, &[]);
         let work = self.within(port::call(port.as_ref(), call, &request));
         tokio::pin!(work);
         let reply = loop {

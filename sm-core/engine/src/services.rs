@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sm_loader::HostServices;
 use sm_model::host::{
-    CommandRecord, DatapathIsServed, DatapathPause, DatapathRefresh, DatapathServed, KvGet, KvKeys,
+    CommandRecord, DatapathConverge, DatapathIsServed, DatapathMerge, DatapathMergeState,
+    DatapathMerging, DatapathPause, DatapathPaused, DatapathRefresh, DatapathServed, KvGet, KvKeys,
     KvList, KvPut, KvValue, SecretGet, SecretText,
 };
 use sm_model::{Error, Kind, Result, SrUuid, VdiUuid};
@@ -42,7 +43,7 @@ impl SrServices {
         Ok(holders.next().cloned())
     }
 
-    async fn datapath_pause(&self, request: DatapathPause) -> Result<()> {
+    async fn datapath_pause(&self, request: DatapathPause) -> Result<DatapathPaused> {
         let mut served = Vec::new();
         for vdi in request.vdis {
             if let Some(name) = self.other_holder(vdi)? {
@@ -57,7 +58,49 @@ impl SrServices {
             }
         }
         let datapaths = Arc::clone(&self.datapaths);
-        blocking(move || datapaths.pause(&served, request.lock.as_deref())).await
+        blocking(move || {
+            let DatapathPause { lock, close, operation, .. } = request;
+            datapaths.pause(&served, lock.as_deref(), close, operation)?;
+            Ok(DatapathPaused { closed: close })
+        })
+        .await
+    }
+
+    /// A VDI of this SR that is open by its data path only.
+    fn only_served(&self, vdi: VdiUuid) -> Result<Arc<Datapaths>> {
+        let served = self.attachment(vdi)?.is_some_and(|record| record.served);
+        match self.other_holder(vdi)? {
+            None if served => Ok(Arc::clone(&self.datapaths)),
+            Some(name) => {
+                let text = format!("VDI {vdi} is open by {name:?}, which cannot be told");
+                Err(Error::new(Kind::InUse, text).legacy(24).context("vdi", vdi))
+            }
+            None => {
+                let text = format!("VDI {vdi} has no data path on this host");
+                Err(Error::not_found(text).context("vdi", vdi))
+            }
+        }
+    }
+
+    async fn datapath_merge(&self, request: DatapathMerge) -> Result<()> {
+        let datapaths = self.only_served(request.vdi)?;
+        blocking(move || datapaths.merge(&request)).await
+    }
+
+    async fn datapath_merging(&self, vdi: VdiUuid) -> Result<DatapathMergeState> {
+        let datapaths = self.only_served(vdi)?;
+        blocking(move || datapaths.merge_state(vdi)).await
+    }
+
+    async fn datapath_converge(&self, request: DatapathConverge) -> Result<()> {
+        let datapaths = self.only_served(request.vdi)?;
+        blocking(move || datapaths.converge(request.vdi, request.lock.as_deref())).await
+    }
+
+    async fn datapath_cancel_merge(&self, vdi: VdiUuid) -> Result<()> {
+        // Also of one that has been detached since.
+        let datapaths = Arc::clone(&self.datapaths);
+        blocking(move || datapaths.cancel_merge(vdi)).await
     }
 
     async fn datapath_refresh(&self, request: DatapathRefresh) -> Result<()> {
@@ -115,7 +158,23 @@ impl HostServices for SrServices {
                 json(&SecretText { text: self.secrets.get(self.sr, &reference)? })
             }
             "datapath.pause" => {
-                self.datapath_pause(parse(service, &request)?).await?;
+                json(&self.datapath_pause(parse(service, &request)?).await?)
+            }
+            "datapath.merge" => {
+                self.datapath_merge(parse(service, &request)?).await?;
+                json(&serde_json::json!({}))
+            }
+            "datapath.merging" => {
+                let DatapathMerging { vdi } = parse(service, &request)?;
+                json(&self.datapath_merging(vdi).await?)
+            }
+            "datapath.converge" => {
+                self.datapath_converge(parse(service, &request)?).await?;
+                json(&serde_json::json!({}))
+            }
+            "datapath.cancel_merge" => {
+                let DatapathMerging { vdi } = parse(service, &request)?;
+                self.datapath_cancel_merge(vdi).await?;
                 json(&serde_json::json!({}))
             }
             "datapath.refresh" => {

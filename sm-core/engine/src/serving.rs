@@ -13,27 +13,36 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use datapath::control::client::{self, Error as Said};
-use datapath::control::protocol::{FailureKind, State, Status};
+use datapath::control::protocol::{FailureKind, State, Status, Tracking};
 use datapath::control::{Client, Place, Run};
 use datapath::disk::{Format, Layer, Limits, Plan};
-use sm_model::{Access, AttachMode, Error, ImageFormat, Kind, Result, VdiUuid};
+use sm_model::{Access, AttachMode, Error, ImageFormat, Kind, OperationId, Result, VdiUuid};
 use sm_step::step;
 
 /// How long a process may take for what does not depend on storage.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// How long it may take to open, to close, or to make durable what was written.
-const STORAGE: Duration = Duration::from_secs(60);
+pub(crate) const STORAGE: Duration = Duration::from_secs(60);
 
 /// How long the requests of a guest may take to end before a pause is given up.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// The data paths of one installation.
 pub(crate) struct Datapaths {
     run: Run,
     program: Option<PathBuf>,
     /// The disks that are paused, each by its connection.
-    paused: Mutex<HashMap<VdiUuid, Client>>,
+    paused: Mutex<HashMap<VdiUuid, Held>>,
+    /// Those whose leaf is being merged.
+    pub(crate) merging: Mutex<HashMap<VdiUuid, Held>>,
+}
+
+/// A connection whose end would end something.
+pub(crate) struct Held {
+    pub(crate) client: Client,
+    /// The operation that it is for, where that is known.
+    pub(crate) operation: Option<OperationId>,
 }
 
 /// What a process has to be told.
@@ -53,6 +62,7 @@ impl Datapaths {
             run: Run::of_installation(state),
             program: program.map(Into::into),
             paused: Mutex::default(),
+            merging: Mutex::default(),
         }
     }
 
@@ -73,7 +83,16 @@ impl Datapaths {
         client.status(SOON).map(Some).map_err(|error| told(vdi, &error))
     }
 
-    fn find(&self, vdi: VdiUuid) -> Result<Option<Client>> {
+    /// The process of a VDI that must have one.
+    pub(crate) fn must_find(&self, vdi: VdiUuid) -> Result<Client> {
+        self.find(vdi)?.ok_or_else(|| {
+            Error::new(Kind::Unreachable, format!("the data path of VDI {vdi} is gone"))
+                .context("vdi", vdi)
+                .hint("the next operation on the VDI, or a scan of its SR, starts it again")
+        })
+    }
+
+    pub(crate) fn find(&self, vdi: VdiUuid) -> Result<Option<Client>> {
         let place = self.place(vdi);
         if !place.exists() {
             return Ok(None);
@@ -95,6 +114,7 @@ impl Datapaths {
         &self,
         vdi: VdiUuid,
         plan: Plan,
+        tracking: Tracking,
         epoch: u64,
         limits: Limits,
     ) -> Result<()> {
@@ -102,10 +122,18 @@ impl Datapaths {
             let text = format!("the data path of VDI {vdi} ended just after it was started");
             return Err(Error::internal(text).hint(log_hint(&self.place(vdi))));
         };
-        let activated = client.activate(plan, epoch, STORAGE).and_then(|()| {
+        let log = tracking.changes.clone().filter(|log| !plan.read_only && log.exists());
+        let activated = client.activate_tracked(plan, epoch, tracking, STORAGE).and_then(|()| {
             if limits == Limits::default() { Ok(()) } else { client.limit(limits, SOON) }
         });
         activated.map_err(|error| told(vdi, &error))?;
+        if log.is_some() {
+            let status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+            if let Err(error) = refuse_untracked(vdi, &status) {
+                client.deactivate(STORAGE).map_err(|error| told(vdi, &error))?;
+                return Err(error);
+            }
+        }
         step!("core.datapath_activated");
         Ok(())
     }
@@ -139,7 +167,8 @@ impl Datapaths {
     /// A process with the images of one that was killed, if that one has left something to redo.
     fn redo(&self, vdi: VdiUuid, plan: Option<Plan>) -> Option<Client> {
         let place = self.place(vdi);
-        let plan = plan.filter(|plan| !plan.read_only && place.has_pending())?;
+        let open = place.has_pending() && place.moved().is_none();
+        let plan = plan.filter(|plan| !plan.read_only && open)?;
         let redone = client::locate(self.program.as_deref())
             .and_then(|program| client::start(&place, &program))
             .and_then(|mut client| client.activate(plan, 0, STORAGE).map(|()| client));
@@ -164,19 +193,25 @@ impl Datapaths {
 
     // What drivers ask for -------------------------------------------------------------------------
 
-    fn paused(&self) -> MutexGuard<'_, HashMap<VdiUuid, Client>> {
+    pub(crate) fn paused(&self) -> MutexGuard<'_, HashMap<VdiUuid, Held>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pauses VDIs, all at once. After an error none of them is.
-    pub(crate) fn pause(&self, vdis: &[VdiUuid], lock: Option<&str>) -> Result<()> {
+    pub(crate) fn pause(
+        &self,
+        vdis: &[VdiUuid],
+        lock: Option<&str>,
+        close: bool,
+        operation: Option<OperationId>,
+    ) -> Result<()> {
         let until = Instant::now() + DRAIN;
         let mut got = Vec::new();
         for vdi in vdis {
-            if self.paused().contains_key(vdi) {
-                continue;
-            }
-            let Some(mut client) = self.find(*vdi)? else {
+            // Once more by the same connection is the same pause.
+            let held = self.paused().remove(vdi).map(|held| held.client);
+            let Some(mut client) = held.map_or_else(|| self.find(*vdi), |held| Ok(Some(held)))?
+            else {
                 return Err(Error::new(
                     Kind::InUse,
                     format!("VDI {vdi} has no data path that could be paused"),
@@ -184,8 +219,11 @@ impl Datapaths {
                 .legacy(24));
             };
             let left = until.saturating_duration_since(Instant::now());
-            match client.pause(lock.map(PathBuf::from), left) {
-                Ok(_) => got.push((*vdi, client)),
+            let lock = lock.map(PathBuf::from);
+            let paused =
+                if close { client.pause_closed(lock, left) } else { client.pause(lock, left) };
+            match paused {
+                Ok(_) => got.push((*vdi, Held { client, operation })),
                 Err(error) if error.kind() == Some(FailureKind::NotActive) => {}
                 // Those that are paused go on: their connections end here.
                 Err(error) => return Err(told(*vdi, &error)),
@@ -198,13 +236,16 @@ impl Datapaths {
 
     /// Has a VDI that is served go over to other images, and go on.
     pub(crate) fn refresh(&self, vdi: VdiUuid, access: &[Access]) -> Result<()> {
-        let held = self.paused().remove(&vdi);
+        let held = self.paused().remove(&vdi).map(|held| held.client);
         let paused = held.is_some();
         let Some(mut client) = held.map_or_else(|| self.find(vdi), |client| Ok(Some(client)))?
         else {
             return Ok(());
         };
         let status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+        if crate::changed::log_of(access).is_some_and(|log| log.exists()) {
+            refuse_untracked(vdi, &status)?;
+        }
         let Some(served) = status.plan else { return Ok(()) };
         let Some(plan) = plan_of(access, served.read_only) else {
             return Err(Error::internal(format!("VDI {vdi} is no image any more")));
@@ -217,23 +258,44 @@ impl Datapaths {
         Ok(())
     }
 
-    /// From now on, nobody is paused by a call of ours: whoever still is looks by himself.
-    pub(crate) fn let_go<'a>(&'a self, vdis: &[VdiUuid]) -> LetGo<'a> {
-        LetGo { datapaths: self, vdis: vdis.to_vec() }
+    /// When this is dropped, nothing is paused or merged by a call of an operation any more: whoever
+    /// still is looks by himself. A driver of an earlier release does not say for which operation
+    /// it pauses: then it is for that on `vdis`.
+    pub(crate) fn let_go<'a>(&'a self, operation: OperationId, vdis: &[VdiUuid]) -> LetGo<'a> {
+        LetGo { datapaths: self, operation, vdis: vdis.to_vec() }
     }
 }
 
 /// Lets go of what is still paused when dropped.
 pub(crate) struct LetGo<'a> {
     datapaths: &'a Datapaths,
+    operation: OperationId,
     vdis: Vec<VdiUuid>,
 }
 
 impl Drop for LetGo<'_> {
     fn drop(&mut self) {
-        let mut paused = self.datapaths.paused();
-        self.vdis.iter().for_each(|vdi| drop(paused.remove(vdi)));
+        let stays = |vdi: &VdiUuid, held: &mut Held| match held.operation {
+            Some(operation) => operation != self.operation,
+            None => !self.vdis.contains(vdi),
+        };
+        self.datapaths.paused().retain(stays);
+        self.datapaths.merging().retain(stays);
     }
+}
+
+/// A process of an earlier release would write past the log of changed blocks.
+fn refuse_untracked(vdi: VdiUuid, status: &Status) -> Result<()> {
+    let reading = status.plan.as_ref().is_none_or(|plan| plan.read_only);
+    if reading || status.changes.is_some() {
+        return Ok(());
+    }
+    let release = &status.release;
+    Err(Error::unsupported(format!(
+        "the data path of VDI {vdi} is of release {release} and does not track changes"
+    ))
+    .context("vdi", vdi)
+    .hint("detach the VDI and attach it again, with the sm-datapath of this release"))
 }
 
 /// Whether a status is that of a disk that is served.
@@ -243,7 +305,7 @@ pub(crate) fn is_active(status: &Status) -> bool {
 
 /// The images of a disk that is not the bytes of its file; none for one that is.
 pub(crate) fn plan_of(access: &[Access], read_only: bool) -> Option<Plan> {
-    let Some(Access::File { path, format: ImageFormat::Vhd, backing }) = access.first() else {
+    let Some(Access::File { path, format: ImageFormat::Vhd, backing, .. }) = access.first() else {
         return None;
     };
     let backing = backing.iter().map(|image| Layer {
@@ -272,7 +334,7 @@ fn run_error(error: &datapath::control::run::Error) -> Error {
 }
 
 /// What a data path said, or that it says nothing, in the words of the model.
-fn told(vdi: VdiUuid, error: &Said) -> Error {
+pub(crate) fn told(vdi: VdiUuid, error: &Said) -> Error {
     let error = match error {
         Said::Refused(failure) => {
             let kind = match failure.kind {
@@ -281,7 +343,13 @@ fn told(vdi: VdiUuid, error: &Said) -> Error {
                 FailureKind::NotFound => Kind::NotFound,
                 FailureKind::Corrupt => Kind::Corrupt,
                 FailureKind::NoSpace => Kind::NoSpace,
-                FailureKind::Unsupported => Kind::Unsupported,
+                FailureKind::Unsupported | FailureKind::Refused => Kind::Unsupported,
+                FailureKind::Invalid => Kind::Config { missing: Vec::new(), candidates: Vec::new() },
+                FailureKind::Unreachable => Kind::Unreachable,
+                FailureKind::TooSmall => Kind::Limit,
+                FailureKind::NotReady => Kind::Busy { retry_after_ms: None },
+                FailureKind::Differs => Kind::Corrupt,
+                FailureKind::Moved => Kind::Fenced,
                 _ => Kind::Internal,
             };
             let text = format!("the data path of VDI {vdi}: {}", failure.message);

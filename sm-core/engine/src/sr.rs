@@ -319,7 +319,8 @@ impl Sr {
         let request = VdiResize { vdi, virtual_size: size };
         let locks = self.vdi_locks(op, &[vdi]);
         let _held = self.manager.lock(op, &locks).await?;
-        self.refuse_if_attached(op, vdi, feature::LIVE_RESIZE, None).await?;
+        self.refuse_resize(op, vdi).await?;
+        let _paused = self.manager.inner.datapaths.let_go(op.id, &[vdi]);
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiChanged { sr: self.uuid(), vdi });
         Ok(done)
@@ -346,7 +347,7 @@ impl Sr {
             let writing = Some(AttachMode::ReadWrite);
             self.refuse_unless_live(op, spec.vdi, feature::LIVE_SNAPSHOT, writing).await?;
         }
-        let _paused = self.manager.inner.datapaths.let_go(&vdis);
+        let _paused = self.manager.inner.datapaths.let_go(op.id, &vdis);
         // A replay must send the very request that was journalled, its time included.
         let time = self.journalled_time(op)?.unwrap_or_else(journal::now);
         let done = self.perform_locked(op, &VdiSnapshot { snapshots: specs, time }).await?;
@@ -375,7 +376,7 @@ impl Sr {
         let _held = self.manager.lock(op, &locks).await?;
         let writing = Some(AttachMode::ReadWrite);
         self.refuse_unless_live(op, vdi, feature::LIVE_SNAPSHOT, writing).await?;
-        let _paused = self.manager.inner.datapaths.let_go(&[vdi]);
+        let _paused = self.manager.inner.datapaths.let_go(op.id, &[vdi]);
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiAdded { sr: self.uuid(), vdi: request.uuid });
         Ok(done)
@@ -395,6 +396,10 @@ impl Sr {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
         self.refuse_if_attached(op, vdi, "", None).await?;
         let done = self.perform_locked(op, &VdiDestroy { vdi }).await?;
+        // The disk may come back from where it went, under its UUID.
+        if self.moved(vdi)?.is_some() {
+            self.forget_move(vdi)?;
+        }
         self.event(Event::VdiRemoved { sr: self.uuid(), vdi });
         Ok(done)
     }

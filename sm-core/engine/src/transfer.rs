@@ -8,6 +8,8 @@ use std::path::Path;
 use sm_model::{Access, Error, ImageFormat, Kind, Result};
 use vhd::{Chain, Disk, Extent, Layer, Mode};
 
+use crate::checksum::Sum;
+
 /// Bytes between two flushes of the target: what a resumed job may have to copy again.
 const CHECKPOINT: u64 = 256 << 20;
 
@@ -26,7 +28,7 @@ pub(crate) fn open(access: &[Access], mode: Mode) -> Result<Box<dyn Disk>> {
     for way in access {
         let opened = match way {
             Access::BlockDevice { path } => Chain::single(Layer::Raw(path.as_std_path()), mode),
-            Access::File { path, format, backing } => {
+            Access::File { path, format, backing, .. } => {
                 let layers: Vec<Layer<'_>> = std::iter::once((path, format))
                     .chain(backing.iter().map(|image| (&image.path, &image.format)))
                     .map(|(path, format)| layer(path.as_std_path(), *format))
@@ -44,6 +46,23 @@ fn layer(path: &Path, format: ImageFormat) -> Layer<'_> {
     match format {
         ImageFormat::Raw => Layer::Raw(path),
         ImageFormat::Vhd => Layer::Vhd(path),
+    }
+}
+
+/// Has what is read of a disk next come from the storage, and not from this host's memory. It must
+/// be durable. Where the system cannot do that, memory is looked at.
+pub(crate) fn forget_cached(access: &[Access]) {
+    for way in access {
+        if let Access::File { path, .. } | Access::BlockDevice { path } = way {
+            forget_cached_file(path.as_std_path());
+        }
+    }
+}
+
+/// As [`forget_cached`], of a file.
+pub(crate) fn forget_cached_file(path: &Path) {
+    if let Ok(file) = std::fs::File::open(path) {
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     }
 }
 
@@ -145,11 +164,12 @@ pub(crate) fn write(
     written.map_err(|e| from_vhd(&e))
 }
 
-/// Fills the beginning of `target` from a stream of exactly `size` bytes.
+/// Fills the beginning of `target` from a stream of exactly `size` bytes, and takes their checksum.
 pub(crate) fn fill(
     stream: &mut dyn Read,
     size: u64,
     target: &dyn Disk,
+    mut sum: Option<&mut Sum>,
     report: Report<'_>,
 ) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
@@ -173,6 +193,9 @@ pub(crate) fn fill(
                 format!("the stream goes on beyond the {size} bytes that were announced"),
             )
             .hint("give its exact size with --size"));
+        }
+        if let Some(sum) = &mut sum {
+            sum.add(&buffer[..got]);
         }
         for (n, piece) in buffer[..got].chunks(PIECE).enumerate() {
             if !vhd::copy::is_zero(piece) {

@@ -29,6 +29,11 @@ pub enum Access {
         /// What it is based on, nearest first; never written. Empty for a disk of its own.
         #[serde(default)]
         backing: Vec<BackingImage>,
+        /// Where the log of changed blocks is while there is one, in the layout of blktap's
+        /// `cbtlog`; absent where changes cannot be tracked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<String>")]
+        changes: Option<Utf8PathBuf>,
     },
     /// A network block device.
     Nbd {

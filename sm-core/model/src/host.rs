@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::DeviceConfig;
 use crate::access::Access;
-use crate::id::{HostId, SrUuid, VdiUuid};
+use crate::id::{HostId, OperationId, SrUuid, VdiUuid};
 
 /// Opens a driver for one SR, or for a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -99,6 +99,88 @@ pub struct DatapathPause {
     pub vdis: Vec<VdiUuid>,
     /// A file that whoever changes the images holds locked (`flock`) until they are a whole again.
     /// If the host dies meanwhile, the data path goes on by itself when it gets that lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+    /// The images are closed too, those of VDIs that are only read as well: from now on the driver
+    /// may rewrite any of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub close: bool,
+    /// The operation whose call asks, so that the end of another one does not end the pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+}
+
+/// Answer to `datapath.pause`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathPaused {
+    /// Whether the images are closed: a host of an earlier release does not know how, and says
+    /// nothing.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+/// Service `datapath.merge`: the data path of a VDI begins to merge the leaf into its parent, while
+/// the guest goes on. The driver has made sure that nobody else uses the parent, and that it is as
+/// large as the leaf. The merge ends when the driver says so, with the call that asked, and when
+/// anything else happens to the VDI.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathMerge {
+    /// The VDI.
+    pub vdi: VdiUuid,
+    /// Bytes per second that are copied at most; what the guest writes is not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// The operation whose call asks.
+    pub operation: OperationId,
+}
+
+/// Services `datapath.merging`: how far a merge is, answered with [`DatapathMergeState`]; and
+/// `datapath.cancel_merge`: it is given up, and the VDI is as if there had been none. None is fine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathMerging {
+    /// The VDI.
+    pub vdi: VdiUuid,
+}
+
+/// How far a merge is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathMergeState {
+    /// Where it is.
+    pub phase: MergePhase,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Bytes that there were to copy, as far as they have been counted.
+    pub total: u64,
+    /// Bytes copied, including those that were copied again.
+    pub copied: u64,
+    /// Bytes to be copied still.
+    pub remaining: u64,
+}
+
+/// Where a merge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MergePhase {
+    /// There is none, or something else has ended it.
+    None,
+    /// Something is still to be copied.
+    Copying,
+    /// The parent lacks only what is in flight: `datapath.converge` may come.
+    Ready,
+    /// It failed, and the VDI is as if there had been none.
+    Failed,
+}
+
+/// Service `datapath.converge`: stops the VDI with its parent complete, durable and closed. The
+/// driver, with `lock` in its hand, gives the parent the name of the leaf, and has the data path go
+/// over to it with [`DatapathRefresh`]. Error `busy` when the merge is not ready; the guest goes on
+/// then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathConverge {
+    /// The VDI.
+    pub vdi: VdiUuid,
+    /// As [`DatapathPause::lock`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<String>,
 }

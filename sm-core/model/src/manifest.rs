@@ -88,6 +88,8 @@ pub mod feature {
     /// Snapshot and clone work while a data path of the host has the VDI's images open for writing:
     /// the driver asks the host to pause it ([`crate::host::DatapathPause`]).
     pub const DATAPATH: &str = "datapath";
+    /// Blocks that change are tracked, through snapshots ([`crate::vdi::VdiCbt`]).
+    pub const CHANGED_BLOCKS: &str = "changed_blocks";
     /// Space is taken only when written.
     pub const THIN: &str = "thin";
     /// VDIs of format `raw`.

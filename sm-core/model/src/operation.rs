@@ -102,6 +102,10 @@ operations! {
     VdiClone = "vdi_clone", true, Some("vdi_clone"), vdi::VdiClone => vdi::VdiDone;
     /// Gives the space of a VDI back to the backend that holds zeros or nothing any more.
     VdiReclaim = "vdi_reclaim", true, None, vdi::VdiReclaim => vdi::VdiReclaimed;
+    /// Begins, or ends, to track which blocks of a VDI change.
+    VdiCbt = "vdi_cbt", true, Some("vdi_enable_cbt"), vdi::VdiCbt => vdi::VdiDone;
+    /// Tells which blocks changed from one point in time to another.
+    VdiChanged = "vdi_changed", false, Some("vdi_list_changed_blocks"), vdi::VdiChanged => vdi::VdiChanges;
     /// Puts a VDI back to a snapshot of it; the VDI keeps its identity.
     VdiRevert = "vdi_revert", true, Some("vdi_revert"), vdi::VdiRevert => vdi::VdiDone;
     /// Removes a VDI; that it is gone already is success.

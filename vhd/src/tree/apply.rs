@@ -24,7 +24,6 @@ use uuid::Uuid;
 use super::doc::Doc;
 use super::journal::{Action, Base, FileId, Record, Switch};
 use super::node::{Change, Format, Kind, Method, Node, Outcome};
-use super::ops::disk_size;
 use super::scan::What;
 use super::{MAX_DEPTH, Operation, Tree, image_name, mark};
 use crate::copy::{Progress, copy};
@@ -210,78 +209,6 @@ impl Tree {
         Ok(change)
     }
 
-    /// Grows a disk to at least `size` bytes, rounded up to what its format can have.
-    /// [`Outcome::Already`] when the same operation did so before.
-    pub fn resize(
-        &self,
-        guard: &super::Guard,
-        op: Uuid,
-        uuid: Uuid,
-        size: u64,
-        metadata: &Value,
-    ) -> Result<Change> {
-        self.ready_to_change(guard, &[uuid])?;
-        let node = self.sound_leaf(uuid)?;
-        let size = disk_size(node.format, size)?;
-        let known = self.doc(uuid)?;
-        if known.is_some_and(|doc| doc.ops.contains(&op)) {
-            return Ok(Change::new(Outcome::Already, node.virtual_size));
-        }
-        if size < node.virtual_size {
-            return Err(Error::Shrink { from: node.virtual_size, to: size });
-        }
-        self.stage_doc(uuid, &self.next_doc(uuid, node.format, op, metadata)?)
-            .inspect_err(|_| self.clear(&[uuid]))?;
-        sm_step::step!("vdi_resize.metadata_staged");
-        let record = Record::new(
-            op,
-            Action::Resize { uuid, format: node.format, size, from: node.virtual_size },
-        );
-        if let Err(error) = self.write_record(&record).and_then(|()| {
-            sm_step::step!("vdi_resize.journalled");
-            self.grow(uuid, node.format, size, node.virtual_size)
-        }) {
-            // The size is the last thing that changes, so the disk is as it was.
-            // Should even this fail, the record stays, and the next call completes or undoes it.
-            let _ = self.undo_resize(&record, uuid);
-            return Err(error);
-        }
-        sm_step::step!("vdi_resize.grown");
-        self.complete_resize(&record, uuid)?;
-        Ok(Change::new(Outcome::Modified, size))
-    }
-
-    pub(super) fn grow(&self, uuid: Uuid, format: Format, size: u64, from: u64) -> Result<()> {
-        let at = Self::image_at(uuid, format);
-        if format == Format::Vhd {
-            let image = self.open_image(&at, Mode::Write)?;
-            image.grow(size)?;
-            return image.finish_growing(from);
-        }
-        let path = self.store.path_of(&at);
-        let file = self.store.open(&at, true)?;
-        if sys::stat(&*file, &path)?.length < size {
-            sys::set_len(&*file, &path, size)?;
-        }
-        sys::sync(&*file, &path)
-    }
-
-    pub(super) fn complete_resize(&self, record: &Record, uuid: Uuid) -> Result<()> {
-        self.place_doc(uuid)?;
-        sm_step::step!("vdi_resize.metadata_placed");
-        self.store.sync(Area::Docs)?;
-        self.remove_record(record.op)?;
-        sm_step::step!("vdi_resize.finished");
-        Ok(())
-    }
-
-    pub(super) fn undo_resize(&self, record: &Record, uuid: Uuid) -> Result<()> {
-        // The record first: while it is there, the staged metadata belongs to it.
-        self.remove_record(record.op)?;
-        self.clear(&[uuid]);
-        Ok(())
-    }
-
     /// The answer when the new disk is there already, made by this operation.
     fn made_before(&self, request: &Snapshot<'_>) -> Result<Option<Change>> {
         let Snapshot { op, new, .. } = *request;
@@ -321,7 +248,7 @@ impl Tree {
         }
     }
 
-    fn next_doc(&self, uuid: Uuid, format: Format, op: Uuid, metadata: &Value) -> Result<Doc> {
+    pub(super) fn next_doc(&self, uuid: Uuid, format: Format, op: Uuid, metadata: &Value) -> Result<Doc> {
         let doc = self.doc(uuid)?.unwrap_or_else(|| Doc::new(format, metadata));
         Ok(doc.after(op, metadata))
     }
@@ -341,7 +268,7 @@ impl Tree {
     }
 
     /// Removes what was staged for disks; best effort, since recovery does the same.
-    fn clear(&self, uuids: &[Uuid]) {
+    pub(super) fn clear(&self, uuids: &[Uuid]) {
         for uuid in uuids {
             let _ = self.store.remove(&Self::new_at(*uuid));
             let _ = self.store.remove(&Self::tmp_at(format!("{uuid}.json")));

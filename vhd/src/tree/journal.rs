@@ -38,6 +38,9 @@ pub(super) enum Action {
         size: u64,
         /// Bytes it had.
         from: u64,
+        /// Somebody has it open: only its size says how far it is.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        live: bool,
     },
 }
 

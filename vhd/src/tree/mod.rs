@@ -59,6 +59,7 @@ mod merges;
 mod node;
 mod ops;
 mod recover;
+mod resize;
 mod scan;
 mod space;
 

@@ -93,7 +93,12 @@ impl Tree {
                 }
                 Ok(completed)
             }
-            Action::Resize { uuid, format, size, from } => {
+            Action::Resize { uuid, format, size, live: true, .. } => {
+                let completed = self.recover_live_resize(record, *uuid, *format, *size)?;
+                sm_step::step!("recover.resize_looked_at");
+                Ok(completed)
+            }
+            Action::Resize { uuid, format, size, from, live: false } => {
                 // Growing again is harmless. If it cannot be done, the disk has its old size,
                 // because the size is the last thing that changes.
                 match self.grow(*uuid, *format, *size, *from) {

@@ -74,6 +74,7 @@ impl Driver for Hostile {
             read_only: false,
             sharable: request.sharable,
             is_a_snapshot: false,
+            cbt_enabled: false,
             snapshot_of: None,
             snapshot_time: None,
             keys: request.keys,

@@ -6,6 +6,7 @@
 //! threads. Only when there is nothing else at all, a single request is done at once, which is the
 //! quickest for a client that sends one after the other.
 
+mod carried;
 mod outgoing;
 mod transfers;
 
@@ -21,13 +22,13 @@ use super::context::Found;
 use super::inbox::{Inbox, Message};
 use super::link::{Kind, Link};
 use super::perform;
-use super::protocol::{REQUEST_LENGTH, Request, command, simple_reply};
+use super::protocol::{REQUEST_LENGTH, Request, command};
 use super::reply;
 use super::request::Action;
 use super::session::End;
 use super::workers::{Job, Workers};
-use crate::error::Errno;
 use crate::export::{Mapped, Transfer};
+use carried::Carried;
 use outgoing::Outgoing;
 use transfers::{Buffer, Event, Purpose, Transfers};
 
@@ -47,17 +48,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const INPUT: u64 = 0;
 /// (1 is the socket again, for sending.)
 const BELL: u64 = 2;
-
-/// A request that is more than one transfer, or being received.
-struct Carried {
-    request: Request,
-    action: Action,
-    /// Transfers and parts that are not done.
-    left: usize,
-    /// There will be no more of them.
-    whole: bool,
-    error: Option<Errno>,
-}
 
 /// A long write that is being received.
 struct Incoming {
@@ -472,8 +462,7 @@ impl RingSession {
             return Ok(Next::Go);
         }
         let left = parts.len();
-        let number =
-            self.carry(Carried { request: *request, action, left, whole: true, error: None });
+        let number = self.carry(Carried::new(request, action, left));
         for (offset, length, buffer, transfer) in parts {
             let purpose = Purpose { request: number, offset, length, write: false };
             self.transfers.start(purpose, buffer, transfer);
@@ -487,8 +476,8 @@ impl RingSession {
         if length > SMALL {
             self.input.skip(REQUEST_LENGTH);
             self.link.gauge.add();
-            let (left, whole, error) = (0, false, None);
-            let number = self.carry(Carried { request: *request, action, left, whole, error });
+            let carried = Carried { whole: false, ..Carried::new(request, action, 0) };
+            let number = self.carry(carried);
             let (buffer, have, piece) = (None, 0, PIECE.min(length));
             let offset = request.offset;
             self.incoming = Some(Incoming { number, buffer, have, piece, offset, left: length });
@@ -518,8 +507,7 @@ impl RingSession {
         };
         buffer.data(length).copy_from_slice(payload);
         self.input.skip(taken);
-        let number =
-            self.carry(Carried { request: *request, action, left: 1, whole: true, error: None });
+        let number = self.carry(Carried::new(request, action, 1));
         let purpose = Purpose { request: number, offset: request.offset, length, write: true };
         self.transfers.start(purpose, buffer, transfer);
         Ok(Next::Go)
@@ -568,106 +556,5 @@ impl RingSession {
             }
         }
         Ok(true)
-    }
-
-    fn carry(&mut self, carried: Carried) -> usize {
-        if let Some(number) = self.vacant.pop() {
-            if let Some(place) = self.carried.get_mut(number) {
-                *place = Some(carried);
-            }
-            return number;
-        }
-        self.carried.push(Some(carried));
-        self.carried.len() - 1
-    }
-
-    fn uncarry(&mut self, number: usize) -> Option<Carried> {
-        let carried = self.carried.get_mut(number)?.take()?;
-        self.vacant.push(number);
-        Some(carried)
-    }
-
-    /// A transfer is done.
-    fn done(&mut self, purpose: Purpose, mut buffer: Buffer, failed: bool) -> Result<(), End> {
-        let Purpose { request: number, offset, length, write } = purpose;
-        let Some(carried) = self.carried.get_mut(number).and_then(Option::as_mut) else {
-            self.transfers.give_back(buffer);
-            return Ok(());
-        };
-        let request = carried.request;
-        if failed && length == request.length as usize {
-            // Asked for in the ordinary way, it says what is wrong, or works.
-            let action = carried.action;
-            let payload = if write { buffer.data(length).to_vec() } else { Vec::new() };
-            self.uncarry(number);
-            self.transfers.give_back(buffer);
-            return self.give(&request, action, payload);
-        }
-        if failed && write {
-            let payload = buffer.data(length).to_vec();
-            self.transfers.give_back(buffer);
-            let request = Request { offset, length: length as u32, ..request };
-            return self.give_part(&request, payload, number);
-        }
-        if write || failed {
-            self.transfers.give_back(buffer);
-            self.part_done(number, failed.then_some(Errno::Io));
-            return Ok(());
-        }
-        carried.left -= 1;
-        let last = carried.left == 0;
-        if let Some(errno) = carried.error {
-            self.transfers.give_back(buffer);
-            if last {
-                self.end(number, Some(errno));
-            }
-            return Ok(());
-        }
-        let structured = self.link.agreed.structured;
-        if structured && length >= 4096 && reply::is_zero(buffer.data(length)) {
-            self.outgoing.add(&reply::hole(request.cookie, offset, length, last));
-            self.transfers.give_back(buffer);
-        } else {
-            let head = reply::head_length(structured);
-            let place = buffer.with_head(head, 0);
-            reply::data_head(place, structured, request.cookie, offset, length, last);
-            self.outgoing.add_data(buffer, head, length);
-        }
-        if last {
-            self.link.gauge.remove();
-            self.uncarry(number);
-        }
-        Ok(())
-    }
-
-    /// A part of a write is done, or one of a read has failed.
-    fn part_done(&mut self, number: usize, error: Option<Errno>) {
-        let Some(carried) = self.carried.get_mut(number).and_then(Option::as_mut) else { return };
-        carried.left -= 1;
-        carried.error = carried.error.or(error);
-        if carried.left == 0 && carried.whole {
-            let error = carried.error;
-            self.end(number, error);
-        }
-    }
-
-    /// The reply to a carried request that brings no data, or has failed.
-    fn end(&mut self, number: usize, error: Option<Errno>) {
-        let Some(carried) = self.uncarry(number) else { return };
-        let Carried { request, action, .. } = carried;
-        if error.is_none() && action == (Action::Write { durable: true }) {
-            // The parts are written; what makes them durable has the reply.
-            if self.give(&request, Action::Flush, Vec::new()).is_ok() {
-                return;
-            }
-        }
-        self.link.gauge.remove();
-        match error {
-            None => self.outgoing.add(&simple_reply(request.cookie, 0)),
-            Some(errno) => {
-                let outgoing = &mut self.outgoing;
-                reply::error(&self.link.agreed, &request, errno, "", |bytes| outgoing.add(bytes));
-            }
-        }
     }
 }
