@@ -123,13 +123,13 @@ fn leaves_are_merged_one_after_the_other_while_guests_write() {
     let drive = open(&plan(dir.path(), &tree));
     let (merges, count) = with_guests(&drive, seed, 4, |changes| {
         for round in 0..3 {
-            let live = tree.begin_live_merge(&lock(&tree), id(DISK), HOLDER).unwrap();
+            let live = tree.begin_live_merge(&lock(&tree), id(DISK), &[HOLDER]).unwrap();
             let merge = start(&drive);
             more(changes, 100);
             let mut converged = converge(&merge);
             let before = content(converged.source().unwrap());
             let op = id(2000 + round);
-            tree.finish_live_merge(&lock(&tree), op, &live, HOLDER).unwrap();
+            tree.finish_live_merge(&lock(&tree), op, &live, &[HOLDER]).unwrap();
             converged.switch(&plan(dir.path(), &tree)).unwrap();
             let after = content(converged.source().unwrap());
             assert!(before == after, "round {round}: the disk holds something else");
@@ -157,7 +157,7 @@ fn a_merge_is_given_up_at_any_moment() {
     let drive = open(&plan(dir.path(), &tree));
     with_guests(&drive, seed, 3, |changes| {
         for moment in 0..4 {
-            let live = tree.begin_live_merge(&lock(&tree), id(DISK), HOLDER).unwrap();
+            let live = tree.begin_live_merge(&lock(&tree), id(DISK), &[HOLDER]).unwrap();
             let merge = start(&drive);
             match moment {
                 0 => merge.cancel(soon()).unwrap(),
@@ -172,7 +172,7 @@ fn a_merge_is_given_up_at_any_moment() {
                     tree.cancel_live_merge(&lock(&tree), id(DISK)).unwrap();
                     let converged = converge(&merge);
                     let guard = lock(&tree);
-                    assert!(tree.finish_live_merge(&guard, id(3000), &live, HOLDER).is_err());
+                    assert!(tree.finish_live_merge(&guard, id(3000), &live, &[HOLDER]).is_err());
                     drop(converged);
                 }
             }
@@ -190,10 +190,10 @@ fn a_disk_whose_leaf_lost_its_name_stays_paused_rather_than_write_to_nowhere() {
     let tree = prepare(dir.path(), 1);
     let drive = open(&plan(dir.path(), &tree));
     drive.write(0, &seed.to_le_bytes(), false).unwrap();
-    let live = tree.begin_live_merge(&lock(&tree), id(DISK), HOLDER).unwrap();
+    let live = tree.begin_live_merge(&lock(&tree), id(DISK), &[HOLDER]).unwrap();
     let merge = start(&drive);
     let converged = converge(&merge);
-    tree.finish_live_merge(&lock(&tree), id(4000), &live, HOLDER).unwrap();
+    tree.finish_live_merge(&lock(&tree), id(4000), &live, &[HOLDER]).unwrap();
     drop(converged);
     let at_once = Instant::now() + Duration::from_millis(10);
     let error = drive.pause(at_once).err().unwrap();
@@ -208,7 +208,7 @@ fn a_merge_ends_when_the_disk_gets_another_leaf() {
     let tree = prepare(dir.path(), 1);
     let drive = open(&plan(dir.path(), &tree));
     let taken = with_guests(&drive, seed, 3, |changes| {
-        tree.begin_live_merge(&lock(&tree), id(DISK), HOLDER).unwrap();
+        tree.begin_live_merge(&lock(&tree), id(DISK), &[HOLDER]).unwrap();
         let merge = start(&drive);
         merge.wait_ready(soon()).unwrap();
         let paused = drive.pause(soon()).unwrap();

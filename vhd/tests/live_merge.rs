@@ -56,11 +56,11 @@ fn copy_over(dir: &Path, live: &LiveMerge) {
 }
 
 fn begin(tree: &Tree) -> LiveMerge {
-    tree.begin_live_merge(&lock(tree), id(DISK), HOLDER).unwrap()
+    tree.begin_live_merge(&lock(tree), id(DISK), &[HOLDER]).unwrap()
 }
 
 fn finish(tree: &Tree, live: &LiveMerge) -> vhd::Result<()> {
-    tree.finish_live_merge(&lock(tree), id(OP), live, HOLDER)
+    tree.finish_live_merge(&lock(tree), id(OP), live, &[HOLDER])
 }
 
 fn records(dir: &Path) -> usize {
@@ -101,14 +101,14 @@ fn refused<T>(result: vhd::Result<T>, words: &str) {
 fn what_cannot_be_merged_is_refused_and_nothing_is_left() {
     let place = place();
     let tree = prepare(place.path());
-    let begin = |disk, holder| tree.begin_live_merge(&lock(&tree), id(disk), holder);
+    let begin = |disk, holder| tree.begin_live_merge(&lock(&tree), id(disk), &[holder]);
     let before = state(&tree);
     assert!(matches!(begin(DISK, "another"), Err(Error::InUse { holder, .. }) if holder == HOLDER));
     // A base that others need, and one that is none.
     refused(begin(A, HOLDER), "it has none, or others need that");
     let base = tree.get(id(DISK)).unwrap().parent.unwrap();
     assert!(matches!(
-        tree.begin_live_merge(&lock(&tree), base, HOLDER),
+        tree.begin_live_merge(&lock(&tree), base, &[HOLDER]),
         Err(Error::NotALeaf { .. })
     ));
     assert!(begin(0x999, HOLDER).is_err());
@@ -168,7 +168,7 @@ fn child() {
     tree.recover(&lock(&tree)).unwrap();
     let guard = lock(&tree);
     // Refused when an earlier one had got that far.
-    let Ok(live) = tree.begin_live_merge(&guard, id(DISK), HOLDER) else { return };
+    let Ok(live) = tree.begin_live_merge(&guard, id(DISK), &[HOLDER]) else { return };
     drop(guard);
     copy_over(Path::new(&dir), &live);
     finish(&tree, &live).unwrap();
@@ -192,7 +192,7 @@ fn go_on_alone(dir: &Path, what: &str) {
 
     // And it can be merged all the same: now, or when the disk is closed.
     let guard = lock(&tree);
-    match tree.begin_live_merge(&guard, id(DISK), HOLDER) {
+    match tree.begin_live_merge(&guard, id(DISK), &[HOLDER]) {
         Ok(live) => {
             drop(guard);
             copy_over(dir, &live);

@@ -10,11 +10,11 @@ use sm_core::{ExportTarget, Limits, NewSnapshot, Op, Rate};
 
 use crate::{PLACEMENTS, Site};
 
-const VM: &str = "vm";
+pub(crate) const VM: &str = "vm";
 
 impl Site {
     /// A disk that is attached for writing, and how it is reached.
-    async fn served(&self, name: &str) -> (VdiUuid, String) {
+    pub(crate) async fn served(&self, name: &str) -> (VdiUuid, String) {
         let disk = self.disk(name).await;
         let access = self.sr.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
         self.sr.vdi_activate(&Op::new(), disk, VM).await.unwrap();
@@ -22,22 +22,28 @@ impl Site {
         (disk, uri.clone())
     }
 
-    async fn detach(&self, disk: VdiUuid) {
+    /// Attaches a disk anew, for writing.
+    pub(crate) async fn attach_again(&self, disk: VdiUuid) {
+        self.sr.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
+        self.sr.vdi_activate(&Op::new(), disk, VM).await.unwrap();
+    }
+
+    pub(crate) async fn detach(&self, disk: VdiUuid) {
         self.sr.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
         self.sr.vdi_detach(&Op::new(), disk, VM).await.unwrap();
     }
 
-    async fn snapshot(&self, disk: VdiUuid) -> VdiUuid {
+    pub(crate) async fn snapshot(&self, disk: VdiUuid) -> VdiUuid {
         let spec = [NewSnapshot { vdi: disk, name: "s".into(), description: String::new() }];
         self.sr.vdi_snapshot(&Op::new(), &spec).await.unwrap().vdis[0].uuid
     }
 
-    async fn pid(&self, disk: VdiUuid) -> u32 {
+    pub(crate) async fn pid(&self, disk: VdiUuid) -> u32 {
         self.sr.datapath(disk).await.unwrap().expect("it is served").pid
     }
 
     /// The content of a disk that nobody writes.
-    async fn content(&self, disk: VdiUuid) -> Vec<u8> {
+    pub(crate) async fn content(&self, disk: VdiUuid) -> Vec<u8> {
         let path = self.folder.join(format!("{}.raw", Op::new().id));
         let format = sm_core::model::ImageFormat::Raw;
         let target = ExportTarget { path: path.clone(), format, overwrite: false };
@@ -47,7 +53,7 @@ impl Site {
 }
 
 /// Runs commands of `qemu-io` on a disk; they must succeed.
-fn guest(uri: &str, commands: &[&str]) {
+pub(crate) fn guest(uri: &str, commands: &[&str]) {
     let mut program = Command::new("qemu-io");
     program.args(["-f", "raw"]);
     for command in commands {
@@ -63,7 +69,7 @@ fn is_gone(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
     let until = Instant::now() + Duration::from_secs(10);
     while !is_gone(pid) {

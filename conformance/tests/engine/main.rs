@@ -9,6 +9,7 @@
 
 mod attach;
 mod beside;
+mod changed;
 mod datapath;
 mod example;
 mod jobs;

@@ -357,7 +357,7 @@ impl Served {
         if let Err(error) = switched.finish() {
             tracing::warn!(%error, "the disk has moved, and its files could not be closed");
         }
-        if let Some(active) = active {
+        if let Some(mut active) = active {
             active.log.end();
         }
         self.send_away(LEAVE);

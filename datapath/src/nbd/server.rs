@@ -28,15 +28,18 @@ pub struct Limits {
     /// Time in which a client must fetch something of its replies, or send something of a request
     /// that it has begun. Between requests it may be silent for ever.
     pub stall: Duration,
+    /// Transfers may go through the kernel's ring, where it has one and the disk is better for it.
+    pub ring: bool,
 }
 
 impl Default for Limits {
-    /// 512 connections, 30 seconds, 60 seconds.
+    /// 512 connections, 30 seconds, 60 seconds, with a ring.
     fn default() -> Self {
         Self {
             connections: 512,
             handshake: Duration::from_secs(30),
             stall: Duration::from_secs(60),
+            ring: true,
         }
     }
 }
@@ -195,7 +198,7 @@ pub fn serve_wire(wire: Box<dyn Wire>, exports: &dyn Exports, limits: &Limits) -
     match negotiated {
         Ok(Outcome::Use(agreed)) => {
             let link = Link::new(wire, agreed, Arc::default());
-            let end = Session::new(Arc::new(link), limits.stall).run();
+            let end = Session::new(Arc::new(link), limits).run();
             matches!(end, End::Left | End::Gone)
         }
         Ok(_) => true,
@@ -292,7 +295,7 @@ impl Inner {
     fn serve(&self, socket: Socket, tls: Option<&TlsServer>, entry: &Entry) {
         socket.prepare();
         let end = match self.shake_hands(socket, tls, entry) {
-            Ok(Some(link)) => Session::new(Arc::new(link), self.limits.stall).run(),
+            Ok(Some(link)) => Session::new(Arc::new(link), &self.limits).run(),
             Ok(None) => End::Left,
             Err(error) => error.into(),
         };

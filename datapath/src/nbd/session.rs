@@ -17,6 +17,7 @@ use super::long::Long;
 use super::perform::{self, kind};
 use super::protocol::{REQUEST_LENGTH, Request};
 use super::request::Action;
+use super::server::Limits;
 use super::workers::{Job, Workers};
 #[cfg(feature = "ring")]
 use crate::export::Mapped;
@@ -74,7 +75,6 @@ pub(super) struct Session {
 
 /// Whether a ring is worth trying.
 #[cfg(feature = "ring")]
-#[derive(Default)]
 struct Ring {
     /// There is none to be had.
     none: bool,
@@ -93,8 +93,8 @@ enum Next {
 }
 
 impl Session {
-    /// `stall` as in the limits of the server; receiving ends in that time already.
-    pub(super) fn new(link: Arc<Link>, stall: Duration) -> Self {
+    /// Receiving ends in the time of the limits already.
+    pub(super) fn new(link: Arc<Link>, limits: &Limits) -> Self {
         Self {
             link,
             input: Input::new(),
@@ -103,9 +103,9 @@ impl Session {
             long: Long::default(),
             was_long: false,
             workers: None,
-            stall,
+            stall: limits.stall,
             #[cfg(feature = "ring")]
-            ring: Ring::default(),
+            ring: Ring { none: !limits.ring, chance: Chance::default() },
         }
     }
 

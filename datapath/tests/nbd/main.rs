@@ -12,6 +12,7 @@
 mod client;
 mod disks;
 mod hostile;
+mod long;
 mod place;
 mod raw;
 mod ring;

@@ -1,7 +1,11 @@
 //! The process of a disk, from outside: real processes, sockets, clients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
+mod certificates;
+mod changes;
 mod life;
+mod moving;
 mod pause;
 mod people;
 mod place;
+mod remote;

@@ -189,12 +189,11 @@ impl<'a> Taking<'a> {
         guard: &'a Guard,
         cx: &'a Cx,
         members: &[Member],
-        with_logs: bool,
     ) -> Result<Self> {
         let vdis: Vec<VdiUuid> = members.iter().map(|member| member.disk.into()).collect();
         let told = Told::of_all(tree, guard, cx, &vdis)?;
         let mut tracked = Vec::new();
-        for member in members.iter().filter(|_| with_logs) {
+        for member in members {
             if logs(tree).is_enabled(member.disk).map_err(from_log)? {
                 tracked.push(*member);
             }

@@ -119,8 +119,16 @@ impl Folder {
         let logs = changes::sweep(&tree, &guard)?;
         recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
         if deserted {
-            let bases = tree.collect(&guard).map_err(from_vhd)?;
-            recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));
+            let served = crate::live::Served::of(&tree, cx)?;
+            match tree.collect_beside(&guard, &served) {
+                Ok(bases) => recovery
+                    .removed
+                    .extend(bases.iter().map(|base| format!("base copy {base}"))),
+                Err(error @ vhd::Error::InUse { .. }) => {
+                    plugin_sdk::tracing::warn!(%error, "base copies that nothing needs stay");
+                }
+                Err(error) => return Err(from_vhd(error)),
+            }
         }
         for failed in &recovery.failed {
             plugin_sdk::tracing::warn!(?failed, "an operation can be neither finished nor undone");

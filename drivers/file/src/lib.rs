@@ -14,6 +14,7 @@
 mod changes;
 mod error;
 mod folder;
+mod live;
 mod maintain;
 mod metadata;
 mod space;
@@ -69,7 +70,9 @@ impl Driver for FileDriver {
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
             Feature::new(feature::DATAPATH),
+            Feature::new(feature::LIVE_RESIZE),
             Feature::new(feature::CHANGED_BLOCKS),
+            Feature::new(feature::GROUP_SNAPSHOT),
             Feature::limit(
                 feature::MAX_VDI_SIZE,
                 vhd::MAX_SIZE,

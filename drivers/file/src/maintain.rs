@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plugin_sdk::model::sr::{Merged, PlannedMerge, Skipped, SrMaintain, SrMaintained, Stopped};
 use plugin_sdk::model::vdi::VdiReclaimed;
@@ -12,6 +12,7 @@ use vhd::tree::{self, Guard, Pace, Tree};
 
 use crate::error::from_vhd;
 use crate::folder::Folder;
+use crate::live::{self, Served};
 use crate::writer::Holder;
 
 /// Each merge at the same time is a thread.
@@ -19,9 +20,13 @@ const MOST_PARALLEL: u32 = 64;
 
 pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
     let tree = folder.tree()?;
+    let served = Served::of(&tree, cx)?;
     if request.dry_run {
-        return Ok(answer(tree.plan().map_err(from_vhd)?, cx));
+        let mut planned = tree.plan_beside(&served).map_err(from_vhd)?;
+        live::plan(&tree, &served, &mut planned)?;
+        return Ok(answer(planned, cx));
     }
+    let until = request.budget.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     release_stale(&tree, cx)?;
     let usual = tree::Budget::default();
     let budget = tree::Budget {
@@ -34,7 +39,11 @@ pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result
             .map_or(usual.parallel, |count| count.min(MOST_PARALLEL) as usize),
         ..usual
     };
-    let done = tree.maintain(cx.deadline(), &budget, &progress(cx, "merging")).map_err(from_vhd)?;
+    let progress = progress(cx, "merging");
+    let mut done = tree
+        .maintain_beside(cx.deadline(), &budget, &progress, &served)
+        .map_err(from_vhd)?;
+    live::merge_leaves(&tree, cx, request, until, &mut done)?;
     step!("sr_maintain.done");
     Ok(answer(done, cx))
 }
@@ -56,6 +65,7 @@ fn answer(done: tree::Maintained, cx: &Cx) -> SrMaintained {
             node: merge.node.into(),
             into: merge.into.into(),
             bytes: Bytes(merge.bytes),
+            live: merge.live,
         })
         .collect();
     SrMaintained {
@@ -68,6 +78,7 @@ fn answer(done: tree::Maintained, cx: &Cx) -> SrMaintained {
                 node: merge.node.into(),
                 into: merge.into.into(),
                 bytes_copied: Bytes(merge.bytes),
+                live: merge.live,
             })
             .collect(),
         skipped: done
@@ -102,7 +113,7 @@ pub(crate) fn reclaim(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiRecla
 pub(crate) fn with_room<T>(
     folder: &Folder,
     cx: &Cx,
-    source: VdiUuid,
+    sources: &[VdiUuid],
     work: impl Fn(&Tree, &Guard) -> Result<T>,
 ) -> Result<T> {
     /// SMAPI's number for a chain that is too long.
@@ -123,7 +134,15 @@ pub(crate) fn with_room<T>(
          makes a disk without a chain",
         folder.sr()
     );
-    match tree.shorten(cx.deadline(), source.0, &progress(cx, "merging")) {
+    let mut shorter = Ok(false);
+    for source in sources {
+        // Of several, those that have reached the limit.
+        if shorter.is_ok() && tree.get(source.0).map_err(from_vhd)?.depth >= tree::MAX_DEPTH {
+            let done = tree.shorten(cx.deadline(), source.0, &progress(cx, "merging"));
+            shorter = shorter.and_then(|before| Ok(done? || before));
+        }
+    }
+    match shorter {
         Ok(true) => attempt().map_err(|error| {
             if error.legacy_code() == TOO_LONG { error.hint(hint) } else { error }
         }),

@@ -14,7 +14,7 @@ use plugin_sdk::model::vdi::{
 };
 use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8PathBuf, step};
-use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree};
+use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
 
 use crate::changes::{self, Member, Taking};
 use crate::error::{from_vhd, is_read_only, size_limits};
@@ -133,37 +133,83 @@ pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<Vd
         let (from, to) = (node.virtual_size, request.virtual_size.0);
         return Err(from_vhd(vhd::Error::Shrink { from, to }));
     }
-    refuse_writer(&tree, &guard, cx, request.vdi)?;
-    let op = cx.operation_id().0;
+    let told = Told::to_close(&tree, &guard, cx, request.vdi)?;
+    let writer = told.as_ref().map(|told| told as &dyn Writer);
+    let (op, size) = (cx.operation_id().0, request.virtual_size.0);
     let change = tree
-        .resize(&guard, op, request.vdi.0, request.virtual_size.0, &metadata.document()?)
+        .resize_written(&guard, op, request.vdi.0, size, &metadata.document()?, writer)
         .map_err(from_vhd)?;
     done(&tree, request.vdi, change.outcome)
 }
 
 pub(crate) fn snapshot(folder: &Folder, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
-    let [spec] = request.snapshots.as_slice() else {
-        return Err(Error::unsupported("a directory cannot snapshot several VDIs at one point"));
-    };
-    let VdiDone { changed, vdi } = with_room(folder, cx, spec.vdi, |tree, guard| {
-        let source = Metadata::of(&usable(tree, spec.vdi)?)?;
-        let metadata = Metadata {
-            name: spec.name.clone(),
-            description: spec.description.clone(),
-            is_a_snapshot: true,
-            read_only: true,
-            snapshot_of: Some(spec.vdi),
-            snapshot_time: Some(request.time),
-            ..source
+    let sources: Vec<VdiUuid> = request.snapshots.iter().map(|spec| spec.vdi).collect();
+    with_room(folder, cx, &sources, |tree, guard| {
+        let mut documents = Vec::with_capacity(request.snapshots.len());
+        let mut members = Vec::with_capacity(request.snapshots.len());
+        for spec in &request.snapshots {
+            let node = usable(tree, spec.vdi)?;
+            let source = Metadata::of(&node)?;
+            if source.incomplete {
+                return Err(incomplete(spec.vdi));
+            }
+            let metadata = Metadata {
+                name: spec.name.clone(),
+                description: spec.description.clone(),
+                is_a_snapshot: true,
+                read_only: true,
+                snapshot_of: Some(spec.vdi),
+                snapshot_time: Some(request.time),
+                ..source
+            };
+            documents.push(metadata.document()?);
+            let (disk, snapshot) = (spec.vdi.0, spec.uuid.0);
+            members.push(Member { disk, snapshot, size: node.virtual_size });
+        }
+        let all: Vec<Snapshot<'_>> = members
+            .iter()
+            .zip(&documents)
+            .map(|(member, document)| Snapshot {
+                op: cx.operation_id().0,
+                source: member.disk,
+                new: member.snapshot,
+                new_metadata: document,
+                // Only raw images on a file system that cannot share blocks are copied; nobody
+                // writes them meanwhile, the host has made sure.
+                allow_copy: true,
+            })
+            .collect();
+        let total = members.iter().map(|member| member.size).sum();
+        let mut tell = progress(cx, total, "copying");
+        let (mut before, mut last) = (0, 0);
+        let mut copied = |done: u64| {
+            // It begins anew with each image.
+            before += if done < last { last } else { 0 };
+            last = done;
+            tell(before + done)
         };
-        derive(tree, guard, cx, spec.vdi.0, spec.uuid.0, &metadata)
-    })?;
-    Ok(VdisDone { changed, vdis: vec![vdi] })
+        let taking = Taking::of(tree, guard, cx, &members)?;
+        let changes = tree
+            .snapshot_group(guard, &all, taking.writer(), &mut copied)
+            .inspect_err(|_| taking.give_up())
+            .map_err(from_vhd)?;
+        let mut vdis = Vec::with_capacity(members.len());
+        let mut changed = Changed::Already;
+        for (member, change) in members.iter().zip(changes) {
+            let done = done(tree, member.snapshot.into(), change.outcome)?;
+            if done.changed != Changed::Already {
+                changed = done.changed;
+            }
+            vdis.push(done.vdi);
+        }
+        Ok(VdisDone { changed, vdis })
+    })
 }
 
 pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
-    with_room(folder, cx, request.vdi, |tree, guard| {
-        let source = Metadata::of(&usable(tree, request.vdi)?)?;
+    with_room(folder, cx, &[request.vdi], |tree, guard| {
+        let node = usable(tree, request.vdi)?;
+        let source = Metadata::of(&node)?;
         let metadata = Metadata {
             name: request.name.clone(),
             description: request.description.clone(),
@@ -173,45 +219,31 @@ pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiD
             snapshot_time: None,
             ..source
         };
-        derive(tree, guard, cx, request.vdi.0, request.uuid.0, &metadata)
+        if metadata.incomplete {
+            return Err(incomplete(request.vdi));
+        }
+        // On disk the same as a snapshot: a new leaf beside the old one. The log of changes stays
+        // with the source.
+        let snapshot = Snapshot {
+            op: cx.operation_id().0,
+            source: request.vdi.0,
+            new: request.uuid.0,
+            new_metadata: &metadata.document()?,
+            allow_copy: true,
+        };
+        let total = node.virtual_size;
+        let told = Told::of(tree, guard, cx, request.vdi)?;
+        let writer = told.as_ref().map(|told| told as &dyn Writer);
+        let change = tree
+            .snapshot_written(guard, &snapshot, writer, &mut progress(cx, total, "copying"))
+            .map_err(from_vhd)?;
+        done(tree, request.uuid, change.outcome)
     })
-}
-
-/// Snapshot and clone are the same on disk: a new leaf beside the old one.
-fn derive(
-    tree: &Tree,
-    guard: &Guard,
-    cx: &Cx,
-    source: Uuid,
-    new: Uuid,
-    metadata: &Metadata,
-) -> Result<VdiDone> {
-    if metadata.incomplete {
-        return Err(incomplete(source.into()));
-    }
-    let request = Snapshot {
-        op: cx.operation_id().0,
-        source,
-        new,
-        new_metadata: &metadata.document()?,
-        // Only raw images on a file system that cannot share blocks are copied; nobody writes
-        // them meanwhile, the host has made sure.
-        allow_copy: true,
-    };
-    let total = tree.get(source).map_err(from_vhd)?.virtual_size;
-    // A clone leaves the log of its source alone, and has none of its own.
-    let member = Member { disk: source, snapshot: new, size: total };
-    let taking = Taking::of(tree, guard, cx, &[member], metadata.is_a_snapshot)?;
-    let change = tree
-        .snapshot_written(guard, &request, taking.writer(), &mut progress(cx, total, "copying"))
-        .inspect_err(|_| taking.give_up())
-        .map_err(from_vhd)?;
-    done(tree, new.into(), change.outcome)
 }
 
 pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
     // It is the snapshot's chain that grows, if the snapshot holds data of its own.
-    with_room(folder, cx, request.snapshot, |tree, guard| {
+    with_room(folder, cx, &[request.snapshot], |tree, guard| {
         let metadata = Metadata::of(&disk(tree, request.vdi)?)?;
         refuse_read_only(request.vdi, &metadata)?;
         refuse_writer(tree, guard, cx, request.vdi)?;

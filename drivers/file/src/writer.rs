@@ -7,7 +7,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use plugin_sdk::model::host::{DatapathPause, DatapathRefresh};
+use plugin_sdk::model::host::{DatapathPause, DatapathPaused, DatapathRefresh};
 use plugin_sdk::model::vdi::{VdiActivate, VdiDatapathDone};
 use plugin_sdk::model::{AttachMode, Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, step};
@@ -153,6 +153,8 @@ pub(crate) struct Told<'a> {
     tree: &'a Tree,
     cx: &'a Cx,
     vdis: Vec<VdiUuid>,
+    /// Their images are closed, too.
+    close: bool,
 }
 
 impl<'a> Told<'a> {
@@ -185,7 +187,30 @@ impl<'a> Told<'a> {
                 vdis.push(*vdi);
             }
         }
-        Ok((!vdis.is_empty()).then_some(Self { tree, cx, vdis }))
+        Ok((!vdis.is_empty()).then_some(Self { tree, cx, vdis, close: false }))
+    }
+
+    /// Who has a disk open whose own image is about to be rewritten, be it only for reading; none if
+    /// nobody does. Who has it open elsewhere cannot be told: an error.
+    pub(crate) fn to_close(
+        tree: &'a Tree,
+        _guard: &Guard,
+        cx: &'a Cx,
+        vdi: VdiUuid,
+    ) -> Result<Option<Self>> {
+        let here = Holder::here(cx)?;
+        let mut is_open = false;
+        for claim in tree.claims(vdi.0).map_err(from_vhd)? {
+            match Holder::of(&claim) {
+                Some(holder) if holder.is_gone(&here) => {}
+                Some(holder) if holder.is_at(&here) => is_open = true,
+                Some(holder) if holder.writing.is_some() => return Err(written_by(vdi, &holder)),
+                _ => {
+                    return Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder: claim }));
+                }
+            }
+        }
+        Ok(is_open.then(|| Self { tree, cx, vdis: vec![vdi], close: true }))
     }
 
     /// Has them go on with the images as they are now; all are told, and the first error is
@@ -202,25 +227,7 @@ impl<'a> Told<'a> {
 
 impl Writer for Told<'_> {
     fn stop(&self) -> vhd::Result<()> {
-        // As the tree documents it.
-        let lock = self.tree.path().join(".sm").join("lock");
-        let lock = lock.into_os_string().into_string().ok();
-        let request = DatapathPause {
-            vdis: self.vdis.clone(),
-            lock,
-            close: false,
-            operation: Some(self.cx.operation_id()),
-        };
-        self.cx
-            .request_blocking::<serde_json::Value>("datapath.pause", &request)
-            .map(drop)
-            .map_err(|error| {
-                // Of several it is the one that the host names.
-                let is_named = |vdi: &&VdiUuid| error.message.contains(&vdi.to_string());
-                let vdi = self.vdis.iter().find(is_named).or(self.vdis.first());
-                let uuid = vdi.map(|vdi| vdi.0).unwrap_or_default();
-                vhd::Error::InUse { uuid, holder: error.message.clone() }
-            })
+        pause(self.tree, self.cx, &self.vdis, self.close)
     }
 
     fn go_on(&self) {
@@ -230,6 +237,30 @@ impl Writer for Told<'_> {
             plugin_sdk::tracing::warn!(%error, "a writer was not told to go on");
         }
     }
+}
+
+/// Stops disks, through the host. With `close`, nobody has their images open then.
+pub(crate) fn pause(tree: &Tree, cx: &Cx, vdis: &[VdiUuid], close: bool) -> vhd::Result<()> {
+    let operation = Some(cx.operation_id());
+    let request = DatapathPause { vdis: vdis.to_vec(), lock: lock_of(tree), close, operation };
+    let paused = cx.request_blocking::<DatapathPaused>("datapath.pause", &request);
+    let not_closed = "this release of the host cannot have images closed while they are served";
+    let paused = paused.and_then(|paused| match paused.closed {
+        false if close => Err(Error::unsupported(not_closed)),
+        _ => Ok(()),
+    });
+    paused.map_err(|error| {
+        // Of several it is the one that the host names.
+        let is_named = |vdi: &&VdiUuid| error.message.contains(&vdi.to_string());
+        let vdi = vdis.iter().find(is_named).or(vdis.first());
+        let uuid = vdi.map(|vdi| vdi.0).unwrap_or_default();
+        vhd::Error::InUse { uuid, holder: error.message.clone() }
+    })
+}
+
+/// What whoever changes the images holds locked, as the tree documents it.
+pub(crate) fn lock_of(tree: &Tree) -> Option<String> {
+    tree.path().join(".sm").join("lock").into_os_string().into_string().ok()
 }
 
 #[cfg(test)]

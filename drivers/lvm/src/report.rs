@@ -74,9 +74,8 @@ struct Document {
     report: Vec<Part>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-#[derive(Default)]
 struct Part {
     vg: Vec<RawGroup>,
     pv: Vec<RawDevice>,
@@ -84,6 +83,7 @@ struct Part {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "as LVM calls them")]
 struct RawGroup {
     vg_name: String,
     vg_size: String,

@@ -13,6 +13,7 @@
 //! cut in numbered pieces, `sm#<pair>/<piece>/<pieces>#...`, of which none may be missing.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// Begins a pair in one tag.
 const WHOLE: &str = "sm:";
@@ -97,7 +98,7 @@ fn escape(text: &str, field: bool) -> String {
         if plain || (field && byte == b'/') {
             escaped.push(char::from(byte));
         } else {
-            escaped.push_str(&format!("+{byte:02x}"));
+            let _ = write!(escaped, "+{byte:02x}");
         }
     }
     escaped

@@ -2,3 +2,16 @@
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
+
+pub mod classify;
+pub mod http;
+pub mod job;
+pub mod ledger;
+pub mod names;
+pub mod outcome;
+pub mod pages;
+pub mod recorder;
+pub mod rest;
+pub mod retry;
+pub mod session;
+pub mod size;

@@ -27,7 +27,14 @@ pub(crate) async fn attach(
     let activate = !how.no_activate;
     let name = &datapath.datapath;
     let held = holders(sr, vdi)?.contains(name);
-    let access = sr.vdi_attach(&session.op, vdi, name, mode).await?;
+    let (access, since) = match &how.changed_since {
+        None => (sr.vdi_attach(&session.op, vdi, name, mode).await?, None),
+        Some(selector) => {
+            let from = session.vdi(sr, selector).await?;
+            let (access, changes) = sr.vdi_attach_since(&session.op, vdi, name, from).await?;
+            (access, Some(crate::cbt::Since::of(from, &changes)?))
+        }
+    };
     if activate && let Err(error) = sr.vdi_activate(&session.op, vdi, name).await {
         // One command, one effect: without I/O there shall be no attachment either, unless it was
         // there before or nobody knows what is.
@@ -45,8 +52,12 @@ pub(crate) async fn attach(
         "mode": mode,
         "activated": activate,
         "access": access,
+        "changed_since": since,
     });
-    let report = Report::new(session.json, &document, || lines(access.iter().map(access_text)));
+    let mut report = Report::new(session.json, &document, || lines(access.iter().map(access_text)));
+    if let Some(since) = &since {
+        report = report.note(session.json, since.text());
+    }
     if !how.wait {
         return Ok(report);
     }
@@ -118,7 +129,7 @@ pub(crate) fn access_text(access: &Access) -> String {
 
 /// The fields of a record that are the interface.
 pub(crate) fn document(record: &AttachmentRecord) -> Value {
-    json!({"datapaths": record.datapaths, "access": record.access})
+    json!({"datapaths": record.datapaths, "access": record.access, "remote": record.remote})
 }
 
 /// What the data path of a VDI does. One that does not answer is no reason to say nothing else.
@@ -189,7 +200,7 @@ pub(crate) async fn list(session: &Session, sr: &Sr) -> Result<Report> {
         let mut row = vec![vdi.uuid.to_string(), escape(&vdi.name)];
         let mode = record.driver_state.mode();
         row.push(mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string()));
-        row.push(state_text(record, status.as_ref()).to_owned());
+        row.push(state_text(record, status.as_ref()));
         row.extend(counters(status.as_ref()));
         let names: Vec<String> = record.datapaths.keys().map(|name| escape(name)).collect();
         row.push(names.join(", "));
@@ -205,11 +216,24 @@ pub(crate) async fn list(session: &Session, sr: &Sr) -> Result<Report> {
     Ok(Report::new(session.json, &document, || table.render(session.style)))
 }
 
-fn state_text(record: &AttachmentRecord, status: Option<&Status>) -> &'static str {
+/// What it does, and who else reaches it.
+fn state_text(record: &AttachmentRecord, status: Option<&Status>) -> String {
+    let mut text = state_name(record, status).to_owned();
+    if status.is_some_and(|status| status.mirror.is_some()) {
+        text.push_str(", mirrored");
+    }
+    if status.is_some_and(|status| status.remote.is_some()) {
+        text.push_str(", remote");
+    }
+    text
+}
+
+fn state_name(record: &AttachmentRecord, status: Option<&Status>) -> &'static str {
     match status.map(|status| status.state) {
         Some(State::Active) => "active",
         Some(State::Paused) => "paused",
         Some(State::Waiting) => "waiting",
+        Some(State::Moved) => "moved",
         Some(State::Other) => "other",
         None if record.served => "gone",
         None if record.datapaths.values().any(|held| held.activated) => "active",
@@ -281,5 +305,11 @@ pub(crate) fn status_text(status: &Status) -> String {
         block.line("flushes", text);
     }
     block.line("limits", limits_text(&status.limits));
+    if let Some(remote) = &status.remote {
+        crate::mirror::remote_line(&mut block, remote);
+    }
+    if let Some(mirror) = &status.mirror {
+        crate::mirror::mirror_lines(&mut block, mirror);
+    }
     block.render()
 }

@@ -154,6 +154,7 @@ fn document(job: &JobRecord) -> Value {
         "sr": job.sr,
         "vdi": job.vdi,
         "resumable": job.resumable,
+        "checksum": job.checksum,
         "maintained": job.maintained,
     })
 }
@@ -174,6 +175,9 @@ fn show_text(job: &JobRecord) -> String {
     block.line("SR", job.sr.to_string());
     if let Some(vdi) = job.vdi {
         block.line("VDI", vdi.to_string());
+    }
+    if let Some(checksum) = job.checksum {
+        block.line("checksum", checksum.to_string());
     }
     block.line("resumable", crate::output::yes(job.resumable));
     if let Some(error) = &job.error {

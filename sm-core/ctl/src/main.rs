@@ -4,19 +4,21 @@
 //! |---|---|
 //! | [`cli`] | what can be typed |
 //! | [`session`] | opens the storage manager; what is meant by a name; signals |
-//! | [`driver`], [`sr`], [`vdi`], [`attach`], [`transfer`], [`maintain`], [`job`], [`mod@vhd`], [`pages`] | the commands |
+//! | [`driver`], [`sr`], [`vdi`], [`attach`], [`transfer`], [`maintain`], [`mirror`], [`job`], [`mod@vhd`], [`pages`] | the commands |
 //! | [`config`], [`shell`] | `key=value` words and secrets; words for a shell |
 //! | [`output`], [`tree`], [`progress`], [`errors`] | what is printed, and the exit status |
 
 #![forbid(unsafe_code)]
 
 mod attach;
+mod cbt;
 mod cli;
 mod config;
 mod driver;
 mod errors;
 mod job;
 mod maintain;
+mod mirror;
 mod output;
 mod pages;
 mod progress;

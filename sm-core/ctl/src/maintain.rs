@@ -64,8 +64,11 @@ pub(crate) fn text(sr: SrUuid, done: &SrMaintained, dry_run: bool) -> String {
     for merge in &done.merged {
         let _ = writeln!(
             text,
-            "merged: {} into {}, {} copied",
-            merge.node, merge.into, merge.bytes_copied
+            "merged: {} into {}, {} copied{}",
+            merge.node,
+            merge.into,
+            merge.bytes_copied,
+            in_use(merge.live)
         );
     }
     for node in &done.collected {
@@ -78,11 +81,22 @@ pub(crate) fn text(sr: SrUuid, done: &SrMaintained, dry_run: bool) -> String {
     for merge in &done.planned {
         let what = if dry_run { "would merge" } else { "left" };
         let _ =
-            writeln!(text, "{what}: {} into {}, {} to copy", merge.node, merge.into, merge.bytes);
+            writeln!(
+                text,
+                "{what}: {} into {}, {} to copy{}",
+                merge.node,
+                merge.into,
+                merge.bytes,
+                in_use(merge.live)
+            );
     }
     text.push_str(&sum(sr, done, dry_run));
     text.push('\n');
     text
+}
+
+fn in_use(live: bool) -> &'static str {
+    if live { ", while it is in use" } else { "" }
 }
 
 fn sum(sr: SrUuid, done: &SrMaintained, dry_run: bool) -> String {
@@ -160,9 +174,9 @@ mod tests {
         let done = SrMaintained {
             changed: Changed::Modified,
             collected: vec![uuid(1), uuid(2)],
-            merged: vec![Merged { node: uuid(3), into: uuid(4), bytes_copied: Bytes::mib(2) }],
+            merged: vec![Merged { node: uuid(3), into: uuid(4), bytes_copied: Bytes::mib(2), live: true }],
             skipped: vec![Skipped { node: uuid(5), reason: "is attached".into() }],
-            planned: vec![PlannedMerge { node: uuid(6), into: uuid(7), bytes: Bytes::mib(4) }],
+            planned: vec![PlannedMerge { node: uuid(6), into: uuid(7), bytes: Bytes::mib(4), live: false }],
             remaining: 1,
             bytes_copied: Bytes::mib(3),
             freed: Bytes::gib(1),
@@ -171,7 +185,7 @@ mod tests {
         };
         let said = text(sr, &done, false);
         let expected = format!(
-            "merged: {} into {}, 2MiB copied\n\
+            "merged: {} into {}, 2MiB copied, while it is in use\n\
              deleted: {}, which nothing needs\n\
              deleted: {}, which nothing needs\n\
              skipped: {}, is attached\n\

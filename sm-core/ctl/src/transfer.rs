@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use sm_core::{ExportTarget, ImportSource, NewVdi, Op, Sr};
-use sm_model::vdi::VdiInfo;
+use sm_core::{Checks, ExportTarget, Filled, ImportSource, NewVdi, Op, Sr};
 use sm_model::{Bytes, Error, ImageFormat, Kind, VdiUuid};
 
 use crate::errors::{Failure, Result};
@@ -19,9 +18,9 @@ pub(crate) async fn import(
     session: &Session,
     sr: &Sr,
     file: &Utf8Path,
-    format: Option<ImageFormat>,
-    size: Option<Bytes>,
+    (format, size): (Option<ImageFormat>, Option<Bytes>),
     mut new: NewVdi,
+    checks: Checks,
 ) -> Result<Report> {
     let source = if file == "-" {
         if format == Some(ImageFormat::Vhd) {
@@ -39,8 +38,9 @@ pub(crate) async fn import(
         new.virtual_size = size.unwrap_or_default();
         ImportSource::File { path: absolute(file)?, format }
     };
-    let (vdi, time) = job(session, async |op| sr.import(&op, source, new).await).await?;
-    Ok(made(session, &vdi, time))
+    let work = async |op| sr.import_checked(&op, source, new, checks).await;
+    let (made, time) = job(session, work).await?;
+    Ok(report(session, &made, time))
 }
 
 pub(crate) async fn export(
@@ -48,22 +48,27 @@ pub(crate) async fn export(
     sr: &Sr,
     vdi: VdiUuid,
     file: &Utf8Path,
-    format: Option<ImageFormat>,
-    force: bool,
+    (format, force): (Option<ImageFormat>, bool),
+    checks: Checks,
 ) -> Result<Report> {
     let format = format.unwrap_or_else(|| format_of_name(file));
     let path = absolute(file)?;
     let target = ExportTarget { path: path.clone(), format, overwrite: force };
-    let (done, time) = job(session, async |op| sr.export(&op, vdi, target).await).await?;
+    let work = async |op| sr.export_checked(&op, vdi, target, checks).await;
+    let (done, time) = job(session, work).await?;
     let document = json!({
         "vdi": vdi,
         "path": path,
         "format": format,
         "bytes": done.bytes,
         "allocated": done.allocated,
+        "checksum": done.checksum,
     });
-    let text = format!("VDI {vdi} is written to {}", crate::output::escape(file.as_str()));
-    Ok(Report::new(session.json, &document, || format!("{text}\n"))
+    let mut text = format!("VDI {vdi} is written to {}\n", crate::output::escape(file.as_str()));
+    if let Some(checksum) = done.checksum {
+        text.push_str(&format!("{checksum}\n"));
+    }
+    Ok(Report::new(session.json, &document, || text)
         .note(session.json, summary(done.bytes, time)))
 }
 
@@ -73,15 +78,22 @@ pub(crate) async fn copy(
     vdi: VdiUuid,
     target: &Sr,
     new: NewVdi,
+    checks: Checks,
 ) -> Result<Report> {
-    let (vdi, time) = job(session, async |op| sr.copy(&op, vdi, target, new).await).await?;
-    Ok(made(session, &vdi, time))
+    let work = async |op| sr.copy_checked(&op, vdi, target, new, checks).await;
+    let (made, time) = job(session, work).await?;
+    Ok(report(session, &made, time))
 }
 
 /// The UUID for the next command, the figures for people.
-fn made(session: &Session, vdi: &VdiInfo, time: Duration) -> Report {
-    Report::new(session.json, &json!({"vdi": vdi}), || format!("{}\n", vdi.uuid))
-        .note(session.json, summary(vdi.virtual_size, time))
+fn report(session: &Session, made: &Filled, time: Duration) -> Report {
+    let Filled { vdi, checksum } = made;
+    let document = json!({"vdi": vdi, "checksum": checksum});
+    let mut figures = summary(vdi.virtual_size, time);
+    if let Some(checksum) = checksum {
+        figures.push_str(&format!("\n{checksum}"));
+    }
+    Report::new(session.json, &document, || format!("{}\n", vdi.uuid)).note(session.json, figures)
 }
 
 /// Runs a job with a bar; answers what it answers, and how long it took.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sm_core::{AttachmentRecord, NewSnapshot, NewVdi, Sr};
+use sm_core::{AttachmentRecord, Checks, Mirrored, NewSnapshot, NewVdi, Sr};
 use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
 use sm_model::{Changed, VdiUuid};
 
@@ -91,15 +91,17 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
             attach::limit(session, &sr, vdi, limits).await
         }
-        VdiCommand::Import { file, name, format, size, new } => {
+        VdiCommand::Import { file, name, format, size, new, checksum, verify } => {
             let new = new_vdi(name, new)?;
-            crate::transfer::import(session, &sr, file, *format, *size, new).await
+            let checks = Checks { checksum: false, expected: *checksum, verify: *verify };
+            crate::transfer::import(session, &sr, file, (*format, *size), new, checks).await
         }
-        VdiCommand::Export { vdi, file, format, force } => {
+        VdiCommand::Export { vdi, file, format, force, checksum, verify } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
-            crate::transfer::export(session, &sr, vdi, file, *format, *force).await
+            let checks = Checks { checksum: *checksum, expected: None, verify: *verify };
+            crate::transfer::export(session, &sr, vdi, file, (*format, *force), checks).await
         }
-        VdiCommand::Copy { vdi, to, name, new, format } => {
+        VdiCommand::Copy { vdi, to, name, new, format, checksum, verify } => {
             let target = match to {
                 Some(selector) => session.sr(selector)?,
                 None => sr.clone(),
@@ -107,12 +109,16 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let source = sr.vdi(op, &vdi.vdi).await?;
             let name = name.as_deref().unwrap_or(&source.name);
             let new = NewVdi { format: *format, ..new_vdi(name, new)? };
-            crate::transfer::copy(session, &sr, source.uuid, &target, new).await
+            let checks = Checks { checksum: *checksum, expected: None, verify: *verify };
+            crate::transfer::copy(session, &sr, source.uuid, &target, new, checks).await
         }
         VdiCommand::Reclaim(selector) => {
             let vdi = session.vdi(&sr, &selector.vdi).await?;
             crate::maintain::reclaim(session, &sr, vdi).await
         }
+        VdiCommand::Mirror { command } => crate::mirror::run(session, &sr, command).await,
+        VdiCommand::Serve(args) => crate::mirror::serve(session, &sr, args).await,
+        VdiCommand::Cbt { command } => crate::cbt::run(session, &sr, command).await,
         VdiCommand::Tree { ascii } => {
             let forest = sr.tree(op).await?;
             let strokes = if *ascii { tree::ASCII } else { tree::strokes_of_locale() };
@@ -282,16 +288,23 @@ async fn show(session: &Session, sr: &Sr, selector: &str) -> Result<Report> {
         Some(_) => attach::look(sr, vdi.uuid).await,
         None => None,
     };
+    let Mirrored { moved, .. } = sr.vdi_mirror(vdi.uuid).await?;
     let document = json!({
         "vdi": vdi,
         "sr": sr.uuid(),
         "attachment": attachment.as_ref().map(attach::document),
         "datapath": datapath,
+        "moved": moved,
     });
     Ok(Report::new(session.json, &document, || {
         let mut text = show_text(&vdi, attachment.as_ref());
         if let Some(status) = &datapath {
             text.push_str(&attach::status_text(status));
+        }
+        if let Some(moved) = &moved {
+            let mut block = Block::default();
+            crate::mirror::moved_line(&mut block, moved);
+            text.push_str(&block.render());
         }
         text
     }))
@@ -316,6 +329,7 @@ fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
         .line("format", vdi.format.to_string())
         .line("read-only", yes(vdi.read_only))
         .line("sharable", yes(vdi.sharable));
+    block.line("changes", if vdi.cbt_enabled { "tracked" } else { "not tracked" });
     if let Some(of) = vdi.snapshot_of {
         block.line("snapshot of", of.to_string());
     }

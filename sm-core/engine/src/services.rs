@@ -45,7 +45,8 @@ impl SrServices {
 
     async fn datapath_pause(&self, request: DatapathPause) -> Result<DatapathPaused> {
         let mut served = Vec::new();
-        for vdi in request.vdis {
+        let DatapathPause { vdis, lock, close, operation } = request;
+        for vdi in vdis {
             if let Some(name) = self.other_holder(vdi)? {
                 return Err(Error::new(
                     Kind::InUse,
@@ -59,7 +60,6 @@ impl SrServices {
         }
         let datapaths = Arc::clone(&self.datapaths);
         blocking(move || {
-            let DatapathPause { lock, close, operation, .. } = request;
             datapaths.pause(&served, lock.as_deref(), close, operation)?;
             Ok(DatapathPaused { closed: close })
         })

@@ -206,32 +206,52 @@ impl Datapaths {
         operation: Option<OperationId>,
     ) -> Result<()> {
         let until = Instant::now() + DRAIN;
+        let one = |vdi: VdiUuid| self.pause_one(vdi, lock, close, until);
+        // All at the same time: the first does not wait for what the last has to make durable.
+        let paused: Vec<Result<Option<Client>>> = match vdis {
+            [vdi] => vec![one(*vdi)],
+            all => std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    all.iter().map(|vdi| scope.spawn(move || one(*vdi))).collect();
+                let panicked = |_| Err(Error::internal("a thread that pauses a VDI panicked"));
+                threads.into_iter().map(|it| it.join().unwrap_or_else(panicked)).collect()
+            }),
+        };
         let mut got = Vec::new();
-        for vdi in vdis {
-            // Once more by the same connection is the same pause.
-            let held = self.paused().remove(vdi).map(|held| held.client);
-            let Some(mut client) = held.map_or_else(|| self.find(*vdi), |held| Ok(Some(held)))?
-            else {
-                return Err(Error::new(
-                    Kind::InUse,
-                    format!("VDI {vdi} has no data path that could be paused"),
-                )
-                .legacy(24));
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            let lock = lock.map(PathBuf::from);
-            let paused =
-                if close { client.pause_closed(lock, left) } else { client.pause(lock, left) };
-            match paused {
-                Ok(_) => got.push((*vdi, Held { client, operation })),
-                Err(error) if error.kind() == Some(FailureKind::NotActive) => {}
-                // Those that are paused go on: their connections end here.
-                Err(error) => return Err(told(*vdi, &error)),
-            }
+        for (vdi, client) in vdis.iter().zip(paused) {
+            // After an error those that are paused go on: their connections end here.
+            got.extend(client?.map(|client| (*vdi, Held { client, operation })));
         }
         self.paused().extend(got);
         step!("core.datapath_paused");
         Ok(())
+    }
+
+    /// Pauses one VDI; none if it is not served just now.
+    fn pause_one(
+        &self,
+        vdi: VdiUuid,
+        lock: Option<&str>,
+        close: bool,
+        until: Instant,
+    ) -> Result<Option<Client>> {
+        // Once more by the same connection is the same pause.
+        let held = self.paused().remove(&vdi).map(|held| held.client);
+        let Some(mut client) = held.map_or_else(|| self.find(vdi), |held| Ok(Some(held)))? else {
+            return Err(Error::new(
+                Kind::InUse,
+                format!("VDI {vdi} has no data path that could be paused"),
+            )
+            .legacy(24));
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let lock = lock.map(PathBuf::from);
+        let paused = if close { client.pause_closed(lock, left) } else { client.pause(lock, left) };
+        match paused {
+            Ok(_) => Ok(Some(client)),
+            Err(error) if error.kind() == Some(FailureKind::NotActive) => Ok(None),
+            Err(error) => Err(told(vdi, &error)),
+        }
     }
 
     /// Has a VDI that is served go over to other images, and go on.

@@ -338,6 +338,14 @@ impl Sr {
                 description: snapshot.description.clone(),
             });
         }
+        let twice = |spec: &SnapshotSpec| specs.iter().filter(|s| s.vdi == spec.vdi).count() > 1;
+        if let Some(spec) = specs.iter().find(|spec| twice(spec)) {
+            let text = format!("VDI {} is named twice: one snapshot of it is enough", spec.vdi);
+            return Err(Error::new(Kind::Limit, text).context("vdi", spec.vdi));
+        }
+        if specs.is_empty() {
+            return Err(Error::new(Kind::Limit, "a snapshot needs a VDI to be taken of"));
+        }
         let vdis: Vec<VdiUuid> = specs.iter().flat_map(|spec| [spec.vdi, spec.uuid]).collect();
         let _held = self.manager.lock(op, &self.vdi_locks(op, &vdis)).await?;
         if specs.len() != 1 {

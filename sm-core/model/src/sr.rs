@@ -141,8 +141,8 @@ pub struct SrScanned {
     pub next: Option<String>,
 }
 
-/// Shortens chains and removes base copies that nothing needs. Safe at any time: what is attached
-/// is left alone, and said to be. What was done stays done however the call ends, so that the same
+/// Shortens chains and removes base copies that nothing needs. Safe at any time: what is in use in a
+/// way that cannot be told of a change is left alone, and said to be. What was done stays done however the call ends, so that the same
 /// request goes on where an earlier one stopped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SrMaintain {
@@ -213,6 +213,9 @@ pub struct Merged {
     pub into: VdiUuid,
     /// Bytes that were copied for it.
     pub bytes_copied: Bytes,
+    /// Disks above it, or the disk itself, were in use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
 }
 
 /// A merge to come.
@@ -224,6 +227,9 @@ pub struct PlannedMerge {
     pub into: VdiUuid,
     /// Bytes that have to be copied for it.
     pub bytes: Bytes,
+    /// The disk is in use, and stays so while it is merged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
 }
 
 /// What maintenance left alone.

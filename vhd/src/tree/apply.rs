@@ -210,7 +210,7 @@ impl Tree {
     }
 
     /// The answer when the new disk is there already, made by this operation.
-    fn made_before(&self, request: &Snapshot<'_>) -> Result<Option<Change>> {
+    pub(super) fn made_before(&self, request: &Snapshot<'_>) -> Result<Option<Change>> {
         let Snapshot { op, new, .. } = *request;
         let there = Format::ALL.into_iter().find_map(|format| self.look(new, format));
         let doc = self.doc(new)?;
@@ -253,7 +253,7 @@ impl Tree {
         Ok(doc.after(op, metadata))
     }
 
-    fn base_of(source: &Node) -> Result<Base> {
+    pub(super) fn base_of(source: &Node) -> Result<Base> {
         if source.depth >= MAX_DEPTH {
             let (uuid, depth, limit) = (source.uuid, source.depth, MAX_DEPTH);
             return Err(Error::ChainTooLong { uuid, depth, limit });
@@ -276,7 +276,7 @@ impl Tree {
     }
 
     /// Fills `tmp` with a raw disk's content, synced.
-    fn clone_raw(
+    pub(super) fn clone_raw(
         &self,
         source: &Node,
         tmp: &At,
@@ -352,7 +352,7 @@ impl Tree {
     }
 
     /// Steps 1 and 2: everything that takes space.
-    fn stage_switch(&self, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
+    pub(super) fn stage_switch(&self, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
         if let FileId::Image(uuid) = switch.target_id {
             let parent = match (&switch.base, content.parent) {
                 (Some(base), _) => {
@@ -388,7 +388,7 @@ impl Tree {
     }
 
     /// Steps 4 and 5.
-    fn commit(&self, switch: &Switch) -> Result<()> {
+    pub(super) fn commit(&self, switch: &Switch) -> Result<()> {
         if let Some(base) = &switch.base {
             let source = Self::image_at(base.source, Format::Vhd);
             let kept = Self::image_at(base.name, Format::Vhd);
@@ -432,6 +432,15 @@ impl Tree {
 
     /// Steps 6 to 8, also by recovery: each looks whether it was done.
     pub(super) fn complete_switch(&self, record: &Record, switch: &Switch) -> Result<()> {
+        self.finish_switch(switch)?;
+        self.remove_record(record.op)?;
+        mark!(switch.operation,
+            Snapshot => "vdi_snapshot.finished", Revert => "vdi_revert.finished");
+        Ok(())
+    }
+
+    /// As [`Self::complete_switch`], with the record left.
+    pub(super) fn finish_switch(&self, switch: &Switch) -> Result<()> {
         self.place_doc(switch.target)?;
         mark!(switch.operation,
             Snapshot => "vdi_snapshot.metadata_placed", Revert => "vdi_revert.metadata_placed");
@@ -454,17 +463,22 @@ impl Tree {
             mark!(switch.operation, Revert => "vdi_revert.parents_moved");
             self.remove_dead()?;
         }
-        self.remove_record(record.op)?;
-        mark!(switch.operation,
-            Snapshot => "vdi_snapshot.finished", Revert => "vdi_revert.finished");
         Ok(())
     }
 
     /// Takes back steps 1 to 4.
     pub(super) fn undo_switch(&self, record: &Record, switch: &Switch) -> Result<()> {
         let mut staged = vec![switch.target];
+        self.unlink_base(switch)?;
+        staged.extend(switch.base.as_ref().map(|base| base.source));
+        // The record last: while it is there, this is run again.
+        self.remove_staged(&staged)?;
+        self.remove_record(record.op)
+    }
+
+    /// Takes back the first half of step 4.
+    pub(super) fn unlink_base(&self, switch: &Switch) -> Result<()> {
         if let Some(base) = &switch.base {
-            staged.push(base.source);
             let source = Self::image_at(base.source, Format::Vhd);
             let kept = Self::image_at(base.name, Format::Vhd);
             if self.store.exists(&kept)? {
@@ -477,12 +491,16 @@ impl Tree {
                 self.store.sync(Area::Images)?;
             }
         }
-        // The record last: while it is there, this is run again.
-        for uuid in &staged {
+        Ok(())
+    }
+
+    /// Takes back steps 1 and 2.
+    pub(super) fn remove_staged(&self, uuids: &[Uuid]) -> Result<()> {
+        for uuid in uuids {
             self.store.remove(&Self::new_at(*uuid))?;
             self.store.remove(&Self::tmp_at(format!("{uuid}.json")))?;
         }
         sm_step::step!("recover.unstaged");
-        self.remove_record(record.op)
+        Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Record {
 pub(super) enum Action {
     /// A snapshot, clone or revert: new leaves take the place of what is there.
     Switch(Switch),
+    /// Snapshots of one point in time: completed when every disk is switched, else taken back.
+    Group { members: Vec<Member> },
     /// A base copy was merged into its parent.
     Relink(Relink),
     /// A disk was merged into its parent.
@@ -60,6 +62,25 @@ pub(super) struct Switch {
     pub(super) old_parent: Option<Uuid>,
 }
 
+/// One disk of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Member {
+    /// It has data.
+    Switch(Switch),
+    /// It shares nothing that changes.
+    Beside(Beside),
+}
+
+/// A snapshot that is complete in `tmp/<target>.new`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Beside {
+    pub(super) source: Uuid,
+    pub(super) target: Uuid,
+    pub(super) format: Format,
+    pub(super) id: FileId,
+}
+
 /// A leaf that becomes a base copy: its file gets the base's name, a new leaf gets its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Base {
@@ -88,9 +109,13 @@ impl Record {
     /// Disks and base copies that are part of it.
     pub(super) fn uuids(&self) -> Vec<Uuid> {
         match &self.action {
-            Action::Switch(switch) => {
-                let base = switch.base.iter().flat_map(|base| [base.source, base.name]);
-                base.chain([switch.target]).collect()
+            Action::Switch(switch) => switch.uuids(),
+            Action::Group { members } => {
+                let of = |member: &Member| match member {
+                    Member::Switch(switch) => switch.uuids(),
+                    Member::Beside(beside) => vec![beside.source, beside.target],
+                };
+                members.iter().flat_map(of).collect()
             }
             Action::Relink(relink) => {
                 let children = relink.children.iter().map(|child| child.uuid);
@@ -101,6 +126,35 @@ impl Record {
             }
             Action::Resize { uuid, .. } => vec![*uuid],
         }
+    }
+}
+
+impl Record {
+    /// The disks that are coming, and the base copies in the making.
+    pub(super) fn coming(&self) -> (Vec<Uuid>, Vec<Uuid>) {
+        let base = |switch: &Switch| switch.base.as_ref().map(|base| base.name);
+        match &self.action {
+            Action::Switch(switch) => (vec![switch.target], base(switch).into_iter().collect()),
+            Action::Group { members } => {
+                let targets = members.iter().map(|member| match member {
+                    Member::Switch(switch) => switch.target,
+                    Member::Beside(beside) => beside.target,
+                });
+                let bases = members.iter().filter_map(|member| match member {
+                    Member::Switch(switch) => base(switch),
+                    Member::Beside(_) => None,
+                });
+                (targets.collect(), bases.collect())
+            }
+            _ => (Vec::new(), Vec::new()),
+        }
+    }
+}
+
+impl Switch {
+    fn uuids(&self) -> Vec<Uuid> {
+        let base = self.base.iter().flat_map(|base| [base.source, base.name]);
+        base.chain([self.target]).collect()
     }
 }
 
@@ -119,7 +173,7 @@ impl Tree {
         self.write_small(&at, record)?;
         match record.action {
             // It goes on with a change of names, and those arrive in their order.
-            Action::Switch(_) => Ok(()),
+            Action::Switch(_) | Action::Group { .. } => Ok(()),
             // What is written into images may arrive before any name does.
             _ => self.store.sync(Area::Journal),
         }

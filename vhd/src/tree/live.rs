@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::journal::{Action, Record};
 use super::merges::{Candidate, Replace};
+use super::readers::Beside;
 use super::{Format, Guard, Tree};
 use crate::error::{Error, Result};
 use crate::image::Mode;
@@ -41,15 +42,20 @@ pub struct LiveMerge {
 }
 
 impl Tree {
-    /// Begins to merge a disk, which `holder` alone has open ([`Tree::claim`]), into its parent.
+    /// Begins to merge a disk, which `holders` alone have open ([`Tree::claim`]), into its parent.
     /// The same again is the same merge. [`Error::InUse`] when others have it open,
     /// [`Error::WrongType`] when it cannot be merged, with the reason.
     ///
     /// Why not into a smaller parent: that one would have to grow, which may move its blocks under
     /// the holder, who reads them.
-    pub fn begin_live_merge(&self, guard: &Guard, disk: Uuid, holder: &str) -> Result<LiveMerge> {
+    pub fn begin_live_merge(
+        &self,
+        guard: &Guard,
+        disk: Uuid,
+        holders: &[&str],
+    ) -> Result<LiveMerge> {
         self.ready(guard, &[disk])?;
-        let candidate = self.live_candidate(disk, holder)?;
+        let candidate = self.live_candidate(disk, holders)?;
         let child = self.open_image(&Self::image_at(disk, Format::Vhd), Mode::Read)?;
         let parent = self.open_image(&Self::image_at(candidate.into, Format::Vhd), Mode::Read)?;
         if parent.size() < child.size() {
@@ -74,7 +80,7 @@ impl Tree {
         guard: &Guard,
         op: Uuid,
         merge: &LiveMerge,
-        holder: &str,
+        holders: &[&str],
     ) -> Result<()> {
         let LiveMerge { disk, into, disk_image, into_image } = *merge;
         self.ready(guard, &[disk])?;
@@ -84,7 +90,7 @@ impl Tree {
             return Ok(());
         }
         let known = self.is_begun(disk, into, disk_image, into_image) && now == disk_image;
-        if !known || self.live_candidate(disk, holder)?.into != into {
+        if !known || self.live_candidate(disk, holders)?.into != into {
             let what = "was changed since its merge began";
             return Err(Error::WrongType { path: self.store.path_of(&at), what });
         }
@@ -124,14 +130,16 @@ impl Tree {
         Ok(false)
     }
 
-    fn live_candidate(&self, disk: Uuid, holder: &str) -> Result<Candidate> {
-        let others = self.claims(disk)?.into_iter().find(|other| other != holder);
+    fn live_candidate(&self, disk: Uuid, holders: &[&str]) -> Result<Candidate> {
+        let is_other = |claim: &String| !holders.contains(&claim.as_str());
+        let others = self.claims(disk)?.into_iter().find(is_other);
         if let Some(holder) = others {
             return Err(Error::InUse { uuid: disk, holder });
         }
         let scan = self.scan()?;
         let path = || self.store.path_of(&Self::image_at(disk, Format::Vhd));
-        let (candidates, _) = self.candidates_beside(&scan, Some((disk, holder)))?;
+        let beside = Beside { own: Some((disk, holders)), ..Beside::default() };
+        let (candidates, _) = self.candidates_beside(&scan, beside)?;
         let is_disk = |entry: &super::scan::Entry| !entry.hidden() && entry.named_by == 0;
         if !scan.get(disk).is_some_and(is_disk) {
             return Err(Error::NotALeaf { uuid: disk });

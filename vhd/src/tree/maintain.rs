@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::merges::{Candidate, Ended};
+use super::readers::{Beside, Readers};
 use super::{Format, Guard, Tree};
 use crate::error::{Error, Result};
 use crate::image::Mode;
@@ -58,6 +59,8 @@ pub struct Merged {
     pub into: Uuid,
     /// Bytes copied.
     pub bytes: u64,
+    /// Disks above it, or the disk itself, were open.
+    pub live: bool,
 }
 
 /// One merge that is to be done.
@@ -69,6 +72,8 @@ pub struct Planned {
     pub into: Uuid,
     /// Bytes that are left to copy, at most.
     pub bytes: u64,
+    /// The disk is open, and merged by who has it open.
+    pub live: bool,
 }
 
 /// What is left alone.
@@ -129,12 +134,23 @@ impl Tree {
         budget: &Budget,
         progress: Watch<'_>,
     ) -> Result<Maintained> {
-        self.work(deadline, budget, progress, None)
+        self.work(deadline, budget, progress, None, None)
+    }
+
+    /// As [`Tree::maintain`], also below disks that are open by those who can be told.
+    pub fn maintain_beside(
+        &self,
+        deadline: Instant,
+        budget: &Budget,
+        progress: Watch<'_>,
+        readers: &dyn Readers,
+    ) -> Result<Maintained> {
+        self.work(deadline, budget, progress, None, Some(readers))
     }
 
     /// Merges what can be merged in one disk's chain. Answers whether it is shorter now.
     pub fn shorten(&self, deadline: Instant, uuid: Uuid, progress: Watch<'_>) -> Result<bool> {
-        let done = self.work(deadline, &Budget::default(), progress, Some(uuid))?;
+        let done = self.work(deadline, &Budget::default(), progress, Some(uuid), None)?;
         if done.stopped.is_some() {
             return Err(Error::Stopped { done: done.bytes_copied });
         }
@@ -143,13 +159,22 @@ impl Tree {
 
     /// What [`Tree::maintain`] would merge, and what it would leave alone.
     pub fn plan(&self) -> Result<Maintained> {
+        self.plan_any(None)
+    }
+
+    /// What [`Tree::maintain_beside`] would.
+    pub fn plan_beside(&self, readers: &dyn Readers) -> Result<Maintained> {
+        self.plan_any(Some(readers))
+    }
+
+    fn plan_any(&self, readers: Option<&dyn Readers>) -> Result<Maintained> {
         let scan = self.settled(|| self.scan())?;
-        let (candidates, skipped) = self.candidates(&scan)?;
+        let (candidates, skipped) = self.candidates_beside(&scan, Beside::readers(readers))?;
         let planned = candidates.into_iter().map(|candidate| self.planned(candidate)).collect();
         Ok(Maintained { skipped, planned, ..Maintained::default() })
     }
 
-    fn planned(&self, candidate: Candidate) -> Planned {
+    pub(super) fn planned(&self, candidate: Candidate) -> Planned {
         let Candidate { node, into } = candidate;
         let image = self.open_image(&Self::image_at(node, Format::Vhd), Mode::Read);
         let left = image.and_then(|image| {
@@ -158,7 +183,7 @@ impl Tree {
             Ok(all.min(image.size().saturating_sub(self.merged_blocks(candidate) * block)))
         });
         // What cannot be read now is told by the merge itself.
-        Planned { node, into, bytes: left.unwrap_or(0) }
+        Planned { node, into, bytes: left.unwrap_or(0), live: false }
     }
 
     fn work(
@@ -167,6 +192,7 @@ impl Tree {
         budget: &Budget,
         progress: Watch<'_>,
         only: Option<Uuid>,
+        readers: Option<&dyn Readers>,
     ) -> Result<Maintained> {
         let Some(_one_at_a_time) = self.store.try_lock_maintenance()? else {
             let holder = "another maintenance of this store".to_owned();
@@ -177,16 +203,21 @@ impl Tree {
             let guard = self.lock(deadline)?;
             self.ready(&guard, &[])?;
             if only.is_none() {
-                report.collected = self.collect(&guard)?;
+                match readers.map(|readers| self.collect_beside(&guard, readers)) {
+                    None => report.collected = self.collect(&guard)?,
+                    Some(Ok(collected)) => report.collected = collected,
+                    Some(Err(error)) => self.not_collected(&error, &mut report)?,
+                }
             }
             self.forget_merges(&self.scan()?)?;
         }
         let control = Control::new(budget, progress);
-        let mut tried: HashSet<Uuid> = HashSet::new();
+        let mut tried: HashSet<Uuid> = report.skipped.iter().map(|known| known.uuid).collect();
         let mut first = true;
         loop {
             let scan = self.settled(|| self.scan())?;
-            let (mut candidates, skipped) = self.candidates(&scan)?;
+            let (mut candidates, skipped) =
+                self.candidates_beside(&scan, Beside::readers(readers))?;
             if let Some(uuid) = only {
                 let chain: HashSet<Uuid> = scan.index.get(&uuid).map_or_else(HashSet::new, |at| {
                     scan.ancestry(*at).map(|entry| entry.uuid).collect()
@@ -209,11 +240,15 @@ impl Tree {
             // One merge in a tree at a time; the next one starts from what it left.
             let mut roots = HashSet::new();
             candidates.retain(|candidate| roots.insert(root(&scan, candidate.node)));
-            for (node, ended) in self.round(&candidates, deadline, budget, &control) {
+            for (node, ended) in self.round(&candidates, deadline, budget, &control, readers) {
                 match ended {
-                    Ok((into, Ended::Done { bytes, freed })) => {
-                        report.merged.push(Merged { node, into, bytes });
+                    Ok((into, Ended::Done { bytes, freed, live })) => {
+                        report.merged.push(Merged { node, into, bytes, live });
                         report.freed += freed;
+                    }
+                    Ok((_, Ended::Stays { why })) => {
+                        tried.insert(node);
+                        report.skipped.push(Skipped { uuid: node, reason: why });
                     }
                     Ok((_, Ended::Moot)) => drop(tried.insert(node)),
                     Err(Error::Stopped { .. }) => {}
@@ -229,6 +264,15 @@ impl Tree {
         Ok(report)
     }
 
+    /// Nothing was deleted, because somebody may have it open.
+    fn not_collected(&self, error: &Error, report: &mut Maintained) -> Result<()> {
+        for entry in self.scan()?.entries.iter().filter(|e| e.hidden() && e.named_by == 0) {
+            let reason = format!("nothing needs it, but it may be open: {}", error.reason());
+            report.skipped.push(Skipped { uuid: entry.uuid, reason });
+        }
+        Ok(())
+    }
+
     /// Runs merges of different trees, several at a time.
     fn round(
         &self,
@@ -236,6 +280,7 @@ impl Tree {
         deadline: Instant,
         budget: &Budget,
         control: &Control<'_>,
+        readers: Option<&dyn Readers>,
     ) -> Vec<(Uuid, Result<(Uuid, Ended)>)> {
         let queue = Mutex::new(candidates.iter());
         let results = Mutex::new(Vec::new());
@@ -251,7 +296,7 @@ impl Tree {
                 };
                 let options = Options { batch: control.batch() };
                 let lock = || self.lock_watching(deadline, control);
-                let ended = self.merge_node(candidate, &lock, options, &mut pace);
+                let ended = self.merge_node(candidate, &lock, options, readers, &mut pace);
                 if matches!(ended, Ok(Ended::Done { .. })) {
                     control.finished();
                 }

@@ -21,8 +21,8 @@
 //!
 //! Whoever reads the node while step 5 runs reads on: its file is there until it is closed, and
 //! what the parent has by now is shadowed by it still. A chain that is opened meanwhile is looked
-//! up again. Trees in which somebody has a disk open are not merged at all, because that one may
-//! hold names of files, not files.
+//! up again. Chains of disks that somebody has open are not merged, because that one may hold names
+//! of files, not files; unless he can be told (`readers`).
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use super::doc::VERSION;
 use super::journal::{Action, Record};
+use super::readers::{Beside, Readers};
 use super::scan::{Entry, Scan};
 use super::{Format, Guard, Skipped, Tree, image_name};
 use crate::error::{Error, Result};
@@ -66,6 +67,9 @@ pub(super) struct Relink {
     pub(super) into: Uuid,
     pub(super) into_image: Uuid,
     pub(super) children: Vec<Child>,
+    /// Somebody has it open: it is not deleted by who cannot ask.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) open: bool,
 }
 
 /// A child of a base copy that leaves.
@@ -93,8 +97,11 @@ pub(super) struct Candidate {
 
 /// How a merge ended.
 pub(super) enum Ended {
-    /// The node is gone; bytes copied by this call, and bytes of the storage that came back.
-    Done { bytes: u64, freed: u64 },
+    /// The node is gone; bytes copied by this call, and bytes of the storage that came back. Live:
+    /// disks above it were open.
+    Done { bytes: u64, freed: u64, live: bool },
+    /// It is done, but for the node: somebody has it open, for this reason.
+    Stays { why: String },
     /// The tree has changed so that it is no longer to be done.
     Moot,
 }
@@ -108,11 +115,12 @@ impl Tree {
         candidate: Candidate,
         lock: &dyn Fn() -> Result<Guard>,
         options: Options,
+        readers: Option<&dyn Readers>,
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Ended> {
         let Candidate { node, into } = candidate;
         let guard = lock()?;
-        if !self.is_mergeable(candidate)? {
+        if !self.is_mergeable(candidate, readers)? {
             return Ok(Ended::Moot);
         }
         let before = self.allocated(node)? + self.allocated(into)?;
@@ -155,18 +163,27 @@ impl Tree {
         });
         let child = self.open_image(&Self::image_at(node, Format::Vhd), Mode::Read)?;
         let kept = kept && self.modified(node, &child)? == progress.modified;
-        if !kept || !self.is_mergeable(candidate)? {
+        if !kept || !self.is_mergeable(candidate, readers)? {
             return Ok(Ended::Moot);
         }
-        let record = Record::new(Uuid::new_v4(), self.removal(candidate, &progress)?);
-        if let Err(error) = self.write_record(&record) {
-            let _ = self.remove_record(record.op);
-            return Err(error);
+        let open = match readers {
+            Some(readers) => self.open_above(&self.scan()?, node, readers)?,
+            None => Vec::new(),
+        };
+        match readers.filter(|_| !open.is_empty()) {
+            Some(readers) => {
+                if let Some(why) = self.remove_beside(candidate, &progress, &open, readers)? {
+                    return Ok(Ended::Stays { why });
+                }
+            }
+            None => {
+                let record = self.journal_removal(candidate, &progress, false)?;
+                self.complete_removal(&record)?;
+            }
         }
-        sm_step::step!("sr_maintain.journalled");
-        self.complete_removal(&record)?;
         let left = [node, into].into_iter().filter_map(|uuid| self.allocated(uuid).ok());
-        Ok(Ended::Done { bytes: copied, freed: before.saturating_sub(left.sum()) })
+        let (freed, live) = (before.saturating_sub(left.sum()), !open.is_empty());
+        Ok(Ended::Done { bytes: copied, freed, live })
     }
 
     /// Gives up the merge of a disk that is about to change. The lock is held.
@@ -191,8 +208,28 @@ impl Tree {
         progress.map_or(0, |progress| progress.next_block)
     }
 
-    fn is_mergeable(&self, candidate: Candidate) -> Result<bool> {
-        let (candidates, _) = self.candidates(&self.scan()?)?;
+    /// From here on the removal is completed.
+    pub(super) fn journal_removal(
+        &self,
+        candidate: Candidate,
+        progress: &Progress,
+        open: bool,
+    ) -> Result<Record> {
+        let mut removal = self.removal(candidate, progress)?;
+        if let Action::Relink(relink) = &mut removal {
+            relink.open = open;
+        }
+        let record = Record::new(Uuid::new_v4(), removal);
+        if let Err(error) = self.write_record(&record) {
+            let _ = self.remove_record(record.op);
+            return Err(error);
+        }
+        sm_step::step!("sr_maintain.journalled");
+        Ok(record)
+    }
+
+    fn is_mergeable(&self, candidate: Candidate, readers: Option<&dyn Readers>) -> Result<bool> {
+        let (candidates, _) = self.candidates_beside(&self.scan()?, Beside::readers(readers))?;
         Ok(candidates.contains(&candidate))
     }
 
@@ -290,14 +327,18 @@ impl Tree {
             children.push(Child { uuid: entry.uuid, header: header.to_bytes().to_vec() });
         }
         let (node_image, into_image) = (progress.node_image, progress.into_image);
-        Ok(Action::Relink(Relink { node, node_image, into, into_image, children }))
+        let open = false;
+        Ok(Action::Relink(Relink { node, node_image, into, into_image, children, open }))
     }
 
     /// Step 5 and 6, also by recovery: each looks whether it was done.
     pub(super) fn complete_removal(&self, record: &Record) -> Result<()> {
         let node = match &record.action {
             Action::Relink(relink) => {
-                self.relink(relink)?;
+                self.relink_children(relink)?;
+                if !relink.open {
+                    self.remove_node(relink)?;
+                }
                 relink.node
             }
             Action::Replace(replace) | Action::Exchange(replace) => {
@@ -313,7 +354,7 @@ impl Tree {
         Ok(())
     }
 
-    fn relink(&self, relink: &Relink) -> Result<()> {
+    pub(super) fn relink_children(&self, relink: &Relink) -> Result<()> {
         let name = image_name(relink.into, Format::Vhd);
         for child in &relink.children {
             let at = Self::image_at(child.uuid, Format::Vhd);
@@ -339,6 +380,10 @@ impl Tree {
             write_header(&*file, &path, &header)?;
             sm_step::step!("sr_maintain.child_relinked");
         }
+        Ok(())
+    }
+
+    pub(super) fn remove_node(&self, relink: &Relink) -> Result<()> {
         let at = Self::image_at(relink.node, Format::Vhd);
         let same = match self.probe(&at) {
             Ok(info) => info.uuid == relink.node_image,
@@ -373,20 +418,28 @@ impl Tree {
 
     /// The merges that can be done, those near a root first and those of long chains before
     /// others; and why others cannot.
-    pub(super) fn candidates(&self, scan: &Scan) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
-        self.candidates_beside(scan, None)
-    }
-
-    /// As [`Tree::candidates`], as if one claim, of a disk by a holder, were not there.
     pub(super) fn candidates_beside(
         &self,
         scan: &Scan,
-        own: Option<(Uuid, &str)>,
+        beside: Beside<'_>,
     ) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
         let mut skipped = Vec::new();
         let mut open: Vec<Option<String>> = vec![None; scan.entries.len()];
+        let mut told = vec![false; scan.entries.len()];
         for (uuid, holder) in self.claimed()? {
-            if own == Some((uuid, &holder)) {
+            if beside.is_own(uuid, &holder) {
+                continue;
+            }
+            if beside.hears(uuid, &holder) {
+                let Some(index) = scan.index.get(&uuid).copied() else { continue };
+                for entry in scan.ancestry(index) {
+                    if let Some(mark) = scan.index.get(&entry.uuid).and_then(|at| told.get_mut(*at)) {
+                        *mark = true;
+                    }
+                }
+                if let Some(mark) = open.get_mut(index).filter(|_| !beside.leaves) {
+                    mark.get_or_insert(holder);
+                }
                 continue;
             }
             let mut next = scan.index.get(&uuid).copied();
@@ -440,7 +493,8 @@ impl Tree {
                 skipped.push(Skipped { uuid: entry.uuid, reason: error.reason() });
                 continue;
             }
-            match unfit(entry, base, open.get(index).and_then(Option::as_deref)) {
+            let holder = open.get(index).and_then(Option::as_deref);
+            match unfit(entry, base, holder, told.get(index).copied().unwrap_or(true)) {
                 Some(reason) => skipped.push(Skipped { uuid: entry.uuid, reason }),
                 None if busy.contains(&entry.uuid) || busy.contains(&base.uuid) => {}
                 None => {
@@ -456,13 +510,17 @@ impl Tree {
 }
 
 /// Why a node cannot be merged into its only parent.
-fn unfit(node: &Entry, base: &Entry, holder: Option<&str>) -> Option<String> {
+fn unfit(node: &Entry, base: &Entry, holder: Option<&str>, told: bool) -> Option<String> {
     let (child, parent) = (node.info()?, base.info()?);
     if let Some(holder) = holder {
         return Some(format!("is part of a disk that is open: {holder}"));
     }
     if parent.disk_type == DiskType::Fixed && parent.size < child.size {
         return Some(format!("its parent {} is a fixed image and smaller", base.uuid));
+    }
+    if told && parent.size < child.size {
+        let base = base.uuid;
+        return Some(format!("its parent {base} is smaller, and a disk above is open"));
     }
     None
 }

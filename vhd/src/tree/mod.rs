@@ -51,6 +51,7 @@
 mod apply;
 mod claim;
 mod doc;
+mod group;
 mod journal;
 mod links;
 mod live;
@@ -58,6 +59,7 @@ mod maintain;
 mod merges;
 mod node;
 mod ops;
+mod readers;
 mod recover;
 mod resize;
 mod scan;
@@ -73,6 +75,7 @@ pub use apply::{Revert, Snapshot, Writer};
 pub use live::LiveMerge;
 pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
+pub use readers::Readers;
 pub use recover::{Failed, Recovery};
 pub use space::Reclaimed;
 

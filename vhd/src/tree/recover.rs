@@ -80,6 +80,15 @@ impl Tree {
                     Ok(false)
                 }
             }
+            Action::Group { members } => {
+                let completed = self.recover_group(record, members)?;
+                if completed {
+                    sm_step::step!("recover.group_completed");
+                } else {
+                    sm_step::step!("recover.group_taken_back");
+                }
+                Ok(completed)
+            }
             Action::Relink(_) | Action::Replace(_) => {
                 // Everything that a merge copies is durable before its record is.
                 self.complete_removal(record)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::doc::Doc;
-use super::journal::{Action, Entry as JournalEntry};
+use super::journal::Entry as JournalEntry;
 use super::{Format, Health, Kind, Listing, Node, Tree, image_name, parse_image, parse_name};
 use crate::chain::{Chain, Level};
 use crate::error::{Error, Result};
@@ -311,11 +311,10 @@ impl Tree {
         let mut coming = HashSet::new();
         let records = self.records()?;
         for entry in &records {
-            if let JournalEntry::Record(record) = entry
-                && let Action::Switch(switch) = &record.action
-            {
-                bases.extend(switch.base.as_ref().map(|base| base.name));
-                coming.insert(switch.target);
+            if let JournalEntry::Record(record) = entry {
+                let (targets, names) = record.coming();
+                coming.extend(targets);
+                bases.extend(names);
             }
         }
         let tmp = self.store.names(Area::Tmp)?;

@@ -34,7 +34,7 @@ impl Tree {
         let Some(index) = scan.index.get(&uuid).copied() else {
             return Err(Error::NotFound { uuid, dir: self.path() });
         };
-        let (candidates, _) = self.candidates(&scan)?;
+        let (candidates, _) = self.candidates_beside(&scan, super::readers::Beside::default())?;
         let mut bytes = 0;
         for entry in scan.ancestry(index).take(super::MAX_DEPTH * 2) {
             let Some(merge) = candidates.iter().find(|merge| merge.node == entry.uuid) else {

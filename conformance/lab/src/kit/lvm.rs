@@ -6,7 +6,7 @@ use crate::wire::Step;
 
 /// Devices of user-mode Linux are unknown to LVM. Without udev it makes its nodes itself, and is
 /// several times faster: each volume is half a dozen events whose rules start programs.
-const WITHOUT_UDEV: &str = "\
+pub const WITHOUT_UDEV: &str = "\
 devices { types=[\"ubd\",16] scan_lvs=0 obtain_device_list_from_udev=0 \
 external_device_info_source=\"none\" multipath_component_detection=0 md_component_detection=0 \
 use_devicesfile=0 }

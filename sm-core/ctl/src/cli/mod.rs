@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 pub(crate) mod driver;
 pub(crate) mod job;
+pub(crate) mod mirror;
 pub(crate) mod sr;
 pub(crate) mod vdi;
 pub(crate) mod vhd;

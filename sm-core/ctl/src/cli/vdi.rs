@@ -4,7 +4,10 @@ use camino::Utf8PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use sm_model::vdi::VdiType;
+use sm_core::Checksum;
 use sm_model::{Bytes, ImageFormat, VdiUuid};
+
+use super::mirror::{MirrorCommand, ServeArgs};
 
 /// The data path that `attach` and `detach` mean unless told otherwise.
 pub(crate) const DATAPATH: &str = "smctl";
@@ -184,6 +187,12 @@ pub(crate) enum VdiCommand {
         /// Size of the VDI; that of the content if absent
         #[arg(long, allow_hyphen_values = true)]
         size: Option<Bytes>,
+        /// The checksum that the content must have, as sha256sum of its raw bytes
+        #[arg(long, value_name = "sha256:HEX")]
+        checksum: Option<Checksum>,
+        /// Read back what was written, and compare
+        #[arg(long)]
+        verify: bool,
         #[command(flatten)]
         new: New,
     },
@@ -201,6 +210,12 @@ pub(crate) enum VdiCommand {
         /// Replace the file if it exists
         #[arg(long)]
         force: bool,
+        /// Print the checksum of the content: sha256sum of its raw bytes, whatever the format
+        #[arg(long)]
+        checksum: bool,
+        /// Read back what was written, and compare
+        #[arg(long)]
+        verify: bool,
     },
     /// Copy a VDI to an SR, another one or the same
     #[command(after_help = "Prints the UUID. This is a job: see `smctl job`.\n\n\
@@ -219,12 +234,40 @@ pub(crate) enum VdiCommand {
         /// Format on the backend; the driver's choice if absent
         #[arg(long, value_parser = format_parser())]
         format: Option<ImageFormat>,
+        /// Print the checksum of the content: sha256sum of its raw bytes
+        #[arg(long)]
+        checksum: bool,
+        /// Read back what was written, and compare
+        #[arg(long)]
+        verify: bool,
     },
     /// Give back the space of a VDI that holds zeros or nothing any more
     ///
     /// The content stays the same. Not while the VDI is attached for writing.
     #[command(after_help = "Example: smctl vdi reclaim disk1 --timeout 10m")]
     Reclaim(VdiSelector),
+    /// Move an attached VDI to another place while it is used
+    #[command(after_help = "Example: smctl vdi mirror status disk1")]
+    Mirror {
+        #[command(subcommand)]
+        command: MirrorCommand,
+    },
+    /// Serve an attached VDI to other hosts, over TCP with TLS; print its address
+    ///
+    /// Clients must show a certificate of the authority. It ends with the last detach; a data path
+    /// that was killed is reached at the same address when it is there again.
+    #[command(
+        override_usage = "smctl vdi serve <VDI> --listen <ADDRESS:PORT> [OPTIONS]\n       \
+                          smctl vdi serve <VDI> --stop",
+        after_help = "Example:\n  smctl vdi serve disk1 --listen 192.0.2.1:10809 \\\n    \
+                      --certificate c.pem --key k.pem --authority ca.pem"
+    )]
+    Serve(ServeArgs),
+    /// Track which blocks of a VDI change, and ask which did
+    Cbt {
+        #[command(subcommand)]
+        command: CbtCommand,
+    },
     /// Draw which images are based on which
     #[command(after_help = "Example: smctl vdi tree --sr images")]
     Tree {
@@ -237,6 +280,32 @@ pub(crate) enum VdiCommand {
     /// The exit status is 13 if data is lost or at risk.
     #[command(after_help = "Example: smctl vdi check disk1")]
     Check(VdiSelector),
+}
+
+/// What can be done about changed blocks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CbtCommand {
+    /// Track which blocks change from now on, also while the VDI is attached
+    #[command(after_help = "Example: smctl vdi cbt enable disk1")]
+    Enable(VdiSelector),
+    /// Track changes no longer, and forget which there were since the last snapshot
+    #[command(after_help = "Example: smctl vdi cbt disable disk1")]
+    Disable(VdiSelector),
+    /// Tell which blocks changed from a snapshot to a later one, or to the VDI itself
+    ///
+    /// A block that differs is always among them. Where it is not known what changed, everything
+    /// counts as changed, and why is told.
+    #[command(after_help = "Example: smctl vdi cbt diff monday tuesday")]
+    Diff {
+        /// UUID, its first characters, or name of the snapshot to begin with
+        from: String,
+        /// UUID, its first characters, or name of the later snapshot, or of the VDI
+        to: String,
+        /// Print the bitmap as XenServer's API has it: base64, a bit for each 64 KiB, the most
+        /// significant bit first
+        #[arg(long)]
+        bitmap: bool,
+    },
 }
 
 /// Which VDI.
@@ -299,6 +368,9 @@ pub(crate) struct How {
     /// Stay until Ctrl-C, and detach it then
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Let clients ask what changed since this snapshot, by the bitmap qemu:dirty-bitmap:UUID
+    #[arg(long, value_name = "SNAPSHOT", requires = "read_only")]
+    pub(crate) changed_since: Option<String>,
 }
 
 /// What a VDI may do in a second.
