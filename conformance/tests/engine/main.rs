@@ -9,15 +9,19 @@
 
 mod attach;
 mod beside;
+mod checksum;
 mod changed;
 mod datapath;
 mod example;
 mod jobs;
 mod journal;
 mod linked;
+mod live_merge;
 mod maintain;
+mod mirror;
 mod quarantine;
 mod space;
+mod typed;
 
 use ::datapath::control::Run;
 use camino::Utf8PathBuf;

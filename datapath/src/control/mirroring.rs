@@ -31,7 +31,7 @@ use super::protocol::{Failure, FailureKind, State};
 use super::remote::Credentials;
 use super::run::Place;
 use super::served::{Inner, LEAVE, Served, View, failure, not_active, paused_by_another};
-use crate::error::{Errno, Error};
+use crate::error::Errno;
 use crate::export::Export as _;
 use crate::nbd::client::Options as ClientOptions;
 use crate::nbd::uri::{Address, Uri};
@@ -42,6 +42,10 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 /// How long requests may take to end when a mirror begins or ends.
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// How often a switch is tried, and how long it is waited for in between.
+const TRIES: u32 = 5;
+const SOON: Duration = Duration::from_millis(300);
 
 /// What a [`mirror_start`](super::protocol::Command::MirrorStart) says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -337,8 +341,7 @@ impl Served {
     ) -> Result<Moved, Failure> {
         let begin = Instant::now();
         let deadline = begin + Duration::from_millis(asked.milliseconds);
-        let not_ready = |error: Error| Failure::new(FailureKind::NotReady, error.what);
-        let switched = running.mirror.switch(deadline).map_err(not_ready)?;
+        let switched = pause(&running.mirror, deadline)?;
         let moved = match self.record(&switched, running, asked.verify, begin) {
             Ok(moved) => moved,
             Err(failure) => {
@@ -389,6 +392,25 @@ impl Served {
         })?;
         *self.mirroring.moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(moved.clone());
         Ok(moved)
+    }
+}
+
+/// Pauses the disk with nothing that the target lacks. Clients that write make something to be
+/// copied again now and then, which is soon done.
+fn pause(mirror: &Mirror, deadline: Instant) -> Result<Switched, Failure> {
+    let mut tries = 0;
+    loop {
+        let error = match mirror.switch(deadline) {
+            Ok(switched) => return Ok(switched),
+            Err(error) => error,
+        };
+        tries += 1;
+        let now = Instant::now();
+        if tries == TRIES || now >= deadline {
+            return Err(Failure::new(FailureKind::NotReady, error.what));
+        }
+        // Whether it is, the next try says.
+        let _ = mirror.wait_ready(deadline.min(now + SOON));
     }
 }
 

@@ -4,7 +4,7 @@
 //! of them can be wrong later, so whoever has the right to may change anything in them, the leaf
 //! too. They are opened anew before the requests go on, and never go on without.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::Chain;
 use super::drive::Drive;
@@ -26,11 +26,14 @@ impl Prepared {
 /// lets the requests go on; when the files are closed, it ends the disk: they are refused.
 pub struct Paused {
     drive: Arc<Drive>,
+    /// Files that are not served any more. They are closed when the requests go on already: who
+    /// closes the last descriptor of a large file without a name waits until its space is free.
+    retired: Mutex<Vec<Arc<Chain>>>,
 }
 
 impl Paused {
     pub(super) fn of(drive: Arc<Drive>) -> Self {
-        Self { drive }
+        Self { drive, retired: Mutex::default() }
     }
 
     /// The disk that is paused.
@@ -79,6 +82,8 @@ impl Paused {
                 old.retire(&new);
             }
         }
+        let old = underneath.open_chain().cloned();
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
         underneath.set_chain(Some(new));
         Ok(())
     }

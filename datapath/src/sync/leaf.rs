@@ -21,17 +21,17 @@
 //! has it. The leaf hides all of that from every reader. So neither a half-done copy, nor a torn
 //! sector after a power cut, nor new metadata that was lost shows.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::Copy;
-use super::options::{Options, Phase, Progress};
+use super::options::{Options, Progress};
 use super::target::{Failure, LocalTarget, Piece, PieceKind, Sent, Source, Target};
+use super::watched::Watched;
 use crate::disk::{Change, Drive, Options as DriveOptions, Paused, Plan, WatcherId};
 use crate::error::{Errno, Error, Result};
 use crate::export::Export;
 
-/// Time that a dropped merge waits for requests that it still watches.
+/// Time that a dropped merge waits for the end of its parent.
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// What the leaf of a disk holds itself.
@@ -137,11 +137,9 @@ impl Target for Parent {
 /// A leaf that is merged into its parent while the disk is in use. Dropped, it leaves the disk
 /// alone; [`LeafMerge::cancel`] also tells when that is done.
 pub struct LeafMerge {
-    drive: Arc<Drive>,
+    watched: Watched,
     parent: Arc<Drive>,
-    copy: Arc<Copy>,
     leaf: (u64, u64),
-    watcher: Mutex<Option<WatcherId>>,
 }
 
 impl LeafMerge {
@@ -167,23 +165,13 @@ impl LeafMerge {
         let source = Arc::new(Leaf { drive: drive.clone(), id: leaf_id });
         let disk = LocalTarget::new(parent.clone(), false);
         let target = Arc::new(Parent { disk, leaf: source.clone() });
-        let copy = Copy::start(source, target, copy)?;
-        let watcher = drive.add_watcher(copy.clone(), deadline).inspect_err(|_| copy.end())?;
-        let merge = Self {
-            drive: drive.clone(),
-            parent,
-            copy,
-            leaf: leaf_id,
-            watcher: Mutex::new(Some(watcher)),
-        };
-        // From here on every change is seen, so what is looked at now cannot be missed later.
-        merge.copy.seed()?;
-        Ok(merge)
+        let watched = Watched::start(drive, source, target, copy, deadline)?;
+        Ok(Self { watched, parent, leaf: leaf_id })
     }
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.copy.progress()
+        self.watched.copy.progress()
     }
 
     /// Device and inode number of the parent.
@@ -193,36 +181,28 @@ impl LeafMerge {
 
     /// Another limit for the copy, bytes per second.
     pub fn set_rate(&self, rate: Option<u64>) {
-        self.copy.set_rate(rate);
+        self.watched.copy.set_rate(rate);
     }
 
     /// Waits until the parent lacks only what is in flight.
     pub fn wait_ready(&self, deadline: Instant) -> Result<()> {
-        self.copy.wait_ready(deadline)
+        self.watched.copy.wait_ready(deadline)
     }
 
     /// Pauses the disk and makes sure that the parent has all of the leaf, durably; then the parent
     /// is closed, so that its file can be opened by others. Refused, and the disk goes on, when it
     /// is not ready, or when the parent fails just now.
     pub fn converge(&self, deadline: Instant) -> Result<Converged> {
-        match self.progress().phase {
-            Phase::Ready => {}
-            other => {
-                return Err(Error::new(Errno::Io, format!("the merge is not ready: {other:?}")));
-            }
-        }
-        // Whatever is done before the pause is not done during it.
-        self.copy.flush().map_err(|failure| Error::new(Errno::Io, failure.what))?;
-        Export::flush(&*self.drive)?;
-        let paused = self.drive.pause(deadline)?;
-        if self.drive.leaf_id() != self.leaf {
+        let Watched { drive, copy, .. } = &self.watched;
+        let paused = self.watched.pause("merge", deadline)?;
+        if drive.leaf_id() != self.leaf {
             return Err(Error::new(Errno::Io, "the disk has another leaf now"));
         }
-        self.copy.settle(deadline)?;
-        self.copy.end();
+        copy.settle(deadline)?;
+        copy.end();
         let converged = Converged {
             paused: Some(paused),
-            watcher: self.take_watcher(),
+            watcher: self.watched.take_watcher(),
             leaf: self.leaf,
             switched: false,
         };
@@ -230,33 +210,17 @@ impl LeafMerge {
         Ok(converged)
     }
 
-    fn take_watcher(&self) -> Option<WatcherId> {
-        self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
     /// Gives it up: the disk goes on as it is. What the parent has got is hidden by the leaf, and
     /// need not be copied again by another merge. Waits for requests and threads until `deadline`.
     pub fn cancel(&self, deadline: Instant) -> Result<()> {
-        self.copy.end();
-        if let Some(watcher) = self.take_watcher() {
-            self.drive.remove_watcher(watcher, deadline).inspect_err(|_| {
-                // For another try, or for the drop.
-                *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
-            })?;
-        }
-        if !self.copy.wait_ended(deadline) {
-            return Err(Error::new(Errno::Io, "the threads of the merge did not end in time"));
-        }
+        self.watched.cancel("merge", deadline)?;
         self.parent.close(deadline)
     }
 }
 
 impl Drop for LeafMerge {
     fn drop(&mut self) {
-        if let Some(watcher) = self.take_watcher() {
-            self.copy.end();
-            // A disk that is paused, or has ended, keeps a watcher that does nothing any more.
-            let _ = self.drive.remove_watcher(watcher, Instant::now() + LEAVE);
+        if self.watched.leave() {
             // Nobody waits for what the parent has: the leaf has it too.
             let _ = self.parent.close(Instant::now() + LEAVE);
         }

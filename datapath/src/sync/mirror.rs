@@ -10,12 +10,13 @@
 //!
 //! Until [`Switched::finish`] the source is the disk; afterwards the target is. Nobody writes both.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::engine::Copy;
-use super::options::{Options, Phase, Progress};
+use super::options::{Options, Progress};
 use super::target::Target;
+use super::watched::Watched;
 use crate::disk::{Drive, Paused, WatcherId};
 use crate::error::{Errno, Error, Result};
 use crate::export::Export;
@@ -23,16 +24,9 @@ use crate::export::Export;
 /// Bytes compared at a time.
 const COMPARED: u64 = 1 << 20;
 
-/// Time that a dropped mirror waits for requests that it still watches.
-const LEAVE: Duration = Duration::from_secs(1);
-
 /// A disk that is copied to another place while it is in use. Dropped, it leaves the disk alone;
 /// [`Mirror::cancel`] also tells when that is done.
-pub struct Mirror {
-    drive: Arc<Drive>,
-    copy: Arc<Copy>,
-    watcher: Mutex<Option<WatcherId>>,
-}
+pub struct Mirror(Watched);
 
 impl Mirror {
     /// Begins. Waits, until `deadline`, for requests that are under way.
@@ -42,77 +36,36 @@ impl Mirror {
         options: Options,
         deadline: Instant,
     ) -> Result<Self> {
-        let copy = Copy::start(drive.clone(), target, options)?;
-        let watcher = drive.add_watcher(copy.clone(), deadline).inspect_err(|_| copy.end())?;
-        let mirror = Self { drive: drive.clone(), copy, watcher: Mutex::new(Some(watcher)) };
-        // From here on every change is seen, so what is looked at now cannot be missed later.
-        mirror.copy.seed()?;
-        Ok(mirror)
+        Watched::start(drive, drive.clone(), target, options, deadline).map(Self)
     }
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.copy.progress()
+        self.0.copy.progress()
     }
 
     /// Another limit for the copy, bytes per second.
     pub fn set_rate(&self, rate: Option<u64>) {
-        self.copy.set_rate(rate);
+        self.0.copy.set_rate(rate);
     }
 
     /// Waits until it can be switched.
     pub fn wait_ready(&self, deadline: Instant) -> Result<()> {
-        self.copy.wait_ready(deadline)
+        self.0.copy.wait_ready(deadline)
     }
 
     /// Pauses the disk and makes sure that the target has everything. Refused, and the disk goes on,
     /// when it is not ready, or when the target fails just now.
     pub fn switch(&self, deadline: Instant) -> Result<Switched> {
-        match self.progress().phase {
-            Phase::Ready => {}
-            Phase::Failed(what) => {
-                return Err(Error::new(Errno::Io, format!("the mirror has failed: {what}")));
-            }
-            other => {
-                return Err(Error::new(Errno::Io, format!("the mirror is not ready: {other:?}")));
-            }
-        }
-        // Whatever is done before the pause is not done during it.
-        self.copy.flush().map_err(|failure| Error::new(Errno::Io, failure.what))?;
-        Export::flush(&*self.drive)?;
-        let paused = self.drive.pause(deadline)?;
-        self.copy.settle(deadline)?;
-        Ok(Switched { paused, copy: self.copy.clone(), watcher: self.take_watcher() })
-    }
-
-    fn take_watcher(&self) -> Option<WatcherId> {
-        self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let paused = self.0.pause("mirror", deadline)?;
+        self.0.copy.settle(deadline)?;
+        Ok(Switched { paused, copy: self.0.copy.clone(), watcher: self.0.take_watcher() })
     }
 
     /// Ends it; the disk is as if there had been none, and the target holds nothing that makes
     /// sense. Waits for requests and threads until `deadline`.
     pub fn cancel(&self, deadline: Instant) -> Result<()> {
-        self.copy.end();
-        if let Some(watcher) = self.take_watcher() {
-            self.drive.remove_watcher(watcher, deadline).inspect_err(|_| {
-                // For another try, or for the drop.
-                *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
-            })?;
-        }
-        if self.copy.wait_ended(deadline) {
-            return Ok(());
-        }
-        Err(Error::new(Errno::Io, "the threads of the copy did not end in time"))
-    }
-}
-
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        if let Some(watcher) = self.take_watcher() {
-            self.copy.end();
-            // A disk that is paused, or has ended, keeps a watcher that does nothing any more.
-            let _ = self.drive.remove_watcher(watcher, Instant::now() + LEAVE);
-        }
+        self.0.cancel("mirror", deadline)
     }
 }
 

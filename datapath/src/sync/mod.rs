@@ -9,6 +9,7 @@ mod options;
 mod pace;
 pub mod regions;
 mod target;
+mod watched;
 mod work;
 
 pub use engine::Copy;

@@ -177,7 +177,22 @@ pub(crate) async fn candidates(cx: &Cx) -> Result<Vec<ProbeItem>> {
     let words = ["--json", "--bytes", "--list", "--paths", "--output", columns];
     let output = cx.command("lsblk").args(words).run().await?;
     let names = cx.blocking(|_| Ok(stable_names(STABLE))).await?;
-    parse_candidates(&output.stdout, &names)
+    let mut items = parse_candidates(&output.stdout, &names)?;
+    let paths: Vec<String> =
+        items.iter().filter_map(|item| item.extra_info.get("path").cloned()).collect();
+    if paths.is_empty() {
+        return Ok(items);
+    }
+    // lsblk asks udev, which knows nothing where it does not run. A disk that cannot be read does
+    // not hide the others.
+    for found in signatures(cx, &paths).await.unwrap_or_default() {
+        let device = found.device();
+        let item = items.iter_mut().find(|item| item.extra_info.get("path") == Some(&device));
+        if let Some(item) = item {
+            item.extra_info.insert("holds".to_owned(), found.to_string());
+        }
+    }
+    Ok(items)
 }
 
 fn parse_candidates(json: &[u8], names: &BTreeMap<String, String>) -> Result<Vec<ProbeItem>> {

@@ -59,6 +59,12 @@ pub(crate) fn of(group: &Group) -> Option<&Volume> {
     group.volume(NAME).filter(|volume| volume.is_pool)
 }
 
+/// Bytes of data that the pool has or can get: what its metadata may need is no room for data.
+pub(crate) fn size(group: &Group, pool: &Volume) -> u64 {
+    let metadata = pool.metadata_size.max(group.extent);
+    pool.size + group.free.saturating_sub(2 * metadata)
+}
+
 /// What is wrong with the pool, so that all disks of the SR suffer from it.
 pub(crate) fn trouble(group: &Group) -> Option<String> {
     let pool = of(group)?;

@@ -303,9 +303,8 @@ impl Sr {
         } else {
             degraded(format!("{} VDIs are quarantined", quarantined.len()))
         };
-        // What the pool holds free is free, also for the host; what it may still take is too.
         let (size, used) = match pool::of(&group) {
-            Some(pool) => (pool.size + group.free, pool.mapped().unwrap_or_default()),
+            Some(pool) => (pool::size(&group, pool), pool.mapped().unwrap_or_default()),
             None => (group.size, group.size - group.free.min(group.size)),
         };
         Ok(SrInfo {

@@ -389,6 +389,7 @@ impl Ledger {
     pub async fn make_then_name<L, M, R>(
         &self,
         name: &str,
+        object: Option<Value>,
         list: impl Fn(Cx) -> L + Send + Sync,
         make: impl Fn(Cx) -> M + Send + Sync,
         rename: impl Fn(Cx, String) -> R + Send + Sync,
@@ -414,7 +415,7 @@ impl Ledger {
         };
         if made.is_none() {
             let what = What::MakeThenName { before: before.clone(), made: None };
-            self.intend(name, what, None).await?;
+            self.intend(name, what, object.clone()).await?;
             step!("array.make_intended");
             let chosen = match make(self.cx.clone()).await {
                 Ok(chosen) => chosen,
@@ -435,7 +436,7 @@ impl Ledger {
         }
         let chosen = made.unwrap_or_default();
         let what = What::MakeThenName { before, made: Some(chosen.clone()) };
-        self.intend(name, what, None).await?;
+        self.intend(name, what, object).await?;
         step!("array.name_intended");
         let mut tries = 0;
         loop {

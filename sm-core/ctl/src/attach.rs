@@ -200,7 +200,9 @@ pub(crate) async fn list(session: &Session, sr: &Sr) -> Result<Report> {
         let mut row = vec![vdi.uuid.to_string(), escape(&vdi.name)];
         let mode = record.driver_state.mode();
         row.push(mode.map_or_else(|| "-".to_owned(), |mode| mode.to_string()));
-        row.push(state_text(record, status.as_ref()));
+        let gone = record.served && status.is_none();
+        let moved = gone && sr.vdi_mirror(vdi.uuid).await?.moved.is_some();
+        row.push(if moved { "moved".to_owned() } else { state_text(record, status.as_ref()) });
         row.extend(counters(status.as_ref()));
         let names: Vec<String> = record.datapaths.keys().map(|name| escape(name)).collect();
         row.push(names.join(", "));

@@ -84,8 +84,10 @@ pub(crate) async fn serve(session: &Session, sr: &Sr, args: &ServeArgs) -> Resul
     };
     let credentials = credentials(&args.files)?;
     if credentials.is_none() && !args.plain {
-        return Err(Failure::usage("other hosts are served with TLS: the certificates are missing")
-            .hint("say --certificate, --key and --authority; or --plain, on a loopback address"));
+        return Err(Failure::usage(
+            "other hosts are served with TLS: the certificates are missing",
+        )
+        .hint("say --certificate, --key and --authority; or --plain, on a loopback address"));
     }
     let remote = sr.vdi_serve(&session.op, vdi, Listen { address, credentials }).await?;
     let document = json!({"vdi": vdi, "remote": remote});

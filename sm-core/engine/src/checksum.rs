@@ -234,7 +234,9 @@ pub(crate) fn check(found: Checksum, expected: Option<Checksum>) -> Result<()> {
             Kind::Corrupt,
             format!("the content has the checksum {found}, not {expected}"),
         )
-        .hint("the source was changed or damaged on its way; the checksum is that of its bytes, raw")),
+        .hint(
+            "the source was changed or damaged on its way; the checksum is that of its bytes, raw",
+        )),
         _ => Ok(()),
     }
 }
@@ -271,7 +273,10 @@ mod tests {
         for bad in ["", "sha256:", "md5:00", &ABC[..70], &format!("{ABC}0"), &ABC.replace('b', "g")]
         {
             let error = bad.parse::<Checksum>().unwrap_err();
-            assert!(error.ends_with("is no checksum: sha256: and 64 hexadecimal digits"), "{error}");
+            assert!(
+                error.ends_with("is no checksum: sha256: and 64 hexadecimal digits"),
+                "{error}"
+            );
         }
     }
 

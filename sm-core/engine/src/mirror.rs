@@ -103,9 +103,9 @@ impl Datapaths {
         let milliseconds = u64::try_from(QUIET.as_millis()).unwrap_or(u64::MAX);
         let compare = if verify { Duration::from_secs(size / COMPARED) } else { Duration::ZERO };
         let asked = MirrorSwitch { verify, milliseconds };
-        client.mirror_switch(asked, SWITCH + compare).map_err(|error| {
-            error.kind().is_some().then(|| told(vdi, &error))
-        })
+        client
+            .mirror_switch(asked, SWITCH + compare)
+            .map_err(|error| error.kind().is_some().then(|| told(vdi, &error)))
     }
 
     fn mirror_cancel(&self, vdi: VdiUuid) -> Result<bool> {
@@ -164,9 +164,12 @@ impl Sr {
     pub async fn vdi_mirror_wait(&self, op: &Op, vdi: VdiUuid) -> Result<MirrorStatus> {
         loop {
             let Some(status) = self.vdi_mirror(vdi).await?.mirror else {
-                return Err(Error::new(Kind::NotFound, format!("VDI {vdi} is not mirrored any more"))
-                    .context("vdi", vdi)
-                    .hint("it was cancelled or switched, or its data path was killed"));
+                return Err(Error::new(
+                    Kind::NotFound,
+                    format!("VDI {vdi} is not mirrored any more"),
+                )
+                .context("vdi", vdi)
+                .hint("it was cancelled or switched, or its data path was killed"));
             };
             if let Some(progress) = &op.progress {
                 progress(permille(&status), phase_name(status.phase));
@@ -383,5 +386,95 @@ fn died(vdi: VdiUuid) -> Error {
         format!("the data path of VDI {vdi} gave no answer, and has not recorded that it moved"),
     )
     .context("vdi", vdi)
-    .hint("VDI and mirror are as smctl vdi mirror status says; if its process died, the VDI is here")
+    .hint(
+        "VDI and mirror are as smctl vdi mirror status says; if its process died, the VDI is here",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails so")]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::catalog::SrRecord;
+    use crate::manager::StorageManager;
+
+    async fn sr(folder: &tempfile::TempDir) -> Sr {
+        let state = camino::Utf8Path::from_path(folder.path()).unwrap();
+        let manager = StorageManager::builder(state).open().await.unwrap();
+        let record = SrRecord {
+            uuid: "5c000000-0000-4000-8000-000000000001".parse().unwrap(),
+            driver: "none".into(),
+            name: String::new(),
+            description: String::new(),
+            device_config: BTreeMap::new(),
+            attached: true,
+            attached_in_boot: String::new(),
+            created: 0,
+            created_by: None,
+        };
+        Sr { manager, record }
+    }
+
+    fn moved() -> Moved {
+        let target = "nbd://host/x".to_owned();
+        Moved { target, verified: false, time: 1, milliseconds: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_switch_that_a_power_cut_has_cut_is_in_doubt_until_somebody_decides() {
+        let folder = tempfile::tempdir().unwrap();
+        let sr = sr(&folder).await;
+        let vdi: VdiUuid = "0d000000-0000-4000-8000-000000000001".parse().unwrap();
+        let record = MovedRecord { moved: moved(), sure: false, boot: "an earlier one".into() };
+        sr.manager.inner.catalog.set(&key(vdi), &record, true).unwrap();
+
+        assert_eq!(sr.settle_move(vdi).await.unwrap(), Some(record));
+        let told = sr.vdi_mirror(vdi).await.unwrap();
+        assert_eq!(told, Mirrored { mirror: None, moved: Some(moved()), in_doubt: true });
+        let error = sr.refuse_moved(vdi).unwrap_err();
+        assert_eq!(error.kind, Kind::Fenced);
+        assert_eq!(
+            error.message,
+            format!("VDI {vdi} was being moved to nbd://host/x when the host went down")
+        );
+        assert!(error.hint.as_deref().unwrap().contains("smctl vdi mirror forget"));
+        assert!(sr.vdi_mirror_forget(&Op::new(), vdi).await.unwrap());
+        assert!(!sr.vdi_mirror_forget(&Op::new(), vdi).await.unwrap());
+        sr.refuse_moved(vdi).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_switch_of_this_boot_that_no_process_knows_of_did_not_happen() {
+        let folder = tempfile::tempdir().unwrap();
+        let sr = sr(&folder).await;
+        let vdi: VdiUuid = "0d000000-0000-4000-8000-000000000002".parse().unwrap();
+        sr.keep_move(vdi, moved(), false).unwrap();
+        assert_eq!(sr.vdi_mirror(vdi).await.unwrap(), Mirrored::default());
+        assert_eq!(sr.settle_move(vdi).await.unwrap(), None);
+        sr.refuse_moved(vdi).unwrap();
+    }
+
+    #[test]
+    fn all_is_done_only_when_it_can_be_switched_to() {
+        let of = |phase, total, dirty| {
+            permille(&MirrorStatus {
+                target: String::new(),
+                phase,
+                reason: None,
+                total,
+                copied: 0,
+                dirty,
+                forwarded: 0,
+                retries: 0,
+                rate: None,
+            })
+        };
+        assert_eq!(of(MirrorPhase::Copying, 0, 0), 0);
+        assert_eq!(of(MirrorPhase::Copying, 100, 25), 750);
+        assert_eq!(of(MirrorPhase::Copying, 100, 0), 999);
+        assert_eq!(of(MirrorPhase::Ready, 0, 0), 1000);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 use vhd::image::Live;
-use vhd::tree::{Budget, Format, Revert, Snapshot};
+use vhd::tree::{Budget, Format, Readers, Revert, Snapshot, Writer};
 use vhd::{Disk, Error, Image, Mode, SECTOR, Tree};
 
 /// A step with everything decided: running it twice is the same as once.
@@ -16,10 +16,13 @@ pub(crate) enum Action {
     Write { uuid: Uuid, first: u64, count: u64, number: u64, rogue: bool },
     Flush { uuid: Uuid },
     Snapshot { op: Uuid, source: Uuid, new: Uuid },
+    /// Sources and the snapshots' names.
+    Group { op: Uuid, members: Vec<(Uuid, Uuid)> },
     Revert { op: Uuid, vdi: Uuid, to: Uuid },
-    Resize { op: Uuid, uuid: Uuid, size: u64 },
+    Resize { op: Uuid, uuid: Uuid, size: u64, open: bool },
     Delete { uuid: Uuid },
-    Maintain { batches: u64 },
+    /// Whoever has disks open is told, if he is to be.
+    Maintain { batches: u64, told: bool },
     Reclaim { uuid: Uuid },
     Claim { uuid: Uuid, open: bool },
 }
@@ -53,6 +56,20 @@ impl Action {
                 };
                 tree.snapshot(&lock()?, &request, &mut go).map(drop)
             }
+            Self::Group { op, members } => {
+                let metadata = json!({});
+                let requests: Vec<Snapshot<'_>> = members
+                    .iter()
+                    .map(|(source, new)| Snapshot {
+                        op: *op,
+                        source: *source,
+                        new: *new,
+                        new_metadata: &metadata,
+                        allow_copy: true,
+                    })
+                    .collect();
+                tree.snapshot_group(&lock()?, &requests, None, &mut go).map(drop)
+            }
             Self::Revert { op, vdi, to } => {
                 let request = Revert {
                     op: *op,
@@ -63,10 +80,11 @@ impl Action {
                 };
                 tree.revert(&lock()?, &request, &mut go).map(drop)
             }
-            Self::Resize { op, uuid, size } => {
+            Self::Resize { op, uuid, size, open } => {
                 let guard = lock()?;
                 loop {
-                    match tree.resize(&guard, *op, *uuid, *size, &json!({})) {
+                    let writer = open.then_some(&Somebody as &dyn Writer);
+                    match tree.resize_written(&guard, *op, *uuid, *size, &json!({}), writer) {
                         Err(Error::VolumeFull { needed, .. }) => {
                             tree.extend(&guard, *uuid, needed)?;
                         }
@@ -75,13 +93,18 @@ impl Action {
                 }
             }
             Self::Delete { uuid } => tree.delete(&lock()?, *uuid).map(drop),
-            Self::Maintain { batches } => {
+            Self::Maintain { batches, told } => {
                 let left = std::sync::atomic::AtomicU64::new(*batches);
                 let budget = Budget { parallel: 1, batch: 16 << 10, ..Budget::default() };
-                let report = tree.maintain(now, &budget, &|_| {
+                let progress = |_| {
                     let before = left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
                     if before == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                })?;
+                };
+                let report = if *told {
+                    tree.maintain_beside(now, &budget, &progress, &Somebody)?
+                } else {
+                    tree.maintain(now, &budget, &progress)?
+                };
                 // A cut or a full disk shows as merges that were left alone.
                 match report.skipped.iter().find(|skipped| !skipped.reason.contains("is open")) {
                     Some(skipped) if skipped.reason.contains("the power is off") => {
@@ -102,6 +125,31 @@ impl Action {
             Self::Claim { uuid, open: true } => tree.claim(&lock()?, *uuid, "somebody"),
             Self::Claim { uuid, open: false } => tree.unclaim(&lock()?, *uuid, "somebody"),
         }
+    }
+}
+
+/// Whoever has disks open does what he is told.
+struct Somebody;
+
+impl Writer for Somebody {
+    fn stop(&self) -> vhd::Result<()> {
+        Ok(())
+    }
+
+    fn go_on(&self) {}
+}
+
+impl Readers for Somebody {
+    fn hears(&self, _: Uuid, holder: &str) -> bool {
+        holder == "somebody"
+    }
+
+    fn close(&self, _: &[Uuid]) -> vhd::Result<()> {
+        Ok(())
+    }
+
+    fn go_over(&self, _: Uuid) -> vhd::Result<()> {
+        Ok(())
     }
 }
 

@@ -194,6 +194,14 @@ impl World {
                 let copy = source.clone();
                 self.add(*new, copy.format, copy.size, Some(copy));
             }
+            Action::Group { members, .. } => {
+                let made = members.iter().filter(|(_, new)| there(*new)).count();
+                if made > 0 && made < members.len() { eprintln!("DEBUG {recovery:?} {:?}", listing.nodes); }
+                assert!(made == 0 || made == members.len(), "{made} of a group: {members:?}");
+                if made > 0 {
+                    self.done(action);
+                }
+            }
             Action::Delete { uuid } if !there(*uuid) => {
                 self.disks.retain(|disk| disk.uuid != *uuid);
             }
@@ -347,6 +355,17 @@ impl World {
                 let source = self.disks[self.pick(*disk)?].uuid;
                 Action::Snapshot { op: self.id(), source, new: self.id() }
             }
+            Step::Group { disk, count } => {
+                let first = self.pick(*disk)?;
+                if *count > self.disks.len() || self.disks.len() + count > 8 {
+                    return None;
+                }
+                let sources: Vec<Uuid> = (0..*count)
+                    .map(|n| self.disks[(first + n) % self.disks.len()].uuid)
+                    .collect();
+                let op = self.id();
+                Action::Group { op, members: sources.iter().map(|of| (*of, self.id())).collect() }
+            }
             Step::Revert { disk, to } => {
                 let vdi = self.disks[self.pick(*disk)?].uuid;
                 let to = self.disks[self.pick(*to)?].uuid;
@@ -354,11 +373,14 @@ impl World {
             }
             Step::Resize { disk, blocks } => {
                 let uuid = self.disks[self.pick(*disk)?].uuid;
-                Action::Resize { op: self.id(), uuid, size: blocks * BLOCK }
+                // Half of them while somebody has it open.
+                let open = blocks % 2 == 0;
+                Action::Resize { op: self.id(), uuid, size: blocks * BLOCK, open }
             }
             Step::Delete { disk } => Action::Delete { uuid: self.disks[self.pick(*disk)?].uuid },
-            Step::Maintain => Action::Maintain { batches: u64::MAX },
-            Step::MaintainABit { batches } => Action::Maintain { batches: *batches },
+            Step::Maintain => Action::Maintain { batches: u64::MAX, told: false },
+            Step::MaintainTold => Action::Maintain { batches: u64::MAX, told: true },
+            Step::MaintainABit { batches } => Action::Maintain { batches: *batches, told: true },
             Step::Reclaim { disk } => Action::Reclaim { uuid: self.disks[self.pick(*disk)?].uuid },
             Step::Open { disk } => {
                 Action::Claim { uuid: self.disks[self.pick(*disk)?].uuid, open: true }
@@ -392,6 +414,13 @@ impl World {
                 let Some(index) = at(*source, &self.disks) else { return };
                 let copy = self.disks[index].clone();
                 self.add(*new, copy.format, copy.size, Some(copy));
+            }
+            Action::Group { members, .. } => {
+                for (source, new) in members {
+                    let Some(index) = at(*source, &self.disks) else { continue };
+                    let copy = self.disks[index].clone();
+                    self.add(*new, copy.format, copy.size, Some(copy));
+                }
             }
             Action::Revert { vdi, to, .. } if vdi != to => self.become_copy(*vdi, *to),
             Action::Resize { uuid, size, .. } => {

@@ -34,6 +34,11 @@ pub(crate) enum Step {
     Snapshot {
         disk: usize,
     },
+    /// Of two disks, or three, at one point in time.
+    Group {
+        disk: usize,
+        count: usize,
+    },
     Revert {
         disk: usize,
         to: usize,
@@ -52,6 +57,8 @@ pub(crate) enum Step {
         sectors: u64,
     },
     Maintain,
+    /// Also below disks that are open.
+    MaintainTold,
     /// Merges, but not to the end.
     MaintainABit {
         batches: u64,
@@ -97,12 +104,14 @@ fn plain() -> BoxedStrategy<Step> {
             .prop_map(|(disk, place, sectors)| Step::Zero { disk, place, sectors }),
         1 => disk().prop_map(|disk| Step::Flush { disk }),
         5 => disk().prop_map(|disk| Step::Snapshot { disk }),
+        4 => (disk(), 2..4_usize).prop_map(|(disk, count)| Step::Group { disk, count }),
         2 => (disk(), disk()).prop_map(|(disk, to)| Step::Revert { disk, to }),
         1 => (disk(), 1..6_u64).prop_map(|(disk, blocks)| Step::Resize { disk, blocks }),
         4 => disk().prop_map(|disk| Step::Delete { disk }),
         4 => (disk(), any::<u64>(), 1..40_u64)
             .prop_map(|(disk, place, sectors)| Step::Layer { disk, place, sectors }),
-        4 => Just(Step::Maintain),
+        3 => Just(Step::Maintain),
+        3 => Just(Step::MaintainTold),
         2 => (0..4_u64).prop_map(|batches| Step::MaintainABit { batches }),
         1 => disk().prop_map(|disk| Step::Reclaim { disk }),
         1 => disk().prop_map(|disk| Step::Open { disk }),
@@ -131,13 +140,15 @@ impl ReferenceStateMachine for Sequences {
             }),
             // A merge has many calls, and is where most is at stake.
             2 => (0..120_u64, 0..9_u64, any::<u64>()).prop_map(|(call, luck, seed)| {
-                Step::Cut { step: Box::new(Step::Maintain), call, luck, seed }
+                let step = if seed % 2 == 0 { Step::Maintain } else { Step::MaintainTold };
+                Step::Cut { step: Box::new(step), call, luck, seed }
             }),
             1 => (plain(), 0..60_u64).prop_map(|(step, call)| {
                 Step::Kill { step: Box::new(step), call }
             }),
             1 => (0..120_u64).prop_map(|call| {
-                Step::Kill { step: Box::new(Step::Maintain), call }
+                let step = if call % 2 == 0 { Step::Maintain } else { Step::MaintainTold };
+                Step::Kill { step: Box::new(step), call }
             }),
             1 => (0..80_u64).prop_map(|call| {
                 Step::Full { step: Box::new(Step::Maintain), call }

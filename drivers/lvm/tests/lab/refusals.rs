@@ -91,7 +91,7 @@ fn a_probe_tells_what_there_is() -> lab::Result<()> {
         assert_eq!(devices, ["/dev/ubda", "/dev/ubdb", "/dev/ubdc"]);
         assert!(items.iter().all(|item| item.complete && item.sr.is_none()));
         assert_eq!(items[0].extra_info["size"], "256MiB");
-        assert_eq!(items[1].extra_info["holds"], "ext4");
+        assert_eq!(items[1].extra_info["holds"], format!("ext4 ({uuid})"));
 
         let items = probe(&[("device", "/dev/ubdb")]).unwrap().items;
         assert_eq!(items.len(), 1);

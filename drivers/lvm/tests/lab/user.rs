@@ -36,6 +36,12 @@ impl<'a> Smctl<'a> {
         self.call(words).check().unwrap()
     }
 
+    /// Attaches; the device.
+    pub(crate) fn attach(&self, words: &[&str]) -> String {
+        let text = self.ok(&[&["vdi", "attach"], words].concat());
+        text.strip_prefix("block device ").unwrap_or_else(|| panic!("{text}")).to_owned()
+    }
+
     pub(crate) fn json(&self, words: &[&str]) -> Value {
         let text = self.ok(&[words, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -59,9 +65,8 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     assert!(info.contains("device") && info.contains("allocation"), "{info}");
     let sr = smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "local", "device=/dev/ubda"]);
     smctl.ok(&["vdi", "create", "--name", "web server", "--size", "64MiB", "--key", "owner=a,b"]);
-    let device = smctl.ok(&["vdi", "attach", "web server"]);
-    assert!(device.contains(&format!("/dev/sm-{sr}/vdi-")), "{device}");
-    let device = device.lines().last().unwrap().to_owned();
+    let device = smctl.attach(&["web server"]);
+    assert!(device.starts_with(&format!("/dev/sm-{sr}/vdi-")), "{device}");
     first.check(["mkfs.ext4", "-q", &device])?;
     first.check(["mount", &device, "/mnt"])?;
     first.write("/mnt/file", "first")?;
@@ -91,15 +96,15 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     assert!(probed.contains(&sr) && probed.contains("local"), "{probed}");
     smctl.ok(&["sr", "introduce", "--driver", "lvm", "--uuid", &sr, "device=/dev/ubdb"]);
     assert_eq!(smctl.json(&["vdi", "list"]), before);
-    let device = smctl.ok(&["vdi", "attach", "web server", "--read-only"]);
-    assert_eq!(sum(&second, device.lines().last().unwrap()), written);
+    let device = smctl.attach(&["web server", "--read-only"]);
+    assert_eq!(sum(&second, &device), written);
     smctl.ok(&["vdi", "detach", "web server"]);
-    let device = smctl.ok(&["vdi", "attach", "imported"]);
-    assert_eq!(sum(&second, device.lines().last().unwrap()), written);
+    let device = smctl.attach(&["imported"]);
+    assert_eq!(sum(&second, &device), written);
     smctl.ok(&["vdi", "detach", "imported"]);
     smctl.ok(&["vdi", "revert", "web server", &taken]);
-    let device = smctl.ok(&["vdi", "attach", "web server"]);
-    second.check(["mount", device.lines().last().unwrap(), "/mnt"])?;
+    let device = smctl.attach(&["web server"]);
+    second.check(["mount", &device, "/mnt"])?;
     assert_eq!(second.read("/mnt/file")?, b"first");
     let busy = smctl.call(&["vdi", "detach", "web server"]).run()?;
     assert!(busy.errors().contains("is still open"), "{}", busy.errors());
@@ -122,7 +127,7 @@ fn partitions_of_a_snapshot_are_mounted_for_a_backup() -> lab::Result<()> {
     let smctl = Smctl::new(&host);
     smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "local", "device=/dev/ubda"]);
     smctl.ok(&["vdi", "create", "--name", "web", "--size", "128MiB"]);
-    let device = smctl.ok(&["vdi", "attach", "web"]).lines().last().unwrap().to_owned();
+    let device = smctl.attach(&["web"]);
     // The guest partitions its disk and writes to it.
     let table = "echo 'label: gpt\nsize=16M\nsize=80M' | sfdisk -q --no-reread --no-tell-kernel \"$1\"";
     host.check(["sh", "-c", table, "sh", &device])?;
@@ -136,8 +141,8 @@ fn partitions_of_a_snapshot_are_mounted_for_a_backup() -> lab::Result<()> {
     smctl.ok(&["vdi", "snapshot", "web", "--name", "backup"]);
     host.write("/mnt/file", "changed since")?;
     host.check(["sync", "-f", "/mnt/file"])?;
-    let taken = smctl.ok(&["vdi", "attach", "backup", "--read-only"]);
-    let taken = taken.lines().last().unwrap();
+    let taken = smctl.attach(&["backup", "--read-only"]);
+    let taken = taken.as_str();
     let seen = host.check(["losetup", "--find", "--show", "--read-only", "--partscan", taken])?;
     let seen_partition = self::partition(&host, &seen, 2);
     host.check(["mkdir", "-p", "/backup"])?;

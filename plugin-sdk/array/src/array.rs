@@ -1,0 +1,429 @@
+//! What an array can do: the trait that a vendor implements.
+//!
+//! The primitives are small and say what became of them ([`Outcome`]); what must be done in which
+//! order, looked at before, compared and repeated is the [driver's](crate::driver). A primitive
+//! sends the fewest requests that its API allows.
+
+use std::collections::BTreeMap;
+use std::future::ready;
+
+use plugin_sdk::model::Bytes;
+use plugin_sdk::{Cx, Secret};
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::ResizeKind;
+use crate::names::NameRule;
+use crate::outcome::{Class, Failure, Outcome};
+use crate::size::SizeRule;
+
+/// What a vendor's arrays can do, as far as the driver has to know it.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// Names of volumes.
+    pub names: NameRule,
+    /// Whether the array refuses a second volume of the same name. Cinder does not.
+    pub unique_names: bool,
+    /// Sizes.
+    pub size: SizeRule,
+    /// How it takes a new size.
+    pub resize: ResizeKind,
+    /// What a clone is.
+    pub clone: CloneKind,
+    /// What a snapshot is.
+    pub snapshots: SnapshotScope,
+    /// Most snapshots of one volume.
+    pub max_snapshots: Option<u32>,
+    /// Whether several volumes can be caught at one instant.
+    pub group_snapshots: bool,
+    /// What a delete is, for people: all steps of it are in [`Array::delete`].
+    pub delete: DeleteKind,
+    /// Whether the snapshots of a volume vanish with it. The driver then keeps the volume, hidden,
+    /// as long as it has any.
+    pub delete_takes_snapshots: bool,
+    /// Whether a restore removes the snapshots that are newer. The driver then refuses it.
+    pub restore_drops_newer: bool,
+    /// Where LUN numbers come from.
+    pub lun: LunAddressing,
+    /// Where metadata lies.
+    pub metadata: MetadataPlace,
+}
+
+/// What a clone shares with its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloneKind {
+    /// Blocks, until one of them is written; both can be removed at any time.
+    Independent,
+    /// It hangs on a snapshot, which cannot be removed before it, unless it is
+    /// [promoted](Array::promote). A clone of a volume needs a snapshot first: the driver makes it.
+    Dependent,
+    /// Nothing: the array copies what is used.
+    Copies,
+    /// There are no clones.
+    None,
+}
+
+/// What a snapshot is named by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotScope {
+    /// It is named like a volume.
+    Volume,
+    /// Its name is one within its volume: `vol.suffix`, `dataset@name`.
+    Within,
+    /// The array chooses the name, and it is changed afterwards.
+    Unnamed,
+}
+
+/// What removing a volume means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeleteKind {
+    /// It is gone.
+    Immediate,
+    /// It must be offline first.
+    OfflineFirst,
+    /// It is destroyed, and its name is taken until it is eradicated.
+    DestroyThenEradicate,
+    /// It goes into a bin for a while.
+    RecycleBin,
+}
+
+/// Where the number of a LUN comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LunAddressing {
+    /// The array chooses it and answers it at the mapping, or at a second read.
+    Chosen {
+        /// The smallest number that it gives.
+        first: u16,
+        /// The largest.
+        last: u16,
+    },
+    /// A target for each volume, with one LUN of this number.
+    TargetPerVolume {
+        /// The number.
+        lun: u16,
+    },
+}
+
+/// Where an array keeps a text with a volume, and of how many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataPlace {
+    /// With the volume, from its first moment: [`Array::create`], [`Array::clone_of`] and
+    /// [`Array::snapshot`] set it.
+    AtCreate {
+        /// Most bytes of UTF-8.
+        limit: usize,
+    },
+    /// With the volume, set by a request of its own.
+    Later {
+        /// Most bytes of UTF-8.
+        limit: usize,
+    },
+    /// In a place of its own, such as tags: [`Array::descriptions`] lists them.
+    Apart {
+        /// Most bytes of UTF-8.
+        limit: usize,
+    },
+}
+
+impl MetadataPlace {
+    /// Most bytes of UTF-8.
+    pub fn limit(self) -> usize {
+        match self {
+            Self::AtCreate { limit } | Self::Later { limit } | Self::Apart { limit } => limit,
+        }
+    }
+}
+
+/// Which array this is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Who made it.
+    pub vendor: String,
+    /// Its model.
+    pub model: String,
+    /// Its serial number.
+    pub serial: String,
+    /// Version of firmware or API.
+    pub version: String,
+}
+
+/// A place for volumes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name, as the device configuration has it.
+    pub name: String,
+    /// Its size.
+    pub size: Bytes,
+    /// Bytes in use, by anybody.
+    pub used: Bytes,
+}
+
+/// A volume or a snapshot, as the array describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The vendor's handle: whatever its requests need.
+    pub id: String,
+    /// Its name; of a snapshot within a volume the name there.
+    pub name: String,
+    /// Size that a host sees.
+    pub size: Bytes,
+    /// Bytes it takes by itself, if the array says so.
+    #[serde(default)]
+    pub used: Option<Bytes>,
+    /// Of a snapshot: name of its volume.
+    #[serde(default)]
+    pub snapshot_of: Option<String>,
+    /// Of a dependent clone: the [`id`](Self::id) of the snapshot it hangs on.
+    #[serde(default)]
+    pub origin: Option<String>,
+    /// The text kept with it, if that comes with the volume.
+    #[serde(default)]
+    pub metadata: Option<String>,
+    /// A number that grows from one snapshot of a volume to the next, such as its time.
+    #[serde(default)]
+    pub order: u64,
+    /// What is wrong with it, by the array.
+    #[serde(default)]
+    pub trouble: Option<String>,
+}
+
+/// A volume to make.
+#[derive(Clone, Debug)]
+pub struct New<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its size; of a clone that of its source.
+    pub size: Bytes,
+    /// The pool of the device configuration.
+    pub pool: Option<&'a str>,
+    /// Its metadata, for [`MetadataPlace::AtCreate`].
+    pub metadata: &'a str,
+}
+
+/// Who reaches volumes: this host.
+#[derive(Clone, Debug)]
+pub struct Initiator {
+    /// A name for people.
+    pub host: String,
+    /// The iSCSI qualified name.
+    pub iqn: String,
+    /// CHAP user and secret, where they are used.
+    pub chap: Option<(String, Secret)>,
+}
+
+/// Where a mapped volume is found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// The number of the LUN.
+    pub lun: u16,
+    /// What `scsi_id` prints for it. The device is found by this, never by the LUN number alone.
+    pub scsi_id: String,
+    /// The targets, best first.
+    pub targets: Vec<Target>,
+}
+
+/// An iSCSI target at a portal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Address and port.
+    pub portal: String,
+    /// The iSCSI qualified name.
+    pub iqn: String,
+}
+
+/// An array, logged in at need.
+///
+/// Rules: a primitive does not retry a change whose answer was lost, and does not compare: the
+/// [ledger](crate::ledger) does. An object that is not there is [`Class::NotFound`]. What asks for
+/// something that holds already is success in [`map`](Self::map), [`unmap`](Self::unmap),
+/// [`grant`](Self::grant), [`revoke`](Self::revoke), [`describe`](Self::describe). A listing is
+/// whole or fails. A removed volume that the array keeps for a while is not there.
+pub trait Array: Send + Sync + 'static {
+    /// What it can do. Known before the first request.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Logs in, and says which array it is.
+    fn identity(&self, cx: &Cx) -> impl Future<Output = Outcome<Identity>> + Send;
+
+    /// The pools.
+    fn pools(&self, cx: &Cx) -> impl Future<Output = Outcome<Vec<Pool>>> + Send;
+
+    /// Makes a thin volume. [`Class::AlreadyExists`] if the name is taken.
+    fn create(&self, cx: &Cx, new: &New<'_>) -> impl Future<Output = Outcome<Volume>> + Send;
+
+    /// The volume of that name.
+    fn get(&self, cx: &Cx, name: &str) -> impl Future<Output = Outcome<Volume>> + Send;
+
+    /// All volumes, other people's too, without snapshots. `prefix` is what ours begin with, for
+    /// arrays that can ask for it.
+    fn list(&self, cx: &Cx, prefix: &str) -> impl Future<Output = Outcome<Vec<Volume>>> + Send;
+
+    /// Makes a volume larger, from a size to another one, and answers the size that it got if the
+    /// array says it.
+    fn resize(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        from: Bytes,
+        to: Bytes,
+    ) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
+
+    /// Removes a volume for good, in all steps that are still needed. [`Class::InUse`] while it is
+    /// mapped, or has clones or snapshots that keep it.
+    fn delete(&self, cx: &Cx, volume: &Volume) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// Takes a snapshot under a name. Not used with [`SnapshotScope::Unnamed`].
+    fn snapshot(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        name: &str,
+        metadata: &str,
+    ) -> impl Future<Output = Outcome<Volume>> + Send;
+
+    /// Takes a snapshot under a name that the array chooses, and answers that.
+    fn snapshot_unnamed(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+    ) -> impl Future<Output = Outcome<String>> + Send {
+        let _ = (cx, volume);
+        unsupported("a snapshot under a name of its own")
+    }
+
+    /// Gives a snapshot another name.
+    fn rename_snapshot(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        from: &str,
+        to: &str,
+    ) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, volume, from, to);
+        unsupported("a new name for a snapshot")
+    }
+
+    /// Takes snapshots of several volumes at one instant, all or none, named as given.
+    fn snapshot_group(
+        &self,
+        cx: &Cx,
+        parts: &[(Volume, String)],
+    ) -> impl Future<Output = Outcome<Vec<Volume>>> + Send {
+        let _ = (cx, parts);
+        unsupported("snapshots of several volumes at one instant")
+    }
+
+    /// The snapshot of that name, of a volume or of whichever volume has it.
+    fn get_snapshot(
+        &self,
+        cx: &Cx,
+        name: &str,
+        of: Option<&Volume>,
+    ) -> impl Future<Output = Outcome<Volume>> + Send;
+
+    /// All snapshots, of one volume or of all volumes.
+    fn snapshots(
+        &self,
+        cx: &Cx,
+        of: Option<&Volume>,
+    ) -> impl Future<Output = Outcome<Vec<Volume>>> + Send;
+
+    /// Removes a snapshot for good. [`Class::InUse`] while a clone hangs on it.
+    fn delete_snapshot(
+        &self,
+        cx: &Cx,
+        snapshot: &Volume,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// Puts a volume back to a snapshot of it. Twice is the same as once; leaves no backup behind.
+    fn restore(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        snapshot: &Volume,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// Makes a volume from a volume or snapshot; from a snapshot only with
+    /// [`CloneKind::Dependent`].
+    fn clone_of(
+        &self,
+        cx: &Cx,
+        source: &Volume,
+        new: &New<'_>,
+    ) -> impl Future<Output = Outcome<Volume>> + Send;
+
+    /// Turns a clone around: what it hung on hangs on it.
+    fn promote(&self, cx: &Cx, clone: &Volume) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, clone);
+        unsupported("a promotion")
+    }
+
+    /// Keeps a text with a volume or snapshot.
+    fn describe(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        metadata: &str,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// All texts by the [`id`](Volume::id) of what they are kept with, for
+    /// [`MetadataPlace::Apart`]. `of` asks for those of one object.
+    fn descriptions(
+        &self,
+        cx: &Cx,
+        of: Option<&Volume>,
+    ) -> impl Future<Output = Outcome<BTreeMap<String, String>>> + Send {
+        let _ = (cx, of);
+        unsupported("texts apart from volumes")
+    }
+
+    /// Makes this host known to the array, where that is apart from mappings.
+    fn grant(&self, cx: &Cx, to: &Initiator) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, to);
+        ready(Ok(()))
+    }
+
+    /// Removes what [`grant`](Self::grant) made, unless it is in use.
+    fn revoke(&self, cx: &Cx, from: &Initiator) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, from);
+        ready(Ok(()))
+    }
+
+    /// Lets this host, and nobody who was not let before, reach a volume or snapshot. Any prefix of
+    /// the objects that this takes may be there from an earlier try.
+    fn map(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        to: &Initiator,
+    ) -> impl Future<Output = Outcome<Mapping>> + Send;
+
+    /// Ends that, and removes what only it needed.
+    fn unmap(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        from: &Initiator,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// The qualified names of those who can reach it.
+    fn mappings(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+    ) -> impl Future<Output = Outcome<Vec<String>>> + Send;
+
+    /// Whether our credentials were refused: then the driver must be opened anew.
+    fn is_denied(&self) -> bool {
+        false
+    }
+
+    /// Logs out.
+    fn close(&self, cx: &Cx) -> impl Future<Output = ()> + Send {
+        let _ = cx;
+        ready(())
+    }
+}
+
+fn unsupported<T: Send>(what: &str) -> impl Future<Output = Outcome<T>> + Send + use<T> {
+    ready(Err(Failure::new(Class::Unsupported).fact(format!("the array cannot do {what}"))))
+}

@@ -1,0 +1,218 @@
+//! A VDI is destroyed, with all that only it needed.
+
+use plugin_sdk::model::vdi::VdiDestroyed;
+use plugin_sdk::model::{Changed, Error, Kind, VdiUuid};
+use plugin_sdk::{Cx, Result, step};
+
+use super::item::Item;
+use super::{Connector as _, Offload, Product};
+use crate::array::{Array as _, CloneKind, Volume};
+use crate::ledger::{Intent, What};
+use crate::names::Role;
+use crate::outcome::{Class, OrAbsent as _, Outcome};
+
+impl<P: Product> Offload<P> {
+    pub(super) async fn destroy(&self, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
+        let ledger = Self::ledger(cx);
+        let Some(item) = self.find(cx, vdi).await? else {
+            // Out of sight, but perhaps not all the way gone.
+            let names = [self.disk_name(vdi.0), self.snapshot_name(Role::Snapshot, vdi.0)];
+            for name in names {
+                let Some(Intent { what: What::Delete, object: Some(object), .. }) =
+                    ledger.open(&name).await?
+                else {
+                    continue;
+                };
+                if let Ok(volume) = serde_json::from_value::<Volume>(object) {
+                    self.remove_volume(cx, &volume, volume.snapshot_of.is_some()).await?;
+                    ledger.conclude(&name).await?;
+                    return Ok(VdiDestroyed { changed: Changed::Modified });
+                }
+            }
+            return Ok(VdiDestroyed { changed: Changed::Already });
+        };
+        if item.is_gone() {
+            return Ok(VdiDestroyed { changed: Changed::Already });
+        }
+        if !item.is_snapshot
+            && self.array.capabilities().delete_takes_snapshots
+            && self.has_snapshots(cx, &item.volume).await?
+        {
+            return self.hide(cx, item).await;
+        }
+        let (name, volume) = (&item.volume.name, &item.volume);
+        let object = Some(serde_json::json!(volume));
+        let removed = ledger
+            .delete(name, object, |cx| async move {
+                self.remove_volume(&cx, volume, item.is_snapshot).await
+            })
+            .await;
+        match removed {
+            Ok(changed) => Ok(VdiDestroyed { changed }),
+            Err(failure) if failure.class == Class::InUse => {
+                if self.is_needed(cx, &item).await? {
+                    return self.hide(cx, item).await;
+                }
+                let hosts = match self.array.mappings(cx, volume).await {
+                    Ok(hosts) if !hosts.is_empty() => format!(": {}", hosts.join(", ")),
+                    _ => String::new(),
+                };
+                Err(Error::new(Kind::InUse, format!("VDI {vdi} is mapped to other hosts{hosts}"))
+                    .legacy(24)
+                    .backend(failure.to_string())
+                    .hint("detach it there, or remove the mapping on the array"))
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Marks a VDI as gone: nobody sees it any more, and it goes with the last that hangs on it.
+    async fn hide(&self, cx: &Cx, mut item: Item) -> Result<VdiDestroyed> {
+        let mut document = match &item.document {
+            Ok(Some(document)) => document.clone(),
+            _ => crate::metadata::Document::new(self.sr),
+        };
+        document.gone = true;
+        self.describe(cx, &mut item.volume, &document).await?;
+        Ok(VdiDestroyed { changed: Changed::Modified })
+    }
+
+    /// Whether a volume has snapshots that a user sees, ours or not.
+    async fn has_snapshots(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
+        let all = self.array.snapshots(cx, Some(volume)).await?;
+        Ok(all.iter().any(|one| !matches!(self.read_snapshot(one), Some((Role::Hidden, _)))))
+    }
+
+    /// Whether snapshots or clones hang on what could not be removed.
+    async fn is_needed(&self, cx: &Cx, item: &Item) -> Outcome<bool> {
+        if item.is_snapshot {
+            return Ok(self.array.capabilities().clone == CloneKind::Dependent);
+        }
+        Ok(!self.array.snapshots(cx, Some(&item.volume)).await?.is_empty())
+    }
+
+    /// Removes a volume or snapshot, and what was kept only for it. Can be repeated at any point.
+    pub(super) async fn remove_volume(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        is_snapshot: bool,
+    ) -> Outcome<()> {
+        if is_snapshot {
+            self.array.delete_snapshot(cx, volume).await.or_absent()?;
+            step!("array.snapshot_removed");
+            if let Some(parent) = &volume.snapshot_of {
+                self.reap(cx, parent).await?;
+            }
+            return Ok(());
+        }
+        let mut unmapped = false;
+        let mut promotions = 0;
+        loop {
+            match self.array.delete(cx, volume).await {
+                Ok(()) => break,
+                Err(failure) if failure.class == Class::NotFound => break,
+                Err(failure) if failure.class == Class::InUse => {
+                    if !unmapped && self.unmap_stale(cx, volume).await? {
+                        unmapped = true;
+                    } else if promotions < 8 && self.promote_one(cx, volume).await? {
+                        promotions += 1;
+                    } else {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        step!("array.volume_removed");
+        if let Some(origin) = &volume.origin {
+            self.reap_origin(cx, volume, origin).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a mapping to this host that a crash left. The host has made sure that nobody here uses
+    /// the volume.
+    async fn unmap_stale(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
+        let initiator = self.connector.initiator(cx).await?;
+        let hosts = self.array.mappings(cx, volume).await?;
+        if hosts.is_empty() || hosts.iter().any(|host| *host != initiator.iqn) {
+            return Ok(false);
+        }
+        self.array.unmap(cx, volume, &initiator).await?;
+        Ok(true)
+    }
+
+    /// Turns a clone around that hangs on a hidden snapshot of the volume, so that the volume can
+    /// go. Only where no visible snapshot keeps the volume anyway.
+    async fn promote_one(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
+        if self.array.capabilities().clone != CloneKind::Dependent {
+            return Ok(false);
+        }
+        let snapshots = self.array.snapshots(cx, Some(volume)).await?;
+        let roles: Vec<_> = snapshots.iter().map(|one| (self.read_snapshot(one), one)).collect();
+        if roles.iter().any(|(role, _)| !matches!(role, Some((Role::Hidden, _)))) {
+            return Ok(false);
+        }
+        for (role, snapshot) in roles {
+            let Some((_, clone)) = role else { continue };
+            match self.array.get(cx, &self.disk_name(clone)).await.or_absent()? {
+                Some(clone) if clone.origin.as_ref() == Some(&snapshot.id) => {
+                    self.array.promote(cx, &clone).await?;
+                    step!("array.promoted");
+                    return Ok(true);
+                }
+                // Its clone is gone, or was never made.
+                _ => match self.array.delete_snapshot(cx, snapshot).await.or_absent() {
+                    Ok(_) => return Ok(true),
+                    Err(failure) if failure.class == Class::InUse => {}
+                    Err(failure) => return Err(failure),
+                },
+            }
+        }
+        Ok(false)
+    }
+
+    /// A clone is gone: the snapshot it hung on, if that was kept only for it.
+    async fn reap_origin(&self, cx: &Cx, clone: &Volume, origin: &str) -> Outcome<()> {
+        let hidden = self.codec.read(&clone.name).map(|named| {
+            self.snapshot_name(Role::Hidden, named.uuid)
+        });
+        let mut candidates = Vec::new();
+        if let Some(hidden) = hidden
+            && let Some(found) = self.array.get_snapshot(cx, &hidden, None).await.or_absent()?
+        {
+            candidates.push(found);
+        } else {
+            // It hung on a snapshot that the user saw once.
+            let all = self.items(cx).await?;
+            let gone = all.into_iter().filter(|item| item.is_gone() && item.is_snapshot);
+            candidates.extend(gone.map(|item| item.volume).filter(|volume| volume.id == origin));
+        }
+        for snapshot in candidates {
+            match self.array.delete_snapshot(cx, &snapshot).await.or_absent() {
+                Ok(_) => {}
+                Err(failure) if failure.class == Class::InUse => continue,
+                Err(failure) => return Err(failure),
+            }
+            step!("array.origin_removed");
+            if let Some(parent) = &snapshot.snapshot_of {
+                self.reap(cx, parent).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a volume that was kept for its snapshots, if it has none any more.
+    async fn reap(&self, cx: &Cx, name: &str) -> Outcome<()> {
+        let Some(volume) = self.array.get(cx, name).await.or_absent()? else { return Ok(()) };
+        let Some(item) = self.with_text(cx, volume).await? else { return Ok(()) };
+        if !item.is_gone() || self.has_snapshots(cx, &item.volume).await? {
+            return Ok(());
+        }
+        match Box::pin(self.remove_volume(cx, &item.volume, false)).await {
+            Err(failure) if failure.class == Class::InUse => Ok(()),
+            other => other,
+        }
+    }
+}

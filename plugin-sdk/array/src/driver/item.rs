@@ -1,0 +1,178 @@
+//! A VDI as it lies on the array, and how it is found.
+
+use std::collections::BTreeMap;
+
+use plugin_sdk::model::access::ImageFormat;
+use plugin_sdk::model::vdi::{Health, VdiInfo};
+use plugin_sdk::model::{Bytes, VdiUuid};
+use plugin_sdk::{Cx, Result, quarantined_vdi};
+
+use super::{Offload, Product, no_vdi, quarantined};
+use crate::array::{Array as _, MetadataPlace, Volume};
+use crate::metadata::Document;
+use crate::names::Role;
+use crate::outcome::{OrAbsent as _, Outcome};
+
+/// A volume or snapshot of ours.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) uuid: VdiUuid,
+    pub(super) is_snapshot: bool,
+    pub(super) volume: Volume,
+    /// None: it has no text. An error: the reason it is quarantined for.
+    pub(super) document: Result<Option<Document>, String>,
+}
+
+impl Item {
+    /// Destroyed for the user, and kept for what hangs on it.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(&self.document, Ok(Some(document)) if document.gone)
+    }
+
+    /// The document, for who goes on with it. Error kind `corrupt` if it cannot be read.
+    pub(super) fn usable(&self, sr: plugin_sdk::model::SrUuid) -> Result<Document> {
+        if let Some(trouble) = &self.volume.trouble {
+            return Err(quarantined(self.uuid, trouble));
+        }
+        match &self.document {
+            Ok(Some(document)) => Ok(document.clone()),
+            Ok(None) => Ok(Document { read_only: self.is_snapshot, ..Document::new(sr) }),
+            Err(reason) => Err(quarantined(self.uuid, reason)),
+        }
+    }
+
+    pub(super) fn info(&self) -> VdiInfo {
+        let used = self.volume.used.unwrap_or(Bytes(0));
+        let reason = self.volume.trouble.as_ref().or(self.document.as_ref().err());
+        let document = self.document.as_ref().ok().and_then(Option::as_ref);
+        let mut info = quarantined_vdi(self.uuid, ImageFormat::Raw, String::new());
+        info.virtual_size = self.volume.size;
+        info.physical_utilisation = used;
+        info.is_a_snapshot = self.is_snapshot;
+        info.read_only = self.is_snapshot;
+        info.health = match (reason, document) {
+            (Some(reason), _) => Health::Quarantined { reason: reason.clone() },
+            (None, None) => Health::Degraded {
+                reason: "its metadata on the array is missing: a new name restores it".to_owned(),
+            },
+            (None, Some(_)) => Health::Ok,
+        };
+        let Some(document) = document else { return info };
+        info.name.clone_from(&document.name);
+        info.description.clone_from(&document.description);
+        info.vdi_type = document.vdi_type;
+        info.read_only |= document.read_only;
+        info.sharable = document.sharable;
+        info.snapshot_of = document.snapshot_of;
+        info.snapshot_time = document.snapshot_time;
+        info.keys.clone_from(&document.keys);
+        info.incomplete = document.incomplete;
+        info
+    }
+}
+
+impl<P: Product> Offload<P> {
+    /// The item that a volume is, or `None` if it is foreign after all.
+    pub(super) fn item(
+        &self,
+        volume: Volume,
+        texts: Option<&BTreeMap<String, String>>,
+    ) -> Option<Item> {
+        let is_snapshot = volume.snapshot_of.is_some();
+        let (role, uuid, certain) = if is_snapshot {
+            let (role, uuid) = self.read_snapshot(&volume)?;
+            (role, uuid, true)
+        } else {
+            let named = self.codec.read(&volume.name)?;
+            (named.role, named.uuid, named.sr.is_some())
+        };
+        let fits = matches!((role, is_snapshot), (Role::Disk, false) | (Role::Snapshot, true));
+        if !fits {
+            return None;
+        }
+        let text = match texts {
+            Some(texts) => texts.get(&volume.id),
+            None => volume.metadata.as_ref(),
+        };
+        let document = text.filter(|text| !text.is_empty()).map(|text| Document::read(text));
+        match &document {
+            // Another SR's, whatever the name says.
+            Some(Ok(document)) if document.sr != self.sr => return None,
+            // A short name is ours only if the text says so, too.
+            None | Some(Err(_)) if !certain => return None,
+            _ => {}
+        }
+        Some(Item { uuid: VdiUuid(uuid), is_snapshot, volume, document: document.transpose() })
+    }
+
+    /// All items of the SR, those that are gone too: a listing of volumes, one of snapshots, and one
+    /// of texts where the array keeps them apart. However many volumes there are.
+    pub(super) async fn items(&self, cx: &Cx) -> Outcome<Vec<Item>> {
+        let mut volumes = self.array.list(cx, &self.codec.prefix(Role::Disk)).await?;
+        volumes.extend(self.array.snapshots(cx, None).await?);
+        let texts = match self.array.capabilities().metadata {
+            MetadataPlace::Apart { .. } => Some(self.array.descriptions(cx, None).await?),
+            _ => None,
+        };
+        let items = volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref()));
+        // By UUID: an array that shows an object on two pages shows one disk.
+        let sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
+        Ok(sorted.into_values().collect())
+    }
+
+    /// A volume or snapshot with its text.
+    pub(super) async fn with_text(&self, cx: &Cx, volume: Volume) -> Outcome<Option<Item>> {
+        let texts = match self.array.capabilities().metadata {
+            MetadataPlace::Apart { .. } => {
+                Some(self.array.descriptions(cx, Some(&volume)).await?)
+            }
+            _ => None,
+        };
+        Ok(self.item(volume, texts.as_ref()))
+    }
+
+    /// The item of a UUID, gone ones too.
+    pub(super) async fn find(&self, cx: &Cx, vdi: VdiUuid) -> Outcome<Option<Item>> {
+        if let Some(disk) = self.array.get(cx, &self.disk_name(vdi.0)).await.or_absent()? {
+            return self.with_text(cx, disk).await;
+        }
+        let name = self.snapshot_name(Role::Snapshot, vdi.0);
+        match self.array.get_snapshot(cx, &name, None).await.or_absent()? {
+            Some(snapshot) => self.with_text(cx, snapshot).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The VDI of a UUID. Error kind `not_found`.
+    pub(super) async fn known(&self, cx: &Cx, vdi: VdiUuid) -> Result<Item> {
+        let found = self.find(cx, vdi).await?.filter(|item| !item.is_gone());
+        found.ok_or_else(|| no_vdi(vdi))
+    }
+
+    /// Keeps the document of a volume on the array, if it is not there yet.
+    pub(super) async fn describe(
+        &self,
+        cx: &Cx,
+        volume: &mut Volume,
+        document: &Document,
+    ) -> Result<()> {
+        let text = self.text(document)?;
+        if volume.metadata.as_deref() == Some(&text) {
+            return Ok(());
+        }
+        // The same text twice is the same as once: a lost answer is repeated.
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.array.describe(cx, volume, &text).await {
+                Ok(()) => break,
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?;
+                }
+                Err(failure) => return Err(failure.object(volume.name.clone()).into()),
+            }
+        }
+        volume.metadata = Some(text);
+        Ok(())
+    }
+}

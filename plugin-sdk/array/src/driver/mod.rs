@@ -1,0 +1,287 @@
+//! The driver over an [`Array`]: the operations of an SR as sequences of primitives.
+//!
+//! # What lies where
+//!
+//! | of the SR | on the array |
+//! |---|---|
+//! | the SR | a volume of the smallest size, its record; name and description are its metadata |
+//! | a VDI | a volume, named by SR and UUID ([`crate::names`]), with a [`Document`] |
+//! | a snapshot | a snapshot of its volume, named by its UUID, with a document |
+//! | a VDI that is destroyed while something hangs on it | the volume, its document marked as gone; removed with the last of those |
+//!
+//! All else on the array is foreign: never shown, never touched. Sizes, and what there is, are read
+//! from the array at each scan.
+
+mod attach;
+mod destroy;
+mod item;
+mod make;
+mod record;
+
+use plugin_sdk::config::{DeviceConfig, RawConfig};
+use plugin_sdk::model::sr::{
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed, SrRecover,
+    SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+};
+use plugin_sdk::model::uuid::Uuid;
+use plugin_sdk::model::vdi::{
+    VdiActivate, VdiAttach, VdiAttached, VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate,
+    VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiInfo, VdiResize, VdiRevert, VdiSnapshot,
+    VdiStat, VdiUpdate, VdisDone,
+};
+use plugin_sdk::model::{Kind, SrUuid};
+use plugin_sdk::{Cx, Driver, Error, Manifest, Result, SessionHealth, Utf8PathBuf};
+
+use crate::array::{Array, Initiator, Mapping, SnapshotScope, Volume};
+use crate::ledger::{Ledger, Settle};
+use crate::metadata::Document;
+use crate::names::{Codec, Role};
+
+/// How this host reaches a mapped volume.
+pub trait Connector: Send + Sync + 'static {
+    /// Who this host is at the array.
+    fn initiator(&self, cx: &Cx) -> impl Future<Output = Result<Initiator>> + Send;
+
+    /// The block device of a mapped volume, found by its identity. Connected already: the same.
+    fn connect(
+        &self,
+        cx: &Cx,
+        mapping: &Mapping,
+        writable: bool,
+    ) -> impl Future<Output = Result<Utf8PathBuf>> + Send;
+
+    /// Removes the block device with all its paths, before the array ends the mapping. Not
+    /// connected: success.
+    fn disconnect(
+        &self,
+        cx: &Cx,
+        mapping: &Mapping,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// The volume has another size; looks again if it is connected.
+    fn resized(&self, cx: &Cx, vdi: Uuid) -> impl Future<Output = Result<()>> + Send {
+        let _ = (cx, vdi);
+        std::future::ready(Ok(()))
+    }
+}
+
+/// A vendor's driver: what it is called, how it is configured, how it is opened. [`Offload`] makes a
+/// [`Driver`] of it.
+pub trait Product: Send + Sync + Sized + 'static {
+    /// Its device configuration.
+    type Config: DeviceConfig;
+    /// Its array.
+    type Array: Array;
+    /// How this host reaches volumes.
+    type Connector: Connector;
+
+    /// What it says of itself, made by [`array_manifest!`](crate::array_manifest).
+    const MANIFEST: Manifest;
+
+    /// How long its arrays may show stale lists.
+    const SETTLE: Settle = Settle {
+        stale: std::time::Duration::from_secs(5),
+        pause: std::time::Duration::from_millis(250),
+        tries: 4,
+    };
+
+    /// The pool that the configuration names.
+    fn pool(config: &Self::Config) -> Option<String>;
+
+    /// Opens it. Logs in, so that a wrong password shows now.
+    fn open(
+        config: Self::Config,
+        cx: &Cx,
+    ) -> impl Future<Output = Result<(Self::Array, Self::Connector)>> + Send;
+
+    /// Looks for what an incomplete configuration leaves open: pools, portals, SRs.
+    fn probe(config: RawConfig, cx: &Cx) -> impl Future<Output = Result<SrProbed>> + Send {
+        let _ = (config, cx);
+        std::future::ready(Err(Error::unsupported(format!(
+            "the driver {} does not support sr_probe",
+            Self::MANIFEST.name
+        ))))
+    }
+}
+
+/// The manifest of an array's driver: `name`, `title`, then any other field of
+/// [`Manifest`]. The operations are those that [`Offload`] serves.
+#[macro_export]
+macro_rules! array_manifest {
+    (name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
+        plugin_sdk::manifest! {
+            name: $name,
+            title: $title,
+            operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
+                sr_stat, sr_update, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
+                vdi_clone, vdi_revert, vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate,
+                vdi_detach],
+            services: &["kv"]
+            $(, $field: $value)*
+        }
+    };
+}
+
+/// A driver over an array, opened for one SR.
+pub struct Offload<P: Product> {
+    sr: SrUuid,
+    array: P::Array,
+    connector: P::Connector,
+    codec: Codec,
+    pool: Option<String>,
+}
+
+impl<P: Product> Offload<P> {
+    /// The array.
+    pub fn array(&self) -> &P::Array {
+        &self.array
+    }
+
+    fn ledger(cx: &Cx) -> Ledger {
+        Ledger::new(cx, P::SETTLE)
+    }
+
+    fn disk_name(&self, vdi: Uuid) -> String {
+        self.codec.name(Role::Disk, vdi)
+    }
+
+    /// The name of a snapshot, as the array's scope of such names wants it.
+    fn snapshot_name(&self, role: Role, uuid: Uuid) -> String {
+        match self.array.capabilities().snapshots {
+            SnapshotScope::Within => Codec::inner(role, uuid),
+            SnapshotScope::Volume | SnapshotScope::Unnamed => self.codec.name(role, uuid),
+        }
+    }
+
+    /// What a snapshot's name says, if it is ours. One within a volume is ours if the volume is.
+    fn read_snapshot(&self, snapshot: &Volume) -> Option<(Role, Uuid)> {
+        if self.array.capabilities().snapshots == SnapshotScope::Within {
+            self.codec.read(snapshot.snapshot_of.as_deref()?)?;
+            return Codec::read_inner(&snapshot.name);
+        }
+        self.codec.read(&snapshot.name).map(|named| (named.role, named.uuid))
+    }
+
+    fn text(&self, document: &Document) -> Result<String> {
+        document.write(self.array.capabilities().metadata.limit())
+    }
+}
+
+impl<P: Product> Driver for Offload<P> {
+    type Config = P::Config;
+    const MANIFEST: Manifest = P::MANIFEST;
+
+    async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
+        P::probe(config, cx).await
+    }
+
+    async fn open(config: P::Config, sr: SrUuid, cx: &Cx) -> Result<Self> {
+        let pool = P::pool(&config);
+        let (array, connector) = P::open(config, cx).await?;
+        let codec = Codec::new(array.capabilities().names, sr)?;
+        Ok(Self { sr, array, connector, codec, pool })
+    }
+
+    async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
+        self.create_record(cx, request).await
+    }
+
+    async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
+        self.attach_sr(cx).await
+    }
+
+    async fn sr_detach(&self, cx: &Cx, _: SrDetach) -> Result<SrDone> {
+        self.detach_sr(cx).await
+    }
+
+    async fn sr_destroy(&self, cx: &Cx, _: SrDestroy) -> Result<SrDone> {
+        self.destroy_record(cx).await
+    }
+
+    async fn sr_scan(&self, cx: &Cx, _: SrScan) -> Result<SrScanned> {
+        let vdis = self.items(cx).await?.into_iter().filter(|item| !item.is_gone());
+        Ok(SrScanned { vdis: vdis.map(|item| item.info()).collect(), next: None })
+    }
+
+    async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
+        // Others may be at work: only what is too old to be theirs is settled.
+        self.settle(cx, false).await
+    }
+
+    async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {
+        self.stat(cx).await
+    }
+
+    async fn sr_update(&self, cx: &Cx, request: SrUpdate) -> Result<SrDone> {
+        self.update_record(cx, request).await
+    }
+
+    async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
+        self.create(cx, request).await
+    }
+
+    async fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> Result<VdiInfo> {
+        Ok(self.known(cx, request.vdi).await?.info())
+    }
+
+    async fn vdi_update(&self, cx: &Cx, request: VdiUpdate) -> Result<VdiDone> {
+        self.update(cx, request).await
+    }
+
+    async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
+        self.resize(cx, request).await
+    }
+
+    async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
+        self.snapshot(cx, request).await
+    }
+
+    async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
+        self.clone_vdi(cx, request).await
+    }
+
+    async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
+        self.revert(cx, request).await
+    }
+
+    async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
+        self.destroy(cx, request.vdi).await
+    }
+
+    async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {
+        self.attach(cx, &request).await
+    }
+
+    async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {
+        Ok(VdiDatapathDone::default())
+    }
+
+    async fn vdi_deactivate(&self, _: &Cx, _: VdiDeactivate) -> Result<VdiDatapathDone> {
+        Ok(VdiDatapathDone::default())
+    }
+
+    async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
+        self.detach(cx, request.vdi).await?;
+        Ok(VdiDatapathDone::default())
+    }
+
+    fn health(&self) -> SessionHealth {
+        if self.array.is_denied() { SessionHealth::Poisoned } else { SessionHealth::Ok }
+    }
+
+    async fn close(&self, cx: &Cx) {
+        self.array.close(cx).await;
+    }
+}
+
+/// The error for a UUID that the SR does not have.
+fn no_vdi(vdi: impl std::fmt::Display) -> Error {
+    Error::not_found(format!("there is no VDI {vdi}")).legacy(144)
+}
+
+/// The error for a VDI of which it cannot be told what it is.
+fn quarantined(vdi: impl std::fmt::Display, reason: &str) -> Error {
+    Error::new(Kind::Corrupt, format!("VDI {vdi} is quarantined: {reason}"))
+        .legacy(65)
+        .hint("look at the volume on the array, or destroy the VDI")
+}

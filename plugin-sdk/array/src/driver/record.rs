@@ -1,0 +1,250 @@
+//! The SR itself: its record on the array, its session, what is left over from a crash.
+
+use plugin_sdk::model::sr::{SrCreate, SrCreated, SrDone, SrInfo, SrRecovered, SrUpdate};
+use plugin_sdk::model::vdi::Health;
+use plugin_sdk::model::{Bytes, Changed, Error, Kind};
+use plugin_sdk::{Cx, Result, step};
+
+use super::{Connector as _, Offload, Product};
+use crate::array::{Array as _, MetadataPlace, New, Volume};
+use crate::ledger::{Intent, What};
+use crate::metadata::Document;
+use crate::names::{Codec, Role};
+use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
+
+impl<P: Product> Offload<P> {
+    fn record_name(&self) -> String {
+        self.codec.name(Role::Record, self.sr.0)
+    }
+
+    /// The SR's record, with its document.
+    async fn record(&self, cx: &Cx) -> Outcome<Option<(Volume, Option<Document>)>> {
+        let Some(volume) = self.array.get(cx, &self.record_name()).await.or_absent()? else {
+            return Ok(None);
+        };
+        let text = match self.array.capabilities().metadata {
+            MetadataPlace::Apart { .. } => {
+                self.array.descriptions(cx, Some(&volume)).await?.remove(&volume.id)
+            }
+            _ => volume.metadata.clone(),
+        };
+        let document = text.filter(|text| !text.is_empty()).map(|text| {
+            Document::read(&text).map_err(|reason| {
+                Failure::from(
+                    Error::new(Kind::Corrupt, format!("the record of SR {}: {reason}", self.sr))
+                        .legacy(181),
+                )
+            })
+        });
+        Ok(Some((volume, document.transpose()?)))
+    }
+
+    pub(super) async fn create_record(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
+        let size = self.array.capabilities().size.fit(Bytes(1))?;
+        let document = Document {
+            name: request.name,
+            description: request.description,
+            ..Document::new(self.sr)
+        };
+        let (name, text) = (self.record_name(), self.text(&document)?);
+        let unique = self.array.capabilities().unique_names;
+        let new = New { name: &name, size, pool: self.pool.as_deref(), metadata: &text };
+        let new = &new;
+        let (changed, mut volume) = Self::ledger(cx)
+            .create(
+                &name,
+                unique,
+                |cx| async move { self.array.get(&cx, new.name).await.or_absent() },
+                |_| Ok(()),
+                |cx| async move { self.array.create(&cx, new).await },
+            )
+            .await?;
+        step!("array_sr_create.record_made");
+        if changed == Changed::Created || self.record(cx).await?.is_some_and(|(_, d)| d.is_none()) {
+            self.describe(cx, &mut volume, &document).await?;
+        }
+        Ok(SrCreated { changed, device_config: cx.device_config().clone() })
+    }
+
+    pub(super) async fn update_record(&self, cx: &Cx, request: SrUpdate) -> Result<SrDone> {
+        let (mut volume, document) = self.record(cx).await?.ok_or_else(|| self.no_sr())?;
+        let old = document.clone().unwrap_or_else(|| Document::new(self.sr));
+        let mut new = old.clone();
+        new.name = request.name.unwrap_or(new.name);
+        new.description = request.description.unwrap_or(new.description);
+        if document.is_some() && new == old {
+            return Ok(SrDone { changed: Changed::Already });
+        }
+        self.describe(cx, &mut volume, &new).await?;
+        Ok(SrDone { changed: Changed::Modified })
+    }
+
+    fn no_sr(&self) -> Error {
+        Error::not_found(format!("the array has no SR {}", self.sr))
+            .hint("look at its UUID; smctl sr probe lists the SRs of an array")
+    }
+
+    pub(super) async fn attach_sr(&self, cx: &Cx) -> Result<SrRecovered> {
+        if self.record(cx).await?.is_none() {
+            return Err(self.no_sr());
+        }
+        let initiator = self.connector.initiator(cx).await?;
+        self.array.grant(cx, &initiator).await?;
+        self.settle(cx, true).await
+    }
+
+    pub(super) async fn detach_sr(&self, cx: &Cx) -> Result<SrDone> {
+        let initiator = self.connector.initiator(cx).await?;
+        self.array.revoke(cx, &initiator).await?;
+        Ok(SrDone { changed: Changed::Modified })
+    }
+
+    pub(super) async fn destroy_record(&self, cx: &Cx) -> Result<SrDone> {
+        let Some((record, _)) = self.record(cx).await? else {
+            self.settle(cx, true).await?;
+            return Ok(SrDone { changed: Changed::Already });
+        };
+        self.settle(cx, true).await?;
+        let items = self.items(cx).await?;
+        let left = items.iter().filter(|item| !item.is_gone()).count();
+        if left > 0 {
+            return Err(Error::new(Kind::InUse, format!("SR {} holds {left} VDIs", self.sr))
+                .legacy(39)
+                .hint("destroy them first; smctl vdi list shows them"));
+        }
+        // What is gone for the user and still there has something foreign hanging on it.
+        for item in items {
+            self.remove_volume(cx, &item.volume, item.is_snapshot).await?;
+        }
+        let changed = Self::ledger(cx)
+            .delete(&record.name, None, |cx| {
+                let record = &record;
+                async move { self.array.delete(&cx, record).await }
+            })
+            .await?;
+        Ok(SrDone { changed })
+    }
+
+    pub(super) async fn stat(&self, cx: &Cx) -> Result<SrInfo> {
+        let (_, document) = self.record(cx).await?.ok_or_else(|| self.no_sr())?;
+        let pools = self.array.pools(cx).await?;
+        let of_ours =
+            |name: &String| self.pool.as_ref().is_none_or(|pool| pool.eq_ignore_ascii_case(name));
+        let ours: Vec<_> = pools.iter().filter(|pool| of_ours(&pool.name)).collect();
+        if ours.is_empty() {
+            let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+            return Err(Error::config("the array has no pool of the name that is configured")
+                .hint(format!("pools: {}", names.join(", "))));
+        }
+        let items: Vec<_> =
+            self.items(cx).await?.into_iter().filter(|item| !item.is_gone()).collect();
+        let quarantined = items.iter().filter_map(|item| {
+            matches!(item.info().health, Health::Quarantined { .. }).then_some(item.uuid)
+        });
+        let document = document.unwrap_or_else(|| Document::new(self.sr));
+        Ok(SrInfo {
+            uuid: self.sr,
+            name: document.name,
+            description: document.description,
+            physical_size: Bytes(ours.iter().map(|pool| pool.size.0).sum()),
+            physical_utilisation: Bytes(ours.iter().map(|pool| pool.used.0).sum()),
+            virtual_allocation: Bytes(items.iter().map(|item| item.volume.size.0).sum()),
+            vdis: items.len() as u64,
+            quarantined: quarantined.collect(),
+            health: Health::Ok,
+            usage: None,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Finishes or undoes what was begun and not concluded: by an operation that died, or, where
+    /// `everything` is asked for, by whomever, because nobody else is at work.
+    pub(super) async fn settle(&self, cx: &Cx, everything: bool) -> Result<SrRecovered> {
+        let mut done = SrRecovered::default();
+        if !everything {
+            // The host repeats what it began, and a repetition settles its own intent.
+            return Ok(done);
+        }
+        let ledger = Self::ledger(cx);
+        for (name, intent) in ledger.all_open().await? {
+            cx.check()?;
+            match self.settle_one(cx, &name, &intent).await? {
+                Settled::Undone => done.undone.push(format!("{name}, which was never finished")),
+                Settled::Completed(what) => done.completed.push(format!("{name}: {what}")),
+                Settled::Nothing => {}
+            }
+            ledger.conclude(&name).await?;
+        }
+        Ok(done)
+    }
+
+    async fn settle_one(&self, cx: &Cx, name: &str, intent: &Intent) -> Outcome<Settled> {
+        match &intent.what {
+            What::Create => {
+                let inner = Codec::read_inner(name);
+                let found = match self.array.get(cx, name).await.or_absent()? {
+                    None => {
+                        let of = intent.object.clone();
+                        let of: Option<Volume> = of.and_then(|of| serde_json::from_value(of).ok());
+                        self.array.get_snapshot(cx, name, of.as_ref()).await.or_absent()?
+                    }
+                    found => found,
+                };
+                let Some(volume) = found else { return Ok(Settled::Nothing) };
+                let role = inner.map(|(role, _)| role);
+                let role = role.or_else(|| self.codec.read(name).map(|named| named.role));
+                if role != Some(Role::Hidden) {
+                    match self.with_text(cx, volume.clone()).await? {
+                        // Complete, or at least somebody has given it a name since.
+                        Some(item) if !matches!(item.document, Ok(None)) => {
+                            return Ok(Settled::Completed("made"));
+                        }
+                        Some(_) => {}
+                        None => return Ok(Settled::Nothing),
+                    }
+                }
+                // Nobody was ever told of it.
+                let is_snapshot = volume.snapshot_of.is_some();
+                self.remove_volume(cx, &volume, is_snapshot).await?;
+                Ok(Settled::Undone)
+            }
+            What::Delete => {
+                let Some(object) = &intent.object else { return Ok(Settled::Nothing) };
+                let Ok(volume) = serde_json::from_value::<Volume>(object.clone()) else {
+                    return Ok(Settled::Nothing);
+                };
+                let is_snapshot = volume.snapshot_of.is_some();
+                match self.remove_volume(cx, &volume, is_snapshot).await {
+                    Ok(()) => Ok(Settled::Completed("removed")),
+                    Err(failure) if failure.class == Class::InUse => Ok(Settled::Nothing),
+                    Err(failure) => Err(failure),
+                }
+            }
+            What::MakeThenName { before, made } => {
+                let of = intent.object.clone();
+                let of: Option<Volume> = of.and_then(|of| serde_json::from_value(of).ok());
+                let Some(of) = of else { return Ok(Settled::Nothing) };
+                let mut new = self.array.snapshots(cx, Some(&of)).await.or_absent()?;
+                let new = new.get_or_insert_default();
+                new.retain(|one| match made {
+                    Some(made) => one.name == *made,
+                    None => !before.contains(&one.name) && one.name != name,
+                });
+                // Several: none can be told to be ours.
+                if let [one] = new.as_slice() {
+                    self.remove_volume(cx, one, true).await?;
+                    return Ok(Settled::Undone);
+                }
+                Ok(Settled::Nothing)
+            }
+            // What the array shows is how it ended.
+            What::Resize { .. } | What::Rename { .. } => Ok(Settled::Nothing),
+        }
+    }
+}
+
+enum Settled {
+    Nothing,
+    Undone,
+    Completed(&'static str),
+}
