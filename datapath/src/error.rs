@@ -24,6 +24,22 @@ pub enum Errno {
     Shutdown = 108,
 }
 
+impl std::fmt::Display for Errno {
+    /// In words, for people.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotPermitted => "not permitted",
+            Self::Io => "input/output error",
+            Self::NoMemory => "not enough memory",
+            Self::Invalid => "invalid request",
+            Self::NoSpace => "no space left",
+            Self::Overflow => "too large",
+            Self::NotSupported => "not supported",
+            Self::Shutdown => "it is going away",
+        })
+    }
+}
+
 /// A request that failed: what the client is told, and what the log says.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{what}")]

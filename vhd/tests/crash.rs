@@ -60,7 +60,14 @@ fn ours(step: &str) -> bool {
 
 /// Steps that recovery can pass.
 fn in_recovery(step: &str) -> bool {
-    let late = ["metadata_placed", "new_placed", "base_hidden", "parents_moved", "finished"];
+    let late = [
+        "metadata_placed",
+        "new_placed",
+        "base_hidden",
+        "parents_moved",
+        "member_placed",
+        "finished",
+    ];
     step.starts_with("recover.") || late.iter().any(|end| step.ends_with(end))
 }
 
@@ -175,6 +182,7 @@ cut! {
     a_snapshot_of_data_is_cut_anywhere: "snapshot_data";
     a_snapshot_of_what_is_written_is_cut_anywhere: "snapshot_written", "snapshot_written_new";
     a_snapshot_without_data_is_cut_anywhere: "snapshot_empty", "snapshot_new", "snapshot_raw";
+    a_group_is_cut_anywhere: "snapshot_group", "snapshot_group_empty", "snapshot_group_written";
     a_revert_is_cut_anywhere: "revert_empty", "revert_raw", "revert_collects";
     a_revert_to_data_is_cut_anywhere: "revert_data";
     a_resize_is_cut_anywhere: "resize_vhd", "resize_table", "resize_raw";

@@ -56,6 +56,20 @@ fn attachment_only(now: &State, before: &State) -> bool {
     now.disks == before.disks && others(now) == others(before) && now.srs == before.srs
 }
 
+/// A snapshot that was cut may leave a log of changes that goes when its disk is closed, and of a
+/// group a disk that stays on the new leaf it went over to: every disk is as before.
+fn taken_back(now: &State, before: &State) -> bool {
+    let others = |state: &State| {
+        let mut files = state.files.clone();
+        files.retain(|name, _| !name.ends_with(".cbtlog") && !name.ends_with("<uuid>.vhd"));
+        files
+    };
+    now.disks == before.disks
+        && others(now) == others(before)
+        && now.attached == before.attached
+        && now.srs == before.srs
+}
+
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("create", |_| words(&["vdi", "create", "--name", "new", "--size", "4MiB"])),
     scenario("create raw", |_| {
@@ -80,6 +94,77 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         arguments: |_| words(&["vdi", "snapshot", DISK, "--name", "new"]),
         unfinished: |_, _| false,
     },
+    Scenario {
+        name: "snapshot of a tracked disk",
+        before: |place| {
+            place.must(&["vdi", "cbt", "enable", DISK]);
+            place.write(DISK, 5 << 20, 9);
+        },
+        arguments: |_| words(&["vdi", "snapshot", DISK, "--name", "new"]),
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "snapshot of an attached tracked disk",
+        before: |place| {
+            place.must(&["vdi", "cbt", "enable", DISK]);
+            place.write(DISK, 5 << 20, 9);
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["vdi", "snapshot", DISK, "--name", "new"]),
+        unfinished: taken_back,
+    },
+    // With data, and a raw one.
+    Scenario {
+        name: "snapshot of several disks",
+        before: |place| {
+            place.write(DISK, 5 << 20, 9);
+            place.must(&["vdi", "cbt", "enable", DISK]);
+        },
+        arguments: |_| words(&["vdi", "snapshot", DISK, RAW, FLAT, "--name", "new"]),
+        unfinished: taken_back,
+    },
+    // Nothing is switched.
+    scenario("snapshot of several disks without data", |_| {
+        words(&["vdi", "snapshot", DISK, FLAT, "--name", "new"])
+    }),
+    Scenario {
+        name: "snapshot of several attached disks",
+        before: |place| {
+            place.write(DISK, 5 << 20, 9);
+            place.write(RAW, 5 << 20, 9);
+            place.must(&["vdi", "attach", DISK]);
+            place.must(&["vdi", "attach", RAW]);
+        },
+        arguments: |_| words(&["vdi", "snapshot", DISK, RAW, "--name", "new"]),
+        unfinished: taken_back,
+    },
+    scenario("cbt enable", |_| words(&["vdi", "cbt", "enable", DISK])),
+    Scenario {
+        name: "cbt enable of an attached disk",
+        before: |place| {
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["vdi", "cbt", "enable", DISK]),
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "cbt disable of an attached disk",
+        before: |place| {
+            place.must(&["vdi", "cbt", "enable", DISK]);
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["vdi", "cbt", "disable", DISK]),
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "destroy a snapshot with a log",
+        before: |place| {
+            place.must(&["vdi", "cbt", "enable", DISK]);
+            place.must(&["vdi", "snapshot", DISK, "--name", "logged"]);
+        },
+        arguments: |_| words(&["vdi", "destroy", "logged"]),
+        unfinished: |_, _| false,
+    },
     scenario("snapshot of a raw image", |_| words(&["vdi", "snapshot", FLAT, "--name", "new"])),
     scenario("clone", |_| words(&["vdi", "clone", RAW, "--name", "new"])),
     scenario("clone of a snapshot", |place| {
@@ -94,6 +179,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     scenario("resize", |_| words(&["vdi", "resize", DISK, "32MiB"])),
     scenario("resize beyond the block table", |_| words(&["vdi", "resize", RAW, "40GiB"])),
+    Scenario {
+        name: "resize of an attached disk",
+        before: |place| {
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["vdi", "resize", DISK, "32MiB"]),
+        unfinished: |_, _| false,
+    },
+    Scenario {
+        name: "resize of an attached disk beyond the block table",
+        before: |place| {
+            place.must(&["vdi", "attach", RAW]);
+        },
+        arguments: |_| words(&["vdi", "resize", RAW, "40GiB"]),
+        unfinished: |_, _| false,
+    },
     scenario("resize raw", |_| words(&["vdi", "resize", FLAT, "32MiB"])),
     scenario("destroy", |_| words(&["vdi", "destroy", DISK])),
     scenario("destroy a snapshot", |place| words(&["vdi", "destroy", &place.snapshot()])),
@@ -154,6 +255,28 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             place.write(DISK, 5 << 20, 4);
         },
         arguments: |_| words(&["sr", "maintain", SR, "--parallel", "1"]),
+        unfinished: maintained_in_part,
+    },
+    // The same while a data path serves the disk, whose own image names another parent then; and
+    // where its own image is merged, by the data path.
+    Scenario {
+        name: "maintain below an attached disk",
+        before: |place| {
+            place.must(&["vdi", "destroy", &place.snapshot()]);
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["sr", "maintain", SR]),
+        unfinished: maintained_in_part,
+    },
+    Scenario {
+        name: "maintain an attached disk",
+        before: |place| {
+            place.must(&["vdi", "destroy", &place.snapshot()]);
+            place.must(&["vdi", "destroy", "clone"]);
+            place.write(DISK, 5 << 20, 4);
+            place.must(&["vdi", "attach", DISK]);
+        },
+        arguments: |_| words(&["sr", "maintain", SR]),
         unfinished: maintained_in_part,
     },
     // Zeros, and dead space that a longer block table has left.

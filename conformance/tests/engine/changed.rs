@@ -195,7 +195,7 @@ async fn a_disk_whose_writes_cannot_be_seen_is_not_tracked() {
     assert!(matches!(error.kind, Kind::Busy { .. }), "{error:?}");
     let missing = VdiUuid::from(uuid::Uuid::from_u128(7));
     let error = site.sr.vdi_changed(&Op::new(), missing, disk).await.unwrap_err();
-    assert_eq!((error.kind, error.message), (Kind::NotFound, format!("there is no VDI {missing}")));
+    assert_eq!((error.kind.clone(), error.message.clone()), (Kind::NotFound, format!("there is no VDI {missing}")));
     assert_eq!(site.logs(), 0);
 }
 

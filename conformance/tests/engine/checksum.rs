@@ -50,8 +50,8 @@ async fn the_checksum_of_a_disk_is_that_of_its_bytes_whatever_it_is_stored_as() 
         assert_eq!(made.checksum, Some(whole));
         for format in [ImageFormat::Vhd, ImageFormat::Raw] {
             let new = NewVdi { format: Some(format), ..named("b") };
-            let copy = site.sr.copy_checked(&Op::new(), made.vdi.uuid, &site.sr, new, all);
-            let copy = copy.await.unwrap();
+            let op = Op::new();
+            let copy = site.sr.copy_checked(&op, made.vdi.uuid, &site.sr, new, all).await.unwrap();
             assert_eq!(copy.checksum, Some(whole), "{format}");
             for to in [ImageFormat::Vhd, ImageFormat::Raw] {
                 let path = site.folder.join(format!("{format}.{to}"));

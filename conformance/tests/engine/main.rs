@@ -13,6 +13,7 @@ mod checksum;
 mod changed;
 mod datapath;
 mod example;
+mod group;
 mod jobs;
 mod journal;
 mod linked;

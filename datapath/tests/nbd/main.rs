@@ -13,6 +13,7 @@ mod client;
 mod disks;
 mod hostile;
 mod long;
+mod many;
 mod place;
 mod raw;
 mod ring;

@@ -4,6 +4,8 @@
 mod certificates;
 mod changes;
 mod life;
+mod many;
+mod memory;
 mod moving;
 mod pause;
 mod people;

@@ -118,7 +118,8 @@ impl Folder {
         let mut recovery = tree.recover(&guard).map_err(from_vhd)?;
         let logs = changes::sweep(&tree, &guard)?;
         recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
-        if deserted {
+        // A merge below a disk that is open leaves its node when it is completed here.
+        if deserted || deserted_base(&tree.list().map_err(from_vhd)?.nodes) {
             let served = crate::live::Served::of(&tree, cx)?;
             match tree.collect_beside(&guard, &served) {
                 Ok(bases) => recovery

@@ -15,7 +15,9 @@ use plugin_sdk::model::sr::SrMaintain;
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::{Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
-use vhd::tree::{Guard, LiveMerge, Maintained, Merged, Planned, Readers, Skipped, Stopped, Tree};
+use vhd::tree::{
+    Guard, LiveMerge, Maintained, Merged, Pace, Planned, Readers, Skipped, Stopped, Tree, Watch,
+};
 
 use crate::error::from_vhd;
 use crate::vdis::access;
@@ -92,12 +94,18 @@ enum End {
     Stopped(Stopped),
 }
 
-/// Has the data paths merge the leaves that can be merged, one after the other, until `until`.
+/// How long merges may go on, and who is told of it.
+pub(crate) struct Work<'a> {
+    pub(crate) until: Option<Instant>,
+    pub(crate) watch: Watch<'a>,
+}
+
+/// Has the data paths merge the leaves that can be merged, one after the other.
 pub(crate) fn merge_leaves(
     tree: &Tree,
     cx: &Cx,
     request: &SrMaintain,
-    until: Option<Instant>,
+    work: &Work<'_>,
     done: &mut Maintained,
 ) -> Result<()> {
     let served = Served::of(tree, cx)?;
@@ -114,14 +122,22 @@ pub(crate) fn merge_leaves(
     };
     let mut left = leaves.iter().copied();
     while let Some(leaf) = left.next() {
-        let merge = Leaf { tree, cx, served: &served, leaf, until };
-        let before = merge.allocated();
+        let before = Pace {
+            bytes_done: done.bytes_copied,
+            bytes_total: done.bytes_copied
+                + leaf.bytes
+                + left.clone().map(|leaf| leaf.bytes).sum::<u64>(),
+            merges_done: done.merged.len(),
+            merges_total: done.merged.len() + 1 + left.len(),
+        };
+        let merge = Leaf { tree, cx, served: &served, leaf, work, before };
+        let taken = merge.allocated();
         match merge.run(request.budget.bytes_per_second.map(|bytes| bytes.0)) {
             Ok(End::Merged { bytes }) => {
                 let Planned { node, into, .. } = leaf;
                 done.merged.push(Merged { node, into, bytes, live: true });
                 done.bytes_copied += bytes;
-                done.freed += before.saturating_sub(merge.allocated());
+                done.freed += taken.saturating_sub(merge.allocated());
             }
             Ok(End::Not(reason)) => done.skipped.push(Skipped { uuid: leaf.node, reason }),
             Ok(End::Stopped(why)) => {
@@ -145,7 +161,9 @@ struct Leaf<'a> {
     cx: &'a Cx,
     served: &'a Served<'a>,
     leaf: Planned,
-    until: Option<Instant>,
+    work: &'a Work<'a>,
+    /// How far all merges were when it began.
+    before: Pace,
 }
 
 /// Ends what was begun, unless it came to its end.
@@ -279,19 +297,22 @@ impl Leaf<'_> {
     }
 
     fn tell(&self, state: &DatapathMergeState) {
-        let all = state.total.max(state.copied).max(1);
-        let done = all.saturating_sub(state.remaining).saturating_mul(1000) / all;
-        self.cx.progress(
-            done.min(1000) as u32,
-            &format!("merging VDI {} while it is used", self.vdi()),
-        );
+        let done = state.total.saturating_sub(state.remaining);
+        // What the guest has written since, there was not when it was counted.
+        let more = state.total.saturating_sub(self.leaf.bytes);
+        let _ = (self.work.watch)(Pace {
+            bytes_done: self.before.bytes_done + done,
+            bytes_total: self.before.bytes_total + more,
+            ..self.before
+        });
     }
 
     fn stopped(&self) -> Option<Stopped> {
         if self.cx.is_cancelled() {
             return Some(Stopped::Cancelled);
         }
-        let over = self.cx.check().is_err() || self.until.is_some_and(|end| Instant::now() >= end);
+        let over =
+            self.cx.check().is_err() || self.work.until.is_some_and(|end| Instant::now() >= end);
         over.then_some(Stopped::OutOfTime)
     }
 }

@@ -40,10 +40,16 @@ pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result
         ..usual
     };
     let progress = progress(cx, "merging");
-    let mut done = tree
-        .maintain_beside(cx.deadline(), &budget, &progress, &served)
-        .map_err(from_vhd)?;
-    live::merge_leaves(&tree, cx, request, until, &mut done)?;
+    // What data paths merge comes after all else, and counts from the beginning.
+    let leaves = tree.live_leaves(&served).map_err(from_vhd)?;
+    let (to_come, count) = (leaves.iter().map(|leaf| leaf.bytes).sum::<u64>(), leaves.len());
+    let watch = |pace: Pace| {
+        let (bytes_total, merges_total) = (pace.bytes_total + to_come, pace.merges_total + count);
+        progress(Pace { bytes_total, merges_total, ..pace })
+    };
+    let mut done =
+        tree.maintain_beside(cx.deadline(), &budget, &watch, &served).map_err(from_vhd)?;
+    live::merge_leaves(&tree, cx, request, &live::Work { until, watch: &progress }, &mut done)?;
     step!("sr_maintain.done");
     Ok(answer(done, cx))
 }

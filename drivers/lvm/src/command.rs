@@ -55,10 +55,13 @@ impl Lvm {
         for (part, columns) in COLUMNS {
             words.extend(["--configreport", part, "-o", columns]);
         }
-        let output = self.run(&cx.within(REPORT), "fullreport", &words).await;
+        // Half of the time: one that hangs on a device takes seconds to be given up.
+        let limit = REPORT.min(cx.remaining() / 2);
+        let output = self.run(&cx.within(limit), "fullreport", &words).await;
         let output = output.map_err(|error| match error.kind {
-            Kind::DeadlineExceeded if !cx.remaining().is_zero() => {
-                let message = format!("{} do not answer within 30 s", self.devices);
+            Kind::DeadlineExceeded => {
+                let seconds = limit.as_secs_f64();
+                let message = format!("{} do not answer within {seconds:.0} s", self.devices);
                 let mut late = Error::new(Kind::Unreachable, message);
                 late.context.clone_from(&error.context);
                 late.hint("look at the host's log for errors of these devices")

@@ -107,7 +107,7 @@ pub enum LunAddressing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataPlace {
     /// With the volume, from its first moment: [`Array::create`], [`Array::clone_of`] and
-    /// [`Array::snapshot`] set it.
+    /// [`Array::snapshot`] set it, and answer it in [`Volume::metadata`].
     AtCreate {
         /// Most bytes of UTF-8.
         limit: usize,

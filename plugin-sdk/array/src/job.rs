@@ -67,7 +67,9 @@ where
             // A vanished record is what a 404 means here.
             Err(failure) if failure.class == Class::NotFound => State::Vanished,
             // The job does not depend on our being able to ask.
-            Err(failure) if matches!(failure.class, Class::Busy | Class::Unreachable | Class::Garbled) => {
+            Err(failure)
+                if matches!(failure.class, Class::Busy | Class::Unreachable | Class::Garbled) =>
+            {
                 State::Running { permille: None }
             }
             Err(failure) => return Err(failure.reclassed(Class::Unknown)),
@@ -81,8 +83,9 @@ where
             State::Done => {
                 cx.progress(1000, stage);
                 return look().await?.ok_or_else(|| {
-                    Failure::new(Class::Unknown)
-                        .fact(format!("the array's job ({stage}) is done, and its object not there"))
+                    Failure::new(Class::Unknown).fact(format!(
+                        "the array's job ({stage}) is done, and its object not there"
+                    ))
                 });
             }
             State::Vanished => {

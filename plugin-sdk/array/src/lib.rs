@@ -18,3 +18,4 @@ pub mod rest;
 pub mod retry;
 pub mod session;
 pub mod size;
+pub mod testing;

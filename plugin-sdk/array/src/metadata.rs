@@ -93,7 +93,9 @@ impl Document {
         let unreadable = "its metadata on the array cannot be read";
         let Version { v } = serde_json::from_str(text).map_err(|_| unreadable.to_owned())?;
         if v > VERSION {
-            return Err(format!("its metadata on the array is of layout {v}, from a newer release"));
+            return Err(format!(
+                "its metadata on the array is of layout {v}, from a newer release"
+            ));
         }
         serde_json::from_str(text).map_err(|_| unreadable.to_owned())
     }
@@ -107,7 +109,10 @@ impl Document {
         }
         Err(Error::new(
             Kind::Limit,
-            format!("name, description and keys take {} bytes on the array, which has room for {limit}", text.len()),
+            format!(
+                "name, description and keys take {} bytes on the array, which has room for {limit}",
+                text.len()
+            ),
         )
         .hint("shorten the name or the description, or remove keys"))
     }
@@ -119,7 +124,8 @@ mod tests {
 
     #[test]
     fn a_plain_disk_fits_into_128_bytes() {
-        let document = Document { name: "web server, root".into(), ..Document::new(SrUuid::random()) };
+        let document =
+            Document { name: "web server, root".into(), ..Document::new(SrUuid::random()) };
         let text = document.write(128).unwrap();
         assert!(text.len() <= 96, "{text}");
         assert_eq!(Document::read(&text).unwrap(), document);

@@ -56,8 +56,7 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 5] =
-        [Self::Disk, Self::Snapshot, Self::Hidden, Self::Record, Self::Group];
+    const ALL: [Self; 5] = [Self::Disk, Self::Snapshot, Self::Hidden, Self::Record, Self::Group];
 
     const fn letter(self) -> char {
         match self {
@@ -252,11 +251,23 @@ mod tests {
     fn the_names_are_frozen() {
         let uuid = "619372c4-f8f4-544a-9121-5566407a9574".parse().unwrap();
         let names = RULES.map(|rule| codec(rule).name(Role::Disk, uuid));
-        assert_eq!(names[0], "smv-0b0b0b0b111122223333444455556666-619372c4f8f4544a91215566407a9574");
-        assert_eq!(names[1], "smv-bmfqwcyrceragmztireegorgmq-619372c4f8f4544a91215566407a9574".replace("bmfqwcyrceragmztireegorgmq", &base32("0b0b0b0b-1111-2222-3333-444455556666".parse().unwrap())));
+        assert_eq!(
+            names[0],
+            "smv-0b0b0b0b111122223333444455556666-619372c4f8f4544a91215566407a9574"
+        );
+        assert_eq!(
+            names[1],
+            "smv-bmfqwcyrceragmztireegorgmq-619372c4f8f4544a91215566407a9574".replace(
+                "bmfqwcyrceragmztireegorgmq",
+                &base32("0b0b0b0b-1111-2222-3333-444455556666".parse().unwrap())
+            )
+        );
         assert_eq!(names[1].len(), 63);
         assert_eq!(names[3].len(), 31);
-        assert_eq!(names[4], "smv_0b0b0b0b111122223333444455556666_619372c4f8f4544a91215566407a9574");
+        assert_eq!(
+            names[4],
+            "smv_0b0b0b0b111122223333444455556666_619372c4f8f4544a91215566407a9574"
+        );
         assert_eq!(Codec::inner(Role::Snapshot, uuid).len(), 27);
     }
 
@@ -273,9 +284,21 @@ mod tests {
             let own = codec.name(Role::Disk, Uuid::from_u128(7));
             let other = Codec::new(rule, SrUuid(Uuid::from_u128(9))).unwrap();
             for name in [
-                "", "sm", "smv", "smv-", "web", "sm-web", "smv--", "smx", &own[1..],
-                &own[..own.len() - 1], &format!("{own}x"), &format!("copy-{own}"),
-                &other.name(Role::Disk, Uuid::from_u128(7)), "smé-☃", "s☃",
+                "",
+                "sm",
+                "smv",
+                "smv-",
+                "web",
+                "sm-web",
+                "smv--",
+                "smx",
+                &own[1..],
+                &own[..own.len() - 1],
+                &format!("{own}x"),
+                &format!("copy-{own}"),
+                &other.name(Role::Disk, Uuid::from_u128(7)),
+                "smé-☃",
+                "s☃",
             ] {
                 assert_eq!(codec.read(name), None, "{name:?}");
             }

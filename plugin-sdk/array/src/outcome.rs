@@ -234,7 +234,9 @@ impl From<Failure> for Error {
             Class::InUse => Some("look on the array for hosts, snapshots and clones that use it"),
             Class::Denied => Some("look at the user's password and rights on the array"),
             Class::Invalid => Some("this is a defect of the driver: report it with the requests"),
-            Class::Unknown => Some("it may have been done: the same command looks and completes it"),
+            Class::Unknown => {
+                Some("it may have been done: the same command looks and completes it")
+            }
             Class::LimitReached => Some("the array's manual has its limits"),
             _ => None,
         };

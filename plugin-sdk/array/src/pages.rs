@@ -59,7 +59,9 @@ where
                 if again > AGAIN {
                     return Err(Failure::new(Class::Busy)
                         .object(what)
-                        .fact(format!("the listing of {what} changed {again} times while it was read"))
+                        .fact(format!(
+                            "the listing of {what} changed {again} times while it was read"
+                        ))
                         .hint("try again when fewer are made and removed at the same time"));
                 }
                 continue 'anew;
@@ -70,7 +72,10 @@ where
                 && (!seen.insert(cursor.clone()) || seen.len() > PAGES)
             {
                 return Err(Failure::new(Class::Garbled)
-                    .fact(format!("the array lists {what} in a circle, after {} objects", items.len()))
+                    .fact(format!(
+                        "the array lists {what} in a circle, after {} objects",
+                        items.len()
+                    ))
                     .hint("this is a defect of the array: look for a newer firmware"));
             }
         }

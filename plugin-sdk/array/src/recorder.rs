@@ -170,7 +170,10 @@ mod tests {
         });
         let line = recorder.entries()[0].to_string();
         assert_eq!(line, "0.000 DELETE /credentials/*** 200 1.5 ms, 0 B out, 2 B in");
-        assert_eq!(redactor.scrub("wrong password canary-of-the-mine abc"), "wrong password *** abc");
+        assert_eq!(
+            redactor.scrub("wrong password canary-of-the-mine abc"),
+            "wrong password *** abc"
+        );
         assert!(!format!("{recorder:?} {redactor:?}").contains("canary"));
     }
 

@@ -38,11 +38,7 @@ pub struct RetryPolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self {
-            tries: 8,
-            first: Duration::from_millis(250),
-            longest: Duration::from_secs(30),
-        }
+        Self { tries: 8, first: Duration::from_millis(250), longest: Duration::from_secs(30) }
     }
 }
 
@@ -53,7 +49,8 @@ impl RetryPolicy {
     /// The pause after the `n`-th try (from 1): doubled each time, and between half of that and all
     /// of it by chance, so that those who were refused together do not come back together.
     pub fn pause(&self, n: u32, chance: &Chance) -> Duration {
-        let doubled = self.first.saturating_mul(1_u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX));
+        let doubled =
+            self.first.saturating_mul(1_u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX));
         let whole = doubled.min(self.longest);
         whole / 2 + whole.mul_f64(chance.next() / 2.0)
     }

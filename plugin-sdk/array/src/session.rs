@@ -84,11 +84,7 @@ impl<L: Login> Session<L> {
 
     /// The array has refused `old`: a newer one. Whoever comes first logs in, the others wait for
     /// that.
-    pub async fn renew(
-        &self,
-        cx: &Cx,
-        old: &Ticket<L::Ticket>,
-    ) -> Outcome<Ticket<L::Ticket>> {
+    pub async fn renew(&self, cx: &Cx, old: &Ticket<L::Ticket>) -> Outcome<Ticket<L::Ticket>> {
         self.fresh(cx, Some(old.version)).await
     }
 
@@ -246,6 +242,9 @@ impl Slots {
 }
 
 fn lock_error(path: &Path, error: rustix::io::Errno) -> Error {
-    Error::new(Kind::Config { missing: Vec::new(), candidates: Vec::new() }, format!("the session lock {} cannot be taken", path.display()))
-        .source(&std::io::Error::from(error))
+    Error::new(
+        Kind::Config { missing: Vec::new(), candidates: Vec::new() },
+        format!("the session lock {} cannot be taken", path.display()),
+    )
+    .source(&std::io::Error::from(error))
 }

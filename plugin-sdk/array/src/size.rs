@@ -50,9 +50,7 @@ impl SizeRule {
 
     /// Whether a volume of size `actual` is what a request for `wanted` makes.
     pub fn is(&self, wanted: Bytes, actual: Bytes) -> bool {
-        self.fit(wanted).is_ok_and(|size| {
-            actual >= size && actual.0 - size.0 <= self.slack.0
-        })
+        self.fit(wanted).is_ok_and(|size| actual >= size && actual.0 - size.0 <= self.slack.0)
     }
 }
 
@@ -115,8 +113,10 @@ mod tests {
 
     #[test]
     fn a_geometry_that_the_array_chose_is_recognised() {
-        let ontap = SizeRule { slack: Bytes(64 << 20), ..SizeRule::new(
-            Bytes(4096), Bytes(4096), Bytes(140_737_488_355_328)) };
+        let ontap = SizeRule {
+            slack: Bytes(64 << 20),
+            ..SizeRule::new(Bytes(4096), Bytes(4096), Bytes(140_737_488_355_328))
+        };
         assert!(ontap.is(Bytes(300 << 30), Bytes(322_163_441_664)));
         assert!(!ontap.is(Bytes(300 << 30), Bytes(301 << 30)));
         assert!(!ontap.is(Bytes(300 << 30), Bytes(299 << 30)));

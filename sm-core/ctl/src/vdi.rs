@@ -58,7 +58,10 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
         VdiCommand::Resize { vdi, size } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
             let done = sr.vdi_resize(op, vdi, *size).await?;
-            let what = format!("has {}", done.vdi.virtual_size);
+            let mut what = format!("has {}", done.vdi.virtual_size);
+            if matches!(sr.datapath(vdi).await, Ok(Some(status)) if status.connections > 0) {
+                what.push_str("; a client that is connected sees that when it connects again");
+            }
             Ok(changed(json, &done, &what))
         }
         VdiCommand::Rename { vdi, name } => {

@@ -27,7 +27,16 @@ pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, bool) -> ControlFlow<()>;
 pub(crate) fn open(access: &[Access], mode: Mode) -> Result<Box<dyn Disk>> {
     for way in access {
         let opened = match way {
-            Access::BlockDevice { path } => Chain::single(Layer::Raw(path.as_std_path()), mode),
+            Access::BlockDevice { path } => {
+                // Names of devices are links, made by root; an image's path never is one.
+                let node = std::fs::canonicalize(path).map_err(|error| {
+                    let words = error.to_string();
+                    let mut error = Error::from(error);
+                    error.message = format!("the device {path}: {words}");
+                    error
+                })?;
+                Chain::single(Layer::Raw(&node), mode)
+            }
             Access::File { path, format, backing, .. } => {
                 let layers: Vec<Layer<'_>> = std::iter::once((path, format))
                     .chain(backing.iter().map(|image| (&image.path, &image.format)))

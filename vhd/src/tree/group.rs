@@ -298,7 +298,11 @@ impl Tree {
                     staged.extend(switch.base.as_ref().map(|base| base.source));
                     staged.push(switch.target);
                 }
-                Member::Beside(beside) => staged.push(beside.target),
+                Member::Beside(beside) => {
+                    // The first of them may have got that far.
+                    self.store.remove(&Self::doc_at(beside.target))?;
+                    staged.push(beside.target);
+                }
             }
         }
         self.remove_staged(&staged)?;

@@ -425,6 +425,8 @@ impl Tree {
     ) -> Result<(Vec<Candidate>, Vec<Skipped>)> {
         let mut skipped = Vec::new();
         let mut open: Vec<Option<String>> = vec![None; scan.entries.len()];
+        // Disks that are open by who can be told, and all below them.
+        let mut heard: HashMap<usize, String> = HashMap::new();
         let mut told = vec![false; scan.entries.len()];
         for (uuid, holder) in self.claimed()? {
             if beside.is_own(uuid, &holder) {
@@ -437,8 +439,8 @@ impl Tree {
                         *mark = true;
                     }
                 }
-                if let Some(mark) = open.get_mut(index).filter(|_| !beside.leaves) {
-                    mark.get_or_insert(holder);
+                if !beside.leaves {
+                    heard.insert(index, holder);
                 }
                 continue;
             }
@@ -493,7 +495,8 @@ impl Tree {
                 skipped.push(Skipped { uuid: entry.uuid, reason: error.reason() });
                 continue;
             }
-            let holder = open.get(index).and_then(Option::as_deref);
+            let elsewhere = open.get(index).and_then(Option::as_ref);
+            let holder = elsewhere.or_else(|| heard.get(&index)).map(String::as_str);
             match unfit(entry, base, holder, told.get(index).copied().unwrap_or(true)) {
                 Some(reason) => skipped.push(Skipped { uuid: entry.uuid, reason }),
                 None if busy.contains(&entry.uuid) || busy.contains(&base.uuid) => {}

@@ -122,6 +122,9 @@ impl Tree {
             Err(error) => return Err(error),
         };
         if grown {
+            // Whoever wrote the size may have been stopped before it was durable.
+            let at = Self::image_at(uuid, format);
+            sys::sync(&*self.store.open(&at, true)?, &self.store.path_of(&at))?;
             self.complete_resize(record, uuid)?;
         } else {
             self.undo_resize(record, uuid)?;

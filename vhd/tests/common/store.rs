@@ -69,6 +69,43 @@ impl Writer for Guest<'_> {
     }
 }
 
+/// Guests of several disks.
+struct Guests<'a>(Vec<Guest<'a>>);
+
+impl Writer for Guests<'_> {
+    fn stop(&self) -> Result<()> {
+        self.0.iter().try_for_each(Guest::write)
+    }
+
+    fn go_on(&self) {
+        self.0.iter().for_each(Writer::go_on);
+    }
+}
+
+/// Snapshots of one point in time, the first named [`N`] and the others with the numbers after it.
+/// Answers the first one's.
+pub fn snap_group(tree: &Tree, guard: &Guard, sources: &[u128], written: &[u128]) -> Result<Change> {
+    let metadata = json!({ "name": "one of a group" });
+    let requests: Vec<Snapshot<'_>> = sources
+        .iter()
+        .zip(N..)
+        .map(|(source, new)| Snapshot {
+            op: id(OP),
+            source: id(*source),
+            new: id(new),
+            new_metadata: &metadata,
+            allow_copy: true,
+        })
+        .collect();
+    let guests = Guests(written.iter().map(|disk| Guest { tree, disk: *disk }).collect());
+    let writer = (!written.is_empty()).then_some(&guests as &dyn Writer);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let changes = tree.snapshot_group(guard, &requests, writer, go_on)?;
+    assert_eq!(changes.len(), sources.len());
+    assert!(changes.iter().all(|change| change.outcome == changes[0].outcome));
+    Ok(changes[0])
+}
+
 /// As [`snap`], of a disk that is being written.
 fn snap_written(tree: &Tree, guard: &Guard, op: u128, source: u128, new: u128) -> Result<Change> {
     let guest = Guest { tree, disk: source };
@@ -250,6 +287,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ("snapshot_raw", |t, g| snap(t, g, OP, R, N)),
     ("snapshot_written", |t, g| snap_written(t, g, OP, A, N)),
     ("snapshot_written_new", |t, g| snap_written(t, g, OP, E, N)),
+    ("snapshot_group", |t, g| snap_group(t, g, &[A, S, R, C], &[])),
+    ("snapshot_group_empty", |t, g| snap_group(t, g, &[S, R, R2], &[])),
+    // The second one gets data before its guest stops.
+    ("snapshot_group_written", |t, g| snap_group(t, g, &[A, E, D], &[A, E])),
     ("revert_empty", |t, g| revert(t, g, OP, A, S)),
     ("revert_data", |t, g| revert(t, g, OP, A, C)),
     ("revert_collects", |t, g| revert(t, g, OP, D, S)),

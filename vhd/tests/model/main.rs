@@ -196,7 +196,6 @@ impl World {
             }
             Action::Group { members, .. } => {
                 let made = members.iter().filter(|(_, new)| there(*new)).count();
-                if made > 0 && made < members.len() { eprintln!("DEBUG {recovery:?} {:?}", listing.nodes); }
                 assert!(made == 0 || made == members.len(), "{made} of a group: {members:?}");
                 if made > 0 {
                     self.done(action);
@@ -372,9 +371,9 @@ impl World {
                 Action::Revert { op: self.id(), vdi, to }
             }
             Step::Resize { disk, blocks } => {
-                let uuid = self.disks[self.pick(*disk)?].uuid;
-                // Half of them while somebody has it open.
-                let open = blocks % 2 == 0;
+                let disk = &self.disks[self.pick(*disk)?];
+                // Half of them while somebody has it open; raw disks are not served.
+                let (uuid, open) = (disk.uuid, blocks % 2 == 0 && disk.format == Format::Vhd);
                 Action::Resize { op: self.id(), uuid, size: blocks * BLOCK, open }
             }
             Step::Delete { disk } => Action::Delete { uuid: self.disks[self.pick(*disk)?].uuid },

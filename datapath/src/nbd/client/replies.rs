@@ -410,9 +410,9 @@ impl Slot {
     fn result(self) -> Result<Answer> {
         if let Some((errno, text)) = self.error {
             let what = if text.is_empty() {
-                format!("the server has failed: {errno:?}")
+                format!("the server has failed: {errno}")
             } else {
-                format!("the server has failed: {errno:?}: {text}")
+                format!("the server has failed: {errno}: {text}")
             };
             return Err(ClientError::new(Kind::Server(errno), what));
         }

@@ -185,6 +185,7 @@ impl RingSession {
     /// Waits for the next request without the ring, which is the shorter way: nothing is held, and
     /// nothing else can happen.
     fn next_request(&mut self) -> Result<(), End> {
+        self.transfers.rest();
         match self.link.wire.receive(self.input.room()) {
             Ok(0) => self.ended = true,
             Ok(count) => {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -17,9 +18,16 @@ const ENTRIES: u32 = 128;
 /// Completions that the kernel may keep before it holds some back.
 const COMPLETIONS: u32 = 1024;
 
-/// Memory of one connection for transfers, bytes: eight of the requests that programs send when
-/// they copy, 64 and more of those of a guest.
-const MEMORY: usize = 8 << 20;
+/// Memory that each connection may have for transfers, bytes: four pieces, or 64 and more of the
+/// requests of a guest.
+const OWN: usize = 4 * (PIECE + 2 * ALIGNMENT) + (256 << 10);
+
+/// What all connections of the process may have beyond that, together, bytes: eight of the requests
+/// that programs send when they copy.
+const SHARED: usize = 8 << 20;
+
+/// How much of it is taken.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Sizes of buffers, bytes of data. In front of the data is room for the head of a reply.
 const CLASSES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, PIECE];
@@ -140,26 +148,47 @@ impl Transfers {
             return Some(buffer);
         }
         // Free ones of other sizes make room.
-        for other in 0..CLASSES.len() {
-            while self.memory + size(class) > MEMORY {
-                if self.free.get_mut(other).and_then(Vec::pop).is_none() {
-                    break;
-                }
-                self.memory -= size(other);
-            }
+        while !self.grow(size(class)) {
+            let other = (0..CLASSES.len()).find(|other| {
+                let free = self.free.get_mut(*other);
+                free.and_then(Vec::pop).is_some()
+            })?;
+            self.shrink(size(other));
         }
-        if self.memory + size(class) > MEMORY {
-            return None;
-        }
-        self.memory += size(class);
         let length = CLASSES.get(class)? + ALIGNMENT;
         Some(Buffer { memory: Aligned::new(length), class })
     }
 
-    /// Whether there is memory for so many pieces.
+    /// Takes so much more memory, if it may.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let more = shared(self.memory + bytes) - shared(self.memory);
+        let take = |taken: usize| (taken + more <= SHARED).then_some(taken + more);
+        let taken = TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        self.memory += if taken { bytes } else { 0 };
+        taken
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        let less = shared(self.memory) - shared(self.memory - bytes);
+        self.memory -= bytes;
+        TAKEN.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    /// Whether there is memory for so many pieces, as it seems: others may be quicker.
     pub(super) fn has_room(&self, pieces: usize) -> bool {
         let free: usize = self.free.iter().zip(CLASSES).map(|(free, size)| free.len() * size).sum();
-        self.memory - free + pieces * (PIECE + 2 * ALIGNMENT) <= MEMORY
+        let left = SHARED.saturating_sub(TAKEN.load(Ordering::Relaxed));
+        let most = (self.memory + left).max(OWN);
+        self.memory - free + pieces * (PIECE + 2 * ALIGNMENT) <= most
+    }
+
+    /// Nothing is under way: what others may need is given back.
+    pub(super) fn rest(&mut self) {
+        for (class, size) in CLASSES.into_iter().enumerate().rev() {
+            while self.memory > OWN && self.free.get_mut(class).and_then(Vec::pop).is_some() {
+                self.shrink(size + 2 * ALIGNMENT);
+            }
+        }
     }
 
     pub(super) fn give_back(&mut self, buffer: Buffer) {
@@ -343,8 +372,14 @@ impl Transfers {
     }
 }
 
+/// What of so much memory is not a connection's own.
+fn shared(memory: usize) -> usize {
+    memory.saturating_sub(OWN)
+}
+
 impl Drop for Transfers {
     fn drop(&mut self) {
+        let _shared = GivenBack(shared(self.memory));
         let mut events = Vec::new();
         while self.count > 0 {
             if self.wait(None).is_err() {
@@ -355,6 +390,15 @@ impl Drop for Transfers {
             self.reap(&mut events);
             events.clear();
         }
+    }
+}
+
+/// Memory that others may have when this is dropped.
+struct GivenBack(usize);
+
+impl Drop for GivenBack {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 

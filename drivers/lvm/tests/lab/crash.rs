@@ -1,1 +1,391 @@
-//! To come.
+//! Cut at any place: between any two commands by SIGKILL of `smctl`, in the middle of one by the loss of
+//! the host. Then everything is as before or as after, and nothing is left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use conformance::built::artefact;
+use lab::{Guest, Lab, kit};
+use plugin_sdk::prelude::*;
+use plugin_sdk::testing;
+use serde_json::Value;
+
+use crate::bench::*;
+use crate::user::Smctl;
+
+/// What a user sees of the VDIs: name, size, whether it is a snapshot, health; and volumes of the
+/// group that are none, by their names.
+fn state(smctl: &Smctl<'_>, guest: &Guest) -> BTreeMap<String, String> {
+    let mut seen = BTreeMap::new();
+    for vdi in &smctl.vdis() {
+        let facts = ["virtual_size", "is_a_snapshot", "health", "incomplete", "read_only"];
+        let facts: Vec<String> = facts.iter().map(|fact| vdi[*fact].to_string()).collect();
+        seen.insert(vdi["name"].as_str().unwrap().to_owned(), facts.join(" "));
+    }
+    let volumes = guest.check(["lvs", "--noheadings", "-o", "lv_name"]).unwrap();
+    for volume in volumes.split_whitespace().filter(|name| !name.starts_with("vdi-")) {
+        seen.insert(format!("volume {volume}"), String::new());
+    }
+    seen
+}
+
+struct Scenario {
+    what: &'static str,
+    /// What is there before, beside the disk `disk` with the snapshot `snap`.
+    before: &'static [&'static [&'static str]],
+    command: &'static [&'static str],
+    steps: &'static [&'static str],
+}
+
+const THIN: &[Scenario] = &[
+    Scenario {
+        what: "create",
+        before: &[],
+        command: &["vdi", "create", "--name", "new", "--size", "8MiB"],
+        steps: &["vdi_create.volume_made"],
+    },
+    Scenario {
+        what: "snapshot",
+        before: &[],
+        command: &["vdi", "snapshot", "disk", "--name", "new"],
+        steps: &["vdi_snapshot.volume_made"],
+    },
+    Scenario {
+        what: "resize",
+        before: &[],
+        command: &["vdi", "resize", "disk", "48MiB"],
+        steps: &["vdi_resize.recorded", "vdi_resize.extended"],
+    },
+    Scenario {
+        what: "revert",
+        before: &[&["vdi", "resize", "disk", "64MiB"]],
+        command: &["vdi", "revert", "disk", "snap"],
+        steps: &["vdi_revert.new_made", "vdi_revert.old_removed", "vdi_revert.renamed"],
+    },
+    Scenario {
+        what: "rename",
+        before: &[],
+        command: &["vdi", "rename", "disk", "other"],
+        steps: &["vdi_update.written"],
+    },
+    Scenario {
+        what: "destroy",
+        before: &[],
+        command: &["vdi", "destroy", "snap"],
+        steps: &["vdi_destroy.removed"],
+    },
+];
+
+const THICK: &[Scenario] = &[
+    Scenario {
+        what: "thick create",
+        before: &[],
+        command: &["vdi", "create", "--name", "new", "--size", "8MiB"],
+        steps: &["vdi_create.thick_made", "vdi_create.thick_zeroed", "vdi_create.whole"],
+    },
+    Scenario {
+        what: "thick resize",
+        before: &[],
+        command: &["vdi", "resize", "disk", "48MiB"],
+        steps: &[
+            "vdi_resize.recorded",
+            "vdi_resize.extended",
+            "vdi_resize.zeroed",
+            "vdi_create.whole",
+        ],
+    },
+];
+
+fn again(smctl: &Smctl<'_>, snapshot: bool) {
+    for vdi in &smctl.vdis() {
+        smctl.ok(&["vdi", "destroy", vdi["uuid"].as_str().unwrap()]);
+    }
+    smctl.ok(&["vdi", "create", "--name", "disk", "--size", "32MiB"]);
+    if snapshot {
+        smctl.ok(&["vdi", "snapshot", "disk", "--name", "snap"]);
+    }
+}
+
+fn cut_everywhere(allocation: &str, scenarios: &[Scenario]) -> lab::Result<()> {
+    let lab = Lab::new()?;
+    let host = machine(&lab, &[256])?.boot()?;
+    let smctl = Smctl::new(&host);
+    let allocation_key = format!("allocation={allocation}");
+    let create = ["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda"];
+    smctl.ok(&[&create[..], &[&allocation_key]].concat());
+    for Scenario { what, before, command, steps } in scenarios {
+        for step in *steps {
+            let prepare = || {
+                again(&smctl, allocation == "thin");
+                before.iter().for_each(|words| drop(smctl.ok(words)));
+            };
+            let id = OperationId::random().to_string();
+            let words = [&["--operation-id", &id][..], command].concat();
+            let killed = || {
+                let output = smctl.call(&words).env("SM_STEP_KILL", *step).run().unwrap();
+                assert_eq!(output.status, 128 + 9, "{what} at {step}: {}", output.errors());
+            };
+            // Somebody looks, nobody repeats it; late, somebody does.
+            prepare();
+            let first = state(&smctl, &host);
+            killed();
+            smctl.ok(&["sr", "scan", "l"]);
+            let scanned = state(&smctl, &host);
+            let scan = smctl.json(&["sr", "scan", "l"]);
+            assert!(is_empty(&scan["recovered"]), "{what} at {step}: {scan}");
+            smctl.ok(&words);
+            let last = state(&smctl, &host);
+            assert!(scanned == first || scanned == last, "{what} at {step}:\n{first:?}\n{scanned:?}\n{last:?}");
+            host.check(["vgck"])?;
+
+            // It is repeated at once.
+            prepare();
+            killed();
+            let id_again = &words;
+            smctl.ok(id_again);
+            assert_eq!(state(&smctl, &host), last, "{what} at {step}");
+            assert!(is_empty(&smctl.json(&["sr", "scan", "l"])["recovered"]), "{what} at {step}");
+            assert_eq!(state(&smctl, &host), last, "{what} at {step}");
+        }
+    }
+    Ok(())
+}
+
+fn is_empty(recovered: &Value) -> bool {
+    ["completed", "undone", "removed"]
+        .iter()
+        .all(|field| recovered[*field].as_array().is_none_or(Vec::is_empty))
+}
+
+#[test]
+fn a_cut_between_any_two_commands_is_as_before_or_as_after() -> lab::Result<()> {
+    cut_everywhere("thin", THIN)
+}
+
+#[test]
+fn a_cut_while_a_thick_volume_is_zeroed_is_as_before_or_as_after() -> lab::Result<()> {
+    cut_everywhere("thick", THICK)
+}
+
+/// The life of an SR cut at its steps, and every step of the library known to a scenario.
+#[test]
+fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
+    let lab = Lab::new()?;
+    let host = machine(&lab, &[128])?.boot()?;
+    let smctl = Smctl::new(&host);
+    let library = artefact("libsm_driver_lvm.so").display().to_string();
+    let inspected = smctl.json(&["driver", "inspect", &library]);
+    let steps = inspected["steps"].as_array().unwrap().iter();
+    let steps: BTreeSet<String> =
+        steps.map(|step| step.as_str().unwrap_or_else(|| panic!("{step}")).to_owned()).collect();
+
+    let create = ["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda", "force=true"];
+    let made = ["sr_create.wiped", "sr_create.group_made", "sr_create.pool_made"];
+    let used = ["sr_attach.pool_active", "sr_detach.inactive", "sr_update.written"];
+    let gone = [
+        "sr_destroy.checked", "sr_destroy.pool_removed", "sr_destroy.group_removed",
+        "sr_destroy.labels_removed",
+    ];
+    for step in made.iter().chain(&used).chain(&gone) {
+        host.check(["mkfs.ext4", "-q", "-F", "/dev/ubda"])?;
+        let mut cut = 0;
+        // The step kills the one command that reaches it; that one again, with the same id.
+        for command in [
+            &create[..],
+            &["sr", "update", "l", "--name", "m"],
+            &["sr", "detach", "m"],
+            &["sr", "attach", "m"],
+            &["sr", "destroy", "m"],
+        ] {
+            let id = OperationId::random().to_string();
+            let words = [&["--operation-id", &id][..], command].concat();
+            let output = smctl.call(&words).env("SM_STEP_KILL", *step).run()?;
+            if output.status == 128 + 9 {
+                cut += 1;
+                smctl.ok(&words);
+            } else {
+                output.success()?;
+            }
+        }
+        assert!(cut > 0, "nothing reaches {step}");
+        host.check(["sh", "-c", "test -z \"$(wipefs /dev/ubda)\" || lvm pvs /dev/ubda | grep -q lvm2"])?;
+        assert_eq!(host.check(["vgs", "--noheadings"])?, "", "{step}");
+    }
+
+    let mut known: BTreeSet<String> =
+        made.iter().chain(&used).chain(&gone).map(|step| (*step).to_owned()).collect();
+    for scenario in THIN.iter().chain(THICK) {
+        known.extend(scenario.steps.iter().map(|step| (*step).to_owned()));
+    }
+    // Cut by other tests, or without an effect that another command must follow.
+    known.extend(
+        [
+            "pool.grown", "vdi_activate.active", "vdi_activate.read_only", "vdi_deactivate.inactive",
+            "vdi_deactivate.noted", "vdi_introduce.written", "vdi_create.removed_what_was_begun",
+        ]
+        .map(str::to_owned),
+    );
+    let ours: BTreeSet<String> =
+        steps.into_iter().filter(|step| !step.starts_with("core.")).collect();
+    assert_eq!(ours, known);
+    Ok(())
+}
+
+/// The host is lost while LVM writes: its disk stops in the middle of the command, then the host
+/// goes away. Which write that is differs from run to run.
+#[test]
+fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()> {
+    let lab = Lab::new()?;
+    let host = machine(&lab, &[256])?.boot()?;
+    let smctl = Smctl::new(&host);
+    let sr = smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda"]);
+    smctl.ok(&["vdi", "create", "--name", "disk", "--size", "32MiB"]);
+    let device = smctl.attach(&["disk"]);
+    host.check(["mkfs.ext4", "-q", &device])?;
+    host.check(["mount", &device, "/mnt"])?;
+    host.write("/mnt/file", "precious")?;
+    host.check(["umount", "/mnt"])?;
+    smctl.ok(&["vdi", "snapshot", "disk", "--name", "snap"]);
+    smctl.ok(&["vdi", "detach", "disk"]);
+    for (round, command) in [
+        &["vdi", "snapshot", "disk", "--name", "later"][..],
+        &["vdi", "create", "--name", "new", "--size", "8MiB"],
+        &["vdi", "resize", "disk", "64MiB"],
+        &["vdi", "revert", "disk", "snap"],
+        &["vdi", "destroy", "snap"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        // Below the group is a device that hangs on demand, under way of the command.
+        let smctl = Smctl::new(&host);
+        let running = {
+            let running = smctl.call(command).start()?;
+            // At work, by LVM's own lock of the group.
+            host.wait_for("a command that changes the group", Duration::from_secs(30), |host| {
+                let seen = host.run(["sh", "-c", "cat /proc/[0-9]*/comm | grep -c '^lvm$'"])?.text();
+                let ended = running.ended().is_some();
+                Ok(if seen != "0" || ended { Ok(()) } else { Err(seen) })
+            })?;
+            running
+        };
+        if round % 2 == 1 {
+            // The first is the report; the second is the change.
+            let begun = running.so_far();
+            assert!(begun.is_empty(), "{begun}");
+        }
+        host.reboot()?;
+        let smctl = Smctl::new(&host);
+        let probed = smctl.ok(&["sr", "probe", "--driver", "lvm", "device=/dev/ubda"]);
+        assert!(probed.contains(&sr), "{probed}");
+        smctl.ok(&["sr", "introduce", "--driver", "lvm", "--uuid", &sr, "device=/dev/ubda"]);
+        smctl.ok(&["sr", "scan", "l"]);
+        assert!(is_empty(&smctl.json(&["sr", "scan", "l"])["recovered"]));
+        host.check(["vgck", &format!("sm-{sr}")])?;
+        let state = state(&smctl, &host);
+        assert!(state.contains_key("disk"), "{state:?}");
+        let device = smctl.attach(&["disk"]);
+        host.check(["mount", &device, "/mnt"])?;
+        assert_eq!(host.read("/mnt/file")?, b"precious");
+        host.check(["umount", "/mnt"])?;
+        smctl.ok(&["vdi", "check", "disk"]);
+        smctl.ok(&["vdi", "detach", "disk"]);
+    }
+    Ok(())
+}
+
+/// A device that does not answer costs a call, and leaves what it would have changed.
+#[test]
+fn a_disk_that_hangs_ends_the_call_and_not_the_driver() -> lab::Result<()> {
+    let lab = Lab::new()?;
+    let host = machine(&lab, &[128])?.boot()?;
+    let faulty = kit::dm::Faulty::over(&host, "faulty", "/dev/ubda")?;
+    let smctl = Smctl::new(&host);
+    let device = format!("device={}", faulty.path());
+    smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "l", &device]);
+    smctl.ok(&["vdi", "create", "--name", "disk", "--size", "8MiB"]);
+    faulty.hang()?;
+    let words = ["vdi", "create", "--name", "new", "--size", "8MiB", "--timeout", "12s"];
+    let output = smctl.call(&words).run()?;
+    assert_eq!(output.status, 11, "{}", output.errors());
+    let said = format!("{} do not answer within 6 s", faulty.path());
+    assert!(output.errors().contains(&said), "{}", output.errors());
+    faulty.healthy()?;
+    assert_eq!(smctl.vdis().len(), 1);
+    faulty.fail()?;
+    let output = smctl.call(&["vdi", "list"]).run()?;
+    assert_ne!(output.status, 0);
+    faulty.healthy()?;
+    smctl.ok(&["vdi", "destroy", "disk"]);
+    smctl.ok(&["sr", "destroy", "l"]);
+    faulty.remove()
+}
+
+/// Two changes of one group at the same time: both wait for LVM's own lock, which the test holds
+/// until both are there.
+#[test]
+fn two_operations_at_the_same_time_both_succeed() -> lab::Result<()> {
+    lab::in_guest(|lab| machine(lab, &[256]), || {
+        let bench = Bench::with_sr(&[("device", "/dev/ubda")]);
+        let disks: Vec<VdiUuid> =
+            ["a", "b"].iter().map(|name| bench.create(name, 16 * MIB).uuid).collect();
+        let lvms = || {
+            let all = std::fs::read_dir("/proc").unwrap().flatten();
+            let names = all.map(|entry| std::fs::read_to_string(entry.path().join("comm")));
+            names.flatten().filter(|name| name.trim() == "lvm").count()
+        };
+        let folder = "/run/lock/lvm";
+        std::fs::create_dir_all(folder).unwrap();
+        let lock = format!("{folder}/V_sm-{}", bench.sr);
+        let lock = std::fs::File::options().create(true).append(true).open(lock).unwrap();
+        lock.lock().unwrap();
+        let other = Bench::open(bench.sr, &[("device", "/dev/ubda")]);
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| bench.call(snapshot(disks[0], "s")));
+            let resize = VdiResize { vdi: disks[1], virtual_size: Bytes(32 * MIB) };
+            let resized = scope.spawn(|| other.call(resize));
+            let end = std::time::Instant::now() + Duration::from_secs(30);
+            while lvms() < 2 {
+                assert!(std::time::Instant::now() < end, "they do not meet");
+                std::thread::yield_now();
+            }
+            lock.unlock().unwrap();
+            assert_eq!(taken.join().unwrap().changed, Changed::Created);
+            assert_eq!(resized.join().unwrap().vdi.virtual_size, Bytes(32 * MIB));
+        });
+        assert_eq!(bench.scan().len(), 3);
+        sh(&["vgck"]);
+
+        // A recovery leaves alone what somebody is at: his revert is between two commands.
+        let group = format!("sm-{}", bench.sr);
+        let held = std::fs::File::options().write(true).open(format!("/run/lock/sm-lvm/{group}"));
+        let held = held.unwrap();
+        held.lock_shared().unwrap();
+        let (from, name) = (format!("{group}/vdi-{}", disks[0]), format!("revert-{}", disks[0]));
+        sh(&["lvcreate", "-q", "-s", "-n", &name, &from]);
+        assert_eq!(bench.call(SrRecover::default()), SrRecovered::default());
+        let begun = testing::run(async {
+            bench.driver.call(SrDestroy::default()).budget(Duration::from_millis(300)).await
+        });
+        let busy = begun.unwrap_err();
+        assert_eq!(busy.kind, Kind::DeadlineExceeded);
+        assert!(busy.hint.as_ref().unwrap().contains("another process works on the SR"), "{busy:?}");
+        drop(held);
+        let recovered = bench.call(SrRecover::default());
+        assert_eq!(recovered.completed, [format!("revert of VDI {}", disks[0])]);
+        assert_eq!(bench.scan().len(), 3);
+
+        // A volume that LVM was killed upon is suspended: it goes on.
+        let device = bench.attach(disks[1], AttachMode::ReadWrite);
+        let mapped = std::fs::canonicalize(&device).unwrap().display().to_string();
+        let suspend = std::process::Command::new("dmsetup")
+            .args(["suspend", &mapped])
+            .env("DM_DISABLE_UDEV", "1")
+            .status();
+        assert!(suspend.unwrap().success());
+        let recovered = bench.call(SrRecover::default());
+        assert_eq!(recovered.completed, [format!("vdi-{} was suspended, and goes on", disks[1])]);
+        write(&device, 0, 1, MIB);
+        assert_eq!(bench.call(SrRecover::default()), SrRecovered::default());
+    })
+}

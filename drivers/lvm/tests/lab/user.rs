@@ -25,7 +25,7 @@ impl<'a> Smctl<'a> {
     }
 
     pub(crate) fn call(&self, words: &[&str]) -> lab::Call<'a> {
-        let all = [self.program.as_str(), "--timeout", "50s"].into_iter().chain(words.iter().copied());
+        let all = std::iter::once(self.program.as_str()).chain(words.iter().copied());
         self.guest
             .command(all)
             .env("SMCTL_STATE_DIR", format!("{}/state", self.folder))
@@ -40,6 +40,10 @@ impl<'a> Smctl<'a> {
     pub(crate) fn attach(&self, words: &[&str]) -> String {
         let text = self.ok(&[&["vdi", "attach"], words].concat());
         text.strip_prefix("block device ").unwrap_or_else(|| panic!("{text}")).to_owned()
+    }
+
+    pub(crate) fn vdis(&self) -> Vec<Value> {
+        self.json(&["vdi", "list"])["vdis"].as_array().unwrap().clone()
     }
 
     pub(crate) fn json(&self, words: &[&str]) -> Value {
@@ -82,7 +86,7 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     smctl.ok(&["vdi", "export", "web server", "/var/tmp/out.raw", "--format", "raw"]);
     assert_eq!(sum(&first, "/var/tmp/out.raw"), written);
     smctl.ok(&["vdi", "import", "/var/tmp/out.raw", "--name", "imported"]);
-    let before = smctl.json(&["vdi", "list"]);
+    let before = smctl.vdis();
     assert!(smctl.ok(&["vdi", "check", "web server"]).len() < 200);
     let tree = smctl.ok(&["vdi", "tree"]);
     assert!(tree.contains("before") && tree.contains("copy"), "{tree}");
@@ -95,7 +99,7 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     let probed = smctl.ok(&["sr", "probe", "--driver", "lvm", "device=/dev/ubdb"]);
     assert!(probed.contains(&sr) && probed.contains("local"), "{probed}");
     smctl.ok(&["sr", "introduce", "--driver", "lvm", "--uuid", &sr, "device=/dev/ubdb"]);
-    assert_eq!(smctl.json(&["vdi", "list"]), before);
+    assert_eq!(smctl.vdis(), before);
     let device = smctl.attach(&["web server", "--read-only"]);
     assert_eq!(sum(&second, &device), written);
     smctl.ok(&["vdi", "detach", "web server"]);
@@ -111,7 +115,7 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     second.check(["umount", "/mnt"])?;
     smctl.ok(&["vdi", "detach", "web server"]);
 
-    for vdi in smctl.json(&["vdi", "list"]).as_array().unwrap() {
+    for vdi in &smctl.vdis() {
         smctl.ok(&["vdi", "destroy", vdi["uuid"].as_str().unwrap()]);
     }
     smctl.ok(&["sr", "destroy", "local"]);

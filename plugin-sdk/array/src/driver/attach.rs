@@ -45,7 +45,9 @@ impl<P: Product> Offload<P> {
             match self.array.map(cx, &attached.volume, &initiator).await {
                 Ok(mapping) => break mapping,
                 // Mapping twice is the same as once.
-                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => cx.check()?,
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?
+                }
                 Err(failure) => return Err(failure.object(attached.volume.name.clone()).into()),
             }
         };
@@ -71,7 +73,9 @@ impl<P: Product> Offload<P> {
             tries += 1;
             match self.array.unmap(cx, &attached.volume, &initiator).await.or_absent() {
                 Ok(_) => break,
-                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => cx.check()?,
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?
+                }
                 Err(failure) => return Err(failure.object(attached.volume.name.clone()).into()),
             }
         }

@@ -5,6 +5,7 @@ use plugin_sdk::model::{Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
 
 use super::item::Item;
+use super::recent::Happened;
 use super::{Connector as _, Offload, Product};
 use crate::array::{Array as _, CloneKind, Volume};
 use crate::ledger::{Intent, What};
@@ -31,7 +32,8 @@ impl<P: Product> Offload<P> {
             }
             return Ok(VdiDestroyed { changed: Changed::Already });
         };
-        if item.is_gone() {
+        let removed = self.recent.of(vdi, P::SETTLE.stale) == Some(Happened::Removed);
+        if item.is_gone() || removed {
             return Ok(VdiDestroyed { changed: Changed::Already });
         }
         if !item.is_snapshot
@@ -48,7 +50,10 @@ impl<P: Product> Offload<P> {
             })
             .await;
         match removed {
-            Ok(changed) => Ok(VdiDestroyed { changed }),
+            Ok(changed) => {
+                self.recent.note(vdi, Happened::Removed);
+                Ok(VdiDestroyed { changed })
+            }
             Err(failure) if failure.class == Class::InUse => {
                 if self.is_needed(cx, &item).await? {
                     return self.hide(cx, item).await;
@@ -74,6 +79,7 @@ impl<P: Product> Offload<P> {
         };
         document.gone = true;
         self.describe(cx, &mut item.volume, &document).await?;
+        self.recent.note(item.uuid, Happened::Removed);
         Ok(VdiDestroyed { changed: Changed::Modified })
     }
 
@@ -175,9 +181,8 @@ impl<P: Product> Offload<P> {
 
     /// A clone is gone: the snapshot it hung on, if that was kept only for it.
     async fn reap_origin(&self, cx: &Cx, clone: &Volume, origin: &str) -> Outcome<()> {
-        let hidden = self.codec.read(&clone.name).map(|named| {
-            self.snapshot_name(Role::Hidden, named.uuid)
-        });
+        let hidden =
+            self.codec.read(&clone.name).map(|named| self.snapshot_name(Role::Hidden, named.uuid));
         let mut candidates = Vec::new();
         if let Some(hidden) = hidden
             && let Some(found) = self.array.get_snapshot(cx, &hidden, None).await.or_absent()?

@@ -7,11 +7,13 @@ use plugin_sdk::model::vdi::{Health, VdiInfo};
 use plugin_sdk::model::{Bytes, VdiUuid};
 use plugin_sdk::{Cx, Result, quarantined_vdi};
 
+use super::recent::Happened;
 use super::{Offload, Product, no_vdi, quarantined};
 use crate::array::{Array as _, MetadataPlace, Volume};
 use crate::metadata::Document;
 use crate::names::Role;
 use crate::outcome::{OrAbsent as _, Outcome};
+use crate::retry::wait;
 
 /// A volume or snapshot of ours.
 #[derive(Clone, Debug)]
@@ -116,23 +118,41 @@ impl<P: Product> Offload<P> {
         };
         let items = volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref()));
         // By UUID: an array that shows an object on two pages shows one disk.
-        let sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
+        let mut sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
+        for (vdi, happened) in self.recent.all(P::SETTLE.stale) {
+            match happened {
+                Happened::Removed => drop(sorted.remove(&vdi)),
+                Happened::Made if sorted.contains_key(&vdi) => {}
+                Happened::Made => {
+                    let found = self.find(cx, vdi).await?;
+                    sorted.extend(found.map(|item| (vdi, item)));
+                }
+            }
+        }
         Ok(sorted.into_values().collect())
     }
 
     /// A volume or snapshot with its text.
     pub(super) async fn with_text(&self, cx: &Cx, volume: Volume) -> Outcome<Option<Item>> {
         let texts = match self.array.capabilities().metadata {
-            MetadataPlace::Apart { .. } => {
-                Some(self.array.descriptions(cx, Some(&volume)).await?)
-            }
+            MetadataPlace::Apart { .. } => Some(self.array.descriptions(cx, Some(&volume)).await?),
             _ => None,
         };
         Ok(self.item(volume, texts.as_ref()))
     }
 
-    /// The item of a UUID, gone ones too.
+    /// The item of a UUID, gone ones too. One that was made a moment ago is waited for.
     pub(super) async fn find(&self, cx: &Cx, vdi: VdiUuid) -> Outcome<Option<Item>> {
+        loop {
+            let found = self.find_now(cx, vdi).await?;
+            match self.recent.of(vdi, P::SETTLE.stale) {
+                Some(Happened::Made) if found.is_none() => wait(cx, P::SETTLE.pause).await?,
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    async fn find_now(&self, cx: &Cx, vdi: VdiUuid) -> Outcome<Option<Item>> {
         if let Some(disk) = self.array.get(cx, &self.disk_name(vdi.0)).await.or_absent()? {
             return self.with_text(cx, disk).await;
         }
@@ -146,6 +166,8 @@ impl<P: Product> Offload<P> {
     /// The VDI of a UUID. Error kind `not_found`.
     pub(super) async fn known(&self, cx: &Cx, vdi: VdiUuid) -> Result<Item> {
         let found = self.find(cx, vdi).await?.filter(|item| !item.is_gone());
+        let found =
+            found.filter(|_| self.recent.of(vdi, P::SETTLE.stale) != Some(Happened::Removed));
         found.ok_or_else(|| no_vdi(vdi))
     }
 

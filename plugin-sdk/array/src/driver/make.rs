@@ -9,8 +9,9 @@ use plugin_sdk::model::{Bytes, Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
 
 use super::item::Item;
+use super::recent::Happened;
 use super::{Connector as _, Offload, Product, no_vdi};
-use crate::array::{Array as _, CloneKind, MetadataPlace, New, SnapshotScope, Volume};
+use crate::array::{Array as _, CloneKind, New, SnapshotScope, Volume};
 use crate::metadata::Document;
 use crate::names::Role;
 use crate::outcome::{OrAbsent as _, Outcome};
@@ -35,19 +36,21 @@ impl<P: Product> Offload<P> {
 
     /// What was just made, with its text.
     async fn made(&self, cx: &Cx, mut volume: Volume, document: &Document) -> Outcome<Item> {
-        if !matches!(self.array.capabilities().metadata, MetadataPlace::AtCreate { .. }) {
+        if volume.metadata.as_ref() != Some(&self.text(document)?) {
             step!("array.made_without_text");
             self.describe(&cx.shielded(), &mut volume, document).await?;
-        } else if volume.metadata.is_none() {
-            volume.metadata = Some(self.text(document)?);
         }
         let (uuid, is_snapshot) = match volume.snapshot_of {
             Some(_) => (self.read_snapshot(&volume).map(|(_, uuid)| uuid), true),
             None => (self.codec.read(&volume.name).map(|named| named.uuid), false),
         };
         let uuid = uuid.ok_or_else(|| {
-            Error::internal(format!("the array calls what it made {:?}, which is no name of ours", volume.name))
+            Error::internal(format!(
+                "the array calls what it made {:?}, which is no name of ours",
+                volume.name
+            ))
         })?;
+        self.recent.note(VdiUuid(uuid), Happened::Made);
         Ok(Item { uuid: VdiUuid(uuid), is_snapshot, volume, document: Ok(Some(document.clone())) })
     }
 
@@ -79,7 +82,9 @@ impl<P: Product> Offload<P> {
                 },
                 |item| {
                     if item.is_gone() {
-                        return Err("it is a disk that was destroyed and is still needed".to_owned());
+                        return Err(
+                            "it is a disk that was destroyed and is still needed".to_owned()
+                        );
                     }
                     if rule.is(size, item.volume.size) {
                         return Ok(());
@@ -138,7 +143,10 @@ impl<P: Product> Offload<P> {
         if now > to && !capabilities.size.is(to, now) {
             return Err(Error::new(
                 Kind::Limit,
-                format!("VDI {} has {} bytes and does not become smaller: {}", request.vdi, now.0, to.0),
+                format!(
+                    "VDI {} has {} bytes and does not become smaller: {}",
+                    request.vdi, now.0, to.0
+                ),
             )
             .legacy_detail(79, "shrinking not allowed"));
         }
@@ -220,22 +228,24 @@ impl<P: Product> Offload<P> {
         let (volume, text) = (&source.volume, &self.text(document)?);
         let ledger = Self::ledger(cx);
         if self.array.capabilities().snapshots == SnapshotScope::Unnamed {
-            let changed = ledger
-                .make_then_name(
-                    name,
-                    Some(serde_json::json!(volume)),
-                    |cx| async move {
-                        let all = self.array.snapshots(&cx, Some(volume)).await?;
-                        Ok(all.into_iter().map(|snapshot| snapshot.name).collect())
-                    },
-                    |cx| async move { self.array.snapshot_unnamed(&cx, volume).await },
-                    |cx, from| async move {
-                        self.array.rename_snapshot(&cx, volume, &from, name).await
-                    },
-                )
-                .await?;
-            let found = self.array.get_snapshot(cx, name, Some(volume)).await;
-            let found = self.look_whole(cx, found, document).await?;
+            let changed =
+                ledger
+                    .make_then_name(
+                        name,
+                        Some(serde_json::json!(volume)),
+                        |cx| async move {
+                            let all = self.array.snapshots(&cx, Some(volume)).await?;
+                            Ok(all.into_iter().map(|snapshot| snapshot.name).collect())
+                        },
+                        |cx| async move { self.array.snapshot_unnamed(&cx, volume).await },
+                        |cx, from| async move {
+                            self.array.rename_snapshot(&cx, volume, &from, name).await
+                        },
+                    )
+                    .await?;
+            self.recent.note(spec.uuid, Happened::Made);
+            let item = self.find(cx, spec.uuid).await?.ok_or_else(|| no_vdi(spec.uuid))?;
+            let found = self.look_whole(cx, Ok(item.volume), document).await?;
             let item = found.ok_or_else(|| no_vdi(spec.uuid))?;
             of_source(spec, &item)?;
             return Ok((changed, item.info()));
@@ -259,12 +269,7 @@ impl<P: Product> Offload<P> {
     }
 
     /// All of them at one instant, or none.
-    async fn snapshot_group(
-        &self,
-        cx: &Cx,
-        specs: &[SnapshotSpec],
-        time: u64,
-    ) -> Result<VdisDone> {
+    async fn snapshot_group(&self, cx: &Cx, specs: &[SnapshotSpec], time: u64) -> Result<VdisDone> {
         let mut parts = Vec::new();
         let mut documents = Vec::new();
         for spec in specs {
@@ -423,7 +428,9 @@ impl<P: Product> Offload<P> {
             match self.array.restore(cx, &item.volume, &snapshot.volume).await {
                 Ok(()) => break,
                 // Twice is the same as once.
-                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => cx.check()?,
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?
+                }
                 Err(failure) => return Err(failure.object(item.volume.name.clone()).into()),
             }
         }

@@ -16,6 +16,7 @@ mod attach;
 mod destroy;
 mod item;
 mod make;
+mod recent;
 mod record;
 
 use plugin_sdk::config::{DeviceConfig, RawConfig};
@@ -32,6 +33,7 @@ use plugin_sdk::model::vdi::{
 use plugin_sdk::model::{Kind, SrUuid};
 use plugin_sdk::{Cx, Driver, Error, Manifest, Result, SessionHealth, Utf8PathBuf};
 
+use self::recent::Recent;
 use crate::array::{Array, Initiator, Mapping, SnapshotScope, Volume};
 use crate::ledger::{Ledger, Settle};
 use crate::metadata::Document;
@@ -52,11 +54,7 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Removes the block device with all its paths, before the array ends the mapping. Not
     /// connected: success.
-    fn disconnect(
-        &self,
-        cx: &Cx,
-        mapping: &Mapping,
-    ) -> impl Future<Output = Result<()>> + Send;
+    fn disconnect(&self, cx: &Cx, mapping: &Mapping) -> impl Future<Output = Result<()>> + Send;
 
     /// The volume has another size; looks again if it is connected.
     fn resized(&self, cx: &Cx, vdi: Uuid) -> impl Future<Output = Result<()>> + Send {
@@ -129,6 +127,7 @@ pub struct Offload<P: Product> {
     connector: P::Connector,
     codec: Codec,
     pool: Option<String>,
+    recent: Recent,
 }
 
 impl<P: Product> Offload<P> {
@@ -179,7 +178,7 @@ impl<P: Product> Driver for Offload<P> {
         let pool = P::pool(&config);
         let (array, connector) = P::open(config, cx).await?;
         let codec = Codec::new(array.capabilities().names, sr)?;
-        Ok(Self { sr, array, connector, codec, pool })
+        Ok(Self { sr, array, connector, codec, pool, recent: Recent::default() })
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {

@@ -120,8 +120,7 @@ mod tests {
     use super::*;
 
     fn reply(headers: &[(&str, &str)], body: &str) -> Reply {
-        let headers =
-            headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let headers = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         Reply { status: 200, headers, body: body.into(), asked: "GET /volumes".into() }
     }
 

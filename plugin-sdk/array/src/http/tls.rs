@@ -36,7 +36,10 @@ impl Trust {
             Self::Fingerprint(text) => {
                 let pinned = fingerprint(text)?;
                 let verifier = Arc::new(Pinned { pinned, provider });
-                Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+                Ok(builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(verifier)
+                    .with_no_client_auth())
             }
             Self::Authority(pem) => {
                 let roots = authority(pem)?;
@@ -216,7 +219,8 @@ mod tests {
 
     #[test]
     fn an_authority_that_is_none_is_refused() {
-        for wrong in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        for wrong in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+        {
             let error = authority(wrong).unwrap_err();
             assert_eq!(
                 error.message,
