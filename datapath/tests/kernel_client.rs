@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datapath::disk::{Drive, Format, Layer, Options, Plan};
+use datapath::error::Errno;
 use datapath::export::{Export, Exports};
+use datapath::nbd::client::{self, Client};
 use datapath::nbd::wire::listen_tcp;
-use datapath::nbd::{Limits, Listener, Server};
-use lab::kit::{dm, nbd};
+use datapath::nbd::{Limits, Listener, Server, Uri};
+use lab::kit::nbd;
 use lab::{Guest, Lab, Result, Running};
 use uuid::Uuid;
 use vhd::image::{NewImage, ParentLink, create};
@@ -183,52 +185,88 @@ fn the_kernels_client_comes_over_tcp() -> Result<()> {
     )
 }
 
+/// A device over the guest's disk that works, or fails in some way.
+fn table(line: &str) {
+    let words = |words: &[&str]| {
+        let output = Command::new("dmsetup").env("DM_DISABLE_UDEV", "1").args(words).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "dmsetup {words:?}: {output:?}");
+    };
+    if !Path::new("/dev/mapper/faulty").exists() {
+        return words(&["create", "faulty", "--table", line]);
+    }
+    words(&["suspend", "--nolockfs", "faulty"]);
+    words(&["load", "faulty", "--table", line]);
+    words(&["resume", "faulty"]);
+}
+
+const HEALTHY: &str = "0 65536 linear /dev/ubda 0";
+const NO_WRITES: &str = "0 65536 flakey /dev/ubda 0 0 3600 1 error_writes";
+const BROKEN: &str = "0 65536 error";
+
 #[test]
 fn a_disk_that_fails_below_fails_the_requests_and_nothing_else() -> Result<()> {
-    let lab = Lab::new()?;
-    let disk = lab.disk("a", 32 * MIB)?;
-    let host = lab.guest("host").disk(&disk).boot()?;
-    let faulty = dm::Faulty::over(&host, "faulty", "/dev/ubda")?;
-    let server = serve(&host, &faulty.path(), &["--format", "raw", "--direct"])?;
-    let uri = format!("nbd+unix:///?socket={SOCKET}");
-    host.wait_for("a socket", LONG, |host| {
-        let there = host.run(["test", "-S", SOCKET])?.status == 0;
-        Ok(if there { Ok(()) } else { Err(server.so_far()) })
-    })?;
-    let io = |cache: &str, command: &str| -> Result<String> {
-        let output = host.run(["qemu-io", "-f", "raw", "-t", cache, "-c", command, &uri])?;
-        Ok(format!("{command}: {} {}", output.text(), output.errors()))
-    };
-    let fails = |said: String| assert!(said.contains("Input/output error"), "{said}");
-    let works = |said: String| assert!(said.contains("ops;"), "{said}");
-    // Short, and long enough to be done in parts. Without the flush at the end of each.
-    for length in ["4k", "2M"] {
-        works(io("unsafe", &format!("write -P 1 1M {length}"))?);
-        faulty.fail_writes()?;
-        fails(io("unsafe", &format!("write -P 2 1M {length}"))?);
-        works(io("unsafe", &format!("read -P 1 1M {length}"))?);
-        faulty.fail()?;
-        fails(io("unsafe", &format!("read 1M {length}"))?);
-        faulty.healthy()?;
-        works(io("unsafe", &format!("read -P 1 1M {length}"))?);
-        works(io("unsafe", &format!("write -P 3 1M {length}"))?);
-        works(io("unsafe", &format!("read -P 3 1M {length}"))?);
-    }
-    // Nobody knows what a flush has lost that failed: nothing is written until the disk is opened
-    // anew.
-    faulty.fail_writes()?;
-    fails(io("writeback", "flush")?);
-    faulty.healthy()?;
-    works(io("unsafe", "read -P 3 1M 4k")?);
-    fails(io("unsafe", "write -P 4 1M 4k")?);
-    // It says so when it ends, too.
-    host.check(["pkill", "-TERM", "-x", "sm-datapath"])?;
-    assert_ne!(server.wait(LONG)?.status, 0);
-    let server = serve(&host, &faulty.path(), &["--format", "raw", "--direct"])?;
-    host.wait_for("a socket", LONG, |host| {
-        let there = host.run(["test", "-S", SOCKET])?.status == 0;
-        Ok(if there { Ok(()) } else { Err(server.so_far()) })
-    })?;
-    works(io("writeback", "write -P 4 1M 4k")?);
-    end(&host, server)
+    lab::in_guest(
+        |lab| {
+            let modules = ["dm-mod", "dm-flakey"];
+            Ok(lab.guest("host").disk(&lab.disk("a", 32 * MIB)?).modules(&modules))
+        },
+        || {
+            let folder = tempfile::tempdir().unwrap();
+            table(HEALTHY);
+            let leaf = Layer { path: "/dev/mapper/faulty".into(), format: Format::Raw };
+            let plan = Plan { leaf, backing: Vec::new(), read_only: false };
+            let options = Options { direct: true, ..Options::default() };
+            let socket = folder.path().join("s");
+            let open = || {
+                let drive = Drive::open(&plan, options.clone()).unwrap();
+                let server = Server::new(Arc::new(Only(drive.clone())), Limits::default());
+                let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+                server.serve(Listener::Unix(listener)).unwrap();
+                let uri = Uri::unix(socket.clone(), "");
+                (drive, server, Client::connect(&uri, &client::Options::default()).unwrap())
+            };
+            let eio = client::Kind::Server(Errno::Io);
+            let (drive, server, client) = open();
+            // Short, and long enough to be done in parts.
+            for length in [4096, 2 << 20] {
+                let mut back = vec![0; length];
+                client.write(MIB, &vec![1; length], false).unwrap();
+                table(NO_WRITES);
+                assert_eq!(client.write(MIB, &vec![2; length], false).unwrap_err().kind, eio);
+                client.read(MIB, &mut back).unwrap();
+                assert!(back.iter().all(|byte| *byte == 1));
+                table(BROKEN);
+                assert_eq!(client.read(MIB, &mut back).unwrap_err().kind, eio);
+                table(HEALTHY);
+                client.write(MIB, &vec![3; length], false).unwrap();
+                client.read(MIB, &mut back).unwrap();
+                assert!(back.iter().all(|byte| *byte == 3));
+            }
+            client.flush().unwrap();
+
+            // Nobody knows what a flush has lost that failed: nothing is written until the disk is
+            // opened anew.
+            client.write(0, &[4; 4096], false).unwrap();
+            table(NO_WRITES);
+            assert_eq!(client.flush().unwrap_err().kind, eio);
+            table(HEALTHY);
+            assert_eq!(client.write(0, &[5; 4096], false).unwrap_err().kind, eio);
+            assert_eq!(client.flush().unwrap_err().kind, eio);
+            let mut back = [0; 4096];
+            client.read(0, &mut back).unwrap();
+            assert_eq!(back, [4; 4096]);
+            drop(client);
+            assert!(server.stop(LONG));
+            let error = drive.close(Instant::now() + LONG).unwrap_err();
+            assert!(error.to_string().contains("an earlier sync failed"), "{error}");
+            drop(drive);
+            std::fs::remove_file(&socket).unwrap();
+            let (drive, server, client) = open();
+            client.write(0, &[5; 4096], true).unwrap();
+            drop(client);
+            assert!(server.stop(LONG));
+            drive.close(Instant::now() + LONG).unwrap();
+        },
+    )
 }

@@ -12,9 +12,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::protocol::{
-    Command, Failure, FailureKind, LONGEST_LINE, Merging, Outcome, Paused, Reply, Request, Status, VERSION,
+    Command, Failure, FailureKind, LONGEST_LINE, Merging, Outcome, Paused, Reply, Request, Status,
+    VERSION,
 };
-use super::protocol::{Tracking, Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus};
+use super::protocol::{
+    Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus, Tracking,
+};
 use super::run::{self, Place, Process};
 use crate::disk::{Limits, Plan};
 
@@ -283,7 +286,8 @@ impl Client {
     pub fn pause_closed(&mut self, lock: Option<PathBuf>, patience: Duration) -> Result<Paused> {
         let paused = self.pause_and(lock, true, patience)?;
         if !paused.closed {
-            let text = "the process is of an earlier release and cannot close its images in a pause";
+            let text =
+                "the process is of an earlier release and cannot close its images in a pause";
             return Err(Failure::new(FailureKind::Unsupported, text).into());
         }
         Ok(paused)

@@ -1,4 +1,4 @@
-//! Lets go of what the process that started this one has left open.
+//! Lets go of what the process that started this one has left open, and of its limit of descriptors.
 #![allow(
     unsafe_code,
     reason = "closing descriptors by number is a system call on what others opened"
@@ -24,4 +24,12 @@ pub(super) fn close_inherited() {
             unsafe { rustix::io::close(number) };
         }
     }
+}
+
+/// As many descriptors as the system gives: a connection has up to six, and usual limits are below
+/// what all connections may need. Not having them is no reason not to begin.
+pub(super) fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

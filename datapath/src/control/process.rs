@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::inherit::close_inherited;
+use super::inherit::{close_inherited, raise_descriptors};
 use super::run::{Place, Process};
 use super::served::{How, Served};
 use super::server::{self, Handler};
@@ -82,10 +82,12 @@ pub fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
         }
         Ok(Wish::Managed { place, direct }) => {
             close_inherited();
+            raise_descriptors();
             start_log();
             return managed(&Place::at(place), How { direct });
         }
         Ok(Wish::Plain(plain)) if plain.foreground => {
+            raise_descriptors();
             start_log();
             serve_plain(&plain)
         }

@@ -217,7 +217,6 @@ impl Drive {
         Ok(())
     }
 
-
     /// As [`Export::read`], for work of our own: not counted and not limited.
     pub fn read_aside(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let _pass = self.enter()?;

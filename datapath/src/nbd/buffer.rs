@@ -42,6 +42,53 @@ impl Aligned {
     }
 }
 
+/// Memory for one transfer.
+#[cfg(feature = "ring")]
+pub(super) struct Buffer {
+    pub(super) memory: Aligned,
+    /// Which of the sizes that there are.
+    pub(super) class: usize,
+}
+
+#[cfg(feature = "ring")]
+impl Buffer {
+    /// The data.
+    pub(super) fn data(&mut self, length: usize) -> &mut [u8] {
+        self.memory.get().get_mut(ALIGNMENT..ALIGNMENT + length).unwrap_or_default()
+    }
+
+    /// The data and what is in front of it.
+    pub(super) fn with_head(&mut self, head: usize, length: usize) -> &mut [u8] {
+        self.memory.get().get_mut(ALIGNMENT - head..ALIGNMENT + length).unwrap_or_default()
+    }
+}
+
+/// What a write brings, for another thread.
+pub(super) enum Payload {
+    Bytes(Vec<u8>),
+    /// So many bytes in memory for transfers, which goes back there.
+    #[cfg(feature = "ring")]
+    Lent(Buffer, usize),
+}
+
+impl Payload {
+    pub(super) fn bytes(&mut self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            #[cfg(feature = "ring")]
+            Self::Lent(buffer, length) => buffer.data(*length),
+        }
+    }
+
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            #[cfg(feature = "ring")]
+            Self::Lent(_, length) => *length,
+        }
+    }
+}
+
 /// Requests as they come.
 pub(super) struct Input {
     memory: Aligned,

@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::buffer::Payload;
 use super::link::lock;
 use crate::error::Errno;
 
@@ -17,8 +18,8 @@ const MUCH: usize = 2 << 20;
 pub(super) enum Message {
     /// A reply, or a part of one.
     Reply(Vec<u8>),
-    /// A part of the long write of this number; what went wrong.
-    Part(usize, Option<Errno>),
+    /// A part of the long write of this number; what went wrong, and what was written.
+    Part(usize, Option<Errno>, Payload),
     /// Nothing more comes of one job.
     Done,
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::buffer::{Input, Output, PIECE};
+use super::buffer::{Input, Output, PIECE, Payload};
 #[cfg(feature = "ring")]
 use super::chance::Chance;
 use super::context::Found;
@@ -215,6 +215,7 @@ impl Session {
         if self.is_for_workers(kind, length, taken) {
             let bytes = self.input.peek(taken).unwrap_or_default();
             let payload = bytes.get(REQUEST_LENGTH..).unwrap_or_default().to_vec();
+            let payload = Payload::Bytes(payload);
             self.input.skip(taken);
             // What is done already need not wait for what is slow.
             self.out.send(&self.link)?;

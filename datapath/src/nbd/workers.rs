@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::buffer::Output;
+use super::buffer::{Output, Payload};
 use super::context::Found;
 use super::inbox::{Inbox, Message};
 use super::link::{Link, lock};
@@ -34,7 +34,7 @@ pub(super) const STACK: usize = 512 * 1024;
 pub(super) struct Job {
     pub(super) request: Request,
     pub(super) action: Action,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Payload,
     /// It is a part of a longer write with this number: who asked for it answers, not the worker.
     pub(super) part_of: Option<usize>,
 }
@@ -43,7 +43,7 @@ impl Job {
     /// Bytes that it holds.
     fn weight(&self) -> usize {
         let read = matches!(self.action, Action::Read { .. });
-        if read { self.request.length as usize } else { self.payload.len() }
+        if read { self.request.length as usize } else { self.payload.length() }
     }
 }
 
@@ -178,21 +178,22 @@ impl Shared {
         let mut found = Found::default();
         while let Some(job) = self.next() {
             let _doing = Doing(self, job.weight());
-            let Job { request, action, payload, part_of } = job;
+            let Job { request, action, mut payload, part_of } = job;
             let link = &self.link;
             if let (Some(number), Some(inbox)) = (part_of, &self.inbox) {
-                let written = link.agreed.export.write(request.offset, &payload, false);
+                let written = link.agreed.export.write(request.offset, payload.bytes(), false);
                 let failed = written.err().map(|error| {
                     link.log(&error);
                     error.errno
                 });
-                inbox.put(Message::Part(number, failed));
+                inbox.put(Message::Part(number, failed, payload));
                 continue;
             }
             let began = Instant::now();
-            let done = perform::perform(link, &request, action, &payload, &mut found, &mut out);
+            let bytes = payload.bytes();
+            let done = perform::perform(link, &request, action, bytes, &mut found, &mut out);
             let bytes = if matches!(action, Action::Read { .. }) { request.length } else { 0 };
-            let bytes = payload.len().max(bytes as usize);
+            let bytes = payload.length().max(bytes as usize);
             link.pace.add(perform::kind(action), began.elapsed(), bytes);
             if done.and_then(|()| out.send(link)).is_err() {
                 // The thread that receives sees the end.

@@ -49,7 +49,11 @@ impl Watched {
         match self.copy.progress().phase {
             Phase::Ready => {}
             Phase::Failed(why) => return refuse(format!("the {what} has failed: {why}")),
-            other => return refuse(format!("the {what} is not ready: {other:?}")),
+            Phase::Copying => return refuse(format!("the {what} is not ready: it is copying")),
+            Phase::Retrying(why) => {
+                return refuse(format!("the {what} is not ready: its target fails: {why}"));
+            }
+            Phase::Ended => return refuse(format!("the {what} has ended")),
         }
         // Whatever is done before the pause is not done during it.
         for _ in 0..FLUSHES {

@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 24 * MIB;
 
 /// One disk, whatever it is called.
-struct Only(Arc<Drive>);
+pub(crate) struct Only(pub(crate) Arc<Drive>);
 
 impl Exports for Only {
     fn names(&self) -> Vec<String> {
@@ -35,7 +35,7 @@ impl Exports for Only {
 
 /// What makes up a disk.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Files {
+pub(crate) enum Files {
     Raw,
     Vhd,
     /// A leaf over a parent of which every other 64 KiB are written.
@@ -47,7 +47,7 @@ fn layer(path: &Path, format: Format) -> Layer {
 }
 
 /// Makes the files; what the disk holds.
-fn make(folder: &Path, files: Files) -> (Plan, Vec<u8>) {
+pub(crate) fn make(folder: &Path, files: Files) -> (Plan, Vec<u8>) {
     let path = folder.join("disk");
     let mut content = vec![0; SIZE as usize];
     if files == Files::Raw {
@@ -137,6 +137,7 @@ fn everywhere(test: impl Fn(Site)) {
 
 #[test]
 fn long_requests_of_any_place_and_length_read_back() {
+    let all = noise(1, 4 << 20);
     everywhere(|mut site| {
         let client = site.client();
         let mut state = 11_u64;
@@ -146,20 +147,20 @@ fn long_requests_of_any_place_and_length_read_back() {
                 .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
-        for round in 0..60 {
+        for round in 0..45 {
             // Whole pages, whole sectors, anything.
             let unit = [4096, 512, 1][round % 3];
             let length = (any(3 * MIB) / unit + 1) * unit;
             let at = any(SIZE - length) / unit * unit;
-            let bytes = noise(round as u64 + 1, length as usize);
-            client.write(at, &bytes, round % 10 == 9).unwrap();
-            site.put(at, &bytes);
+            let bytes = &all[round * 4099..][..length as usize];
+            client.write(at, bytes, round % 10 == 9).unwrap();
+            site.put(at, bytes);
             let mut back = vec![1; length as usize];
             client.read(at, &mut back).unwrap();
             assert!(back == bytes, "round {round}: {length} bytes at {at}");
         }
         drop(client);
-        for length in [31 << 10, 32 << 10, 200_001, 1 << 20] {
+        for length in [31 << 10, 200_001, 1 << 20] {
             site.check(length);
         }
         site.close();
@@ -261,8 +262,7 @@ fn each_request_is_counted_once_however_it_is_done() {
             until("fio is gone", || site.place.server.connections().is_empty());
         };
         // First writes, and writes over those; short and long, one and many at a time.
-        let loads =
-            [("4k", 4096, "16"), ("64k", 65536, "4"), ("1M", MIB, "4"), ("256k", 262_144, "1")];
+        let loads = [("4k", 4096, "16"), ("64k", 65536, "4"), ("1M", MIB, "4")];
         let (mut operations, mut bytes) = (0, 0);
         for (size, length, depth) in loads {
             for rw in ["write", "randwrite", "randread"] {

@@ -11,6 +11,7 @@
 
 mod client;
 mod disks;
+mod full;
 mod hostile;
 mod long;
 mod many;

@@ -1,4 +1,5 @@
-//! Requests as transfers, many at a time. These tests want io_uring and fail without it.
+//! Requests as transfers, many at a time, and the same without a ring. These tests want io_uring
+//! and fail without it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -151,6 +152,11 @@ impl Filed {
         Mapped::Transfer(Transfer { pieces, held: Box::new(pass) })
     }
 
+    /// Requests and transfers that were let in.
+    fn began(&self) -> usize {
+        self.mapped.load(Ordering::SeqCst) + self.called.load(Ordering::SeqCst)
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; SIZE as usize];
         self.file.read_exact_at(&mut bytes, 0).unwrap();
@@ -225,13 +231,27 @@ impl Exports for Only {
     }
 }
 
-fn place(disk: Filed) -> (Place, Arc<Filed>) {
-    let disk = Arc::new(disk);
-    (Place::new(Only(Arc::clone(&disk))), disk)
+/// A server with a ring, and one where none is to be had.
+fn both(test: impl Fn(bool)) {
+    for ring in [true, false] {
+        println!("with a ring: {ring}");
+        test(ring);
+    }
 }
 
-/// The ring has been in use, with several transfers at a time.
-fn was_used(disk: &Filed) {
+fn place(disk: Filed, ring: bool) -> (Place, Arc<Filed>) {
+    let disk = Arc::new(disk);
+    let limits = Limits { ring, ..Limits::default() };
+    (Place::with(Only(Arc::clone(&disk)), limits), disk)
+}
+
+/// The ring has been in use, with several transfers at a time; or nothing was asked of one.
+fn was_used(disk: &Filed, ring: bool) {
+    if !ring {
+        assert_eq!(disk.mapped.load(Ordering::SeqCst), 0, "there is a ring");
+        assert_eq!(disk.gate.state.lock().unwrap().inside, 0, "something is still held");
+        return;
+    }
     let (mapped, most) = (disk.mapped.load(Ordering::SeqCst), disk.gate.state.lock().unwrap().most);
     assert!(mapped > 10 && most > 1, "{mapped} transfers, {most} at a time: is io_uring allowed?");
     assert_eq!(disk.gate.state.lock().unwrap().inside, 0, "something is still held");
@@ -239,284 +259,308 @@ fn was_used(disk: &Filed) {
 
 #[test]
 fn fio_verifies_what_it_wrote_through_the_ring() {
-    let (place, disk) = place(Filed::new());
-    for (rw, size, depth) in [
-        ("randwrite", "4k", "32"),
-        ("randrw", "512", "64"),
-        ("write", "1M", "4"),
-        ("randwrite", "48k", "16"),
-    ] {
-        let uri = format!("--uri={}", place.uri(""));
-        let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
-        let depth = format!("--iodepth={depth}");
-        let fixed = [
-            "--name=verify",
-            "--ioengine=nbd",
-            "--size=8m",
-            "--verify=crc32c",
-            "--randseed=1",
-            "--verify_fatal=1",
-            "--verify_state_save=0",
-            "--do_verify=1",
-            "--fsync=100",
-            "--randrepeat=1",
-        ];
-        let out = good("fio", &[&fixed[..], &[&uri, &rw, &size, &depth]].concat());
-        assert!(out.contains("err= 0"), "{out}");
-    }
-    until("fio is gone", || place.server.connections().is_empty());
-    was_used(&disk);
-    assert!(disk.called.load(Ordering::SeqCst) > 10, "some were not for the ring");
+    both(|ring| {
+        let (place, disk) = place(Filed::new(), ring);
+        for (rw, size, depth) in [
+            ("randwrite", "4k", "32"),
+            ("randrw", "512", "64"),
+            ("write", "1M", "4"),
+            ("randwrite", "48k", "16"),
+        ] {
+            let uri = format!("--uri={}", place.uri(""));
+            let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
+            let depth = format!("--iodepth={depth}");
+            let fixed = [
+                "--name=verify",
+                "--ioengine=nbd",
+                "--size=8m",
+                "--verify=crc32c",
+                "--randseed=1",
+                "--verify_fatal=1",
+                "--verify_state_save=0",
+                "--do_verify=1",
+                "--fsync=100",
+                "--randrepeat=1",
+            ];
+            let out = good("fio", &[&fixed[..], &[&uri, &rw, &size, &depth]].concat());
+            assert!(out.contains("err= 0"), "{out}");
+        }
+        until("fio is gone", || place.server.connections().is_empty());
+        was_used(&disk, ring);
+        assert!(disk.called.load(Ordering::SeqCst) > 10, "some were not for the ring");
+    });
 }
 
 #[test]
 fn many_threads_read_what_they_wrote_of_any_length() {
-    let (place, disk) = place(Filed::new());
-    let client = place.client("");
-    std::thread::scope(|scope| {
-        for thread in 0..8_u64 {
-            let client = &client;
-            scope.spawn(move || {
-                for round in 0..48_u64 {
-                    let length =
-                        [512, 4096, 70_000, 300_001, 1_000_000, 3 << 20][round as usize % 6];
-                    let at = thread * 4 * MIB + round % 24 * 4096;
-                    let bytes = noise(at + round, length);
-                    client.write(at, &bytes, round % 5 == 0).unwrap();
-                    let mut back = vec![1; length];
-                    client.read(at, &mut back).unwrap();
-                    assert!(back == bytes, "thread {thread}, round {round}");
-                }
-            });
-        }
+    both(|ring| {
+        let (place, disk) = place(Filed::new(), ring);
+        let client = place.client("");
+        std::thread::scope(|scope| {
+            for thread in 0..8_u64 {
+                let client = &client;
+                scope.spawn(move || {
+                    for round in 0..48_u64 {
+                        let length =
+                            [512, 4096, 70_000, 300_001, 1_000_000, 3 << 20][round as usize % 6];
+                        let at = thread * 4 * MIB + round % 24 * 4096;
+                        let bytes = noise(at + round, length);
+                        client.write(at, &bytes, round % 5 == 0).unwrap();
+                        let mut back = vec![1; length];
+                        client.read(at, &mut back).unwrap();
+                        assert!(back == bytes, "thread {thread}, round {round}");
+                    }
+                });
+            }
+        });
+        client.flush().unwrap();
+        drop(client);
+        until("it is gone", || place.server.connections().is_empty());
+        was_used(&disk, ring);
     });
-    client.flush().unwrap();
-    drop(client);
-    until("it is gone", || place.server.connections().is_empty());
-    was_used(&disk);
 }
 
 #[test]
 fn copies_in_both_directions_are_the_same() {
-    let (place, disk) = place(Filed::new());
-    let content = noise(77, SIZE as usize);
-    let file = place.path("file");
-    std::fs::write(&file, &content).unwrap();
-    let uri = place.uri("").to_string();
-    good("nbdcopy", &["--flush", file.to_str().unwrap(), &uri]);
-    assert!(disk.bytes() == content);
-    let back = place.path("back");
-    good("nbdcopy", &[&uri, back.to_str().unwrap()]);
-    assert!(std::fs::read(&back).unwrap() == content);
-    let other = place.path("other");
-    good("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, other.to_str().unwrap()]);
-    assert!(std::fs::read(&other).unwrap() == content);
-    until("they are gone", || place.server.connections().is_empty());
-    was_used(&disk);
+    both(|ring| {
+        let (place, disk) = place(Filed::new(), ring);
+        let content = noise(77, SIZE as usize);
+        let file = place.path("file");
+        std::fs::write(&file, &content).unwrap();
+        let uri = place.uri("").to_string();
+        good("nbdcopy", &["--flush", file.to_str().unwrap(), &uri]);
+        assert!(disk.bytes() == content);
+        let back = place.path("back");
+        good("nbdcopy", &[&uri, back.to_str().unwrap()]);
+        assert!(std::fs::read(&back).unwrap() == content);
+        let other = place.path("other");
+        good("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, other.to_str().unwrap()]);
+        assert!(std::fs::read(&other).unwrap() == content);
+        until("they are gone", || place.server.connections().is_empty());
+        was_used(&disk, ring);
+    });
 }
 
 #[test]
 fn a_disk_is_drained_although_its_client_never_reads() {
-    let disk = Filed::new();
-    disk.file.write_all_at(&noise(5, SIZE as usize), 0).unwrap();
-    disk.holes.lock().unwrap().clear();
-    let (place, disk) = place(disk);
-    let mut raw = Raw::using(&place.socket(), "", true, &[]);
-    let count = 400_u64;
-    for number in 0..count {
-        raw.request(command::READ, 0, number % 64 * BLOCK * 2, BLOCK as u32);
-    }
-    until("transfers are in flight", || disk.mapped.load(Ordering::SeqCst) > 8);
-    disk.gate.close();
-    // Those that wait for the gate are let in again, and the client gets all of it.
-    disk.gate.open();
-    for _ in 0..count {
-        let Reply::Chunk { kind: 1, last: true, body, .. } = raw.reply() else { panic!("no data") };
-        assert_eq!(body.len() as u64, BLOCK + 8);
-    }
-    raw.works();
-    was_used(&disk);
+    both(|ring| {
+        let disk = Filed::new();
+        disk.file.write_all_at(&noise(5, SIZE as usize), 0).unwrap();
+        disk.holes.lock().unwrap().clear();
+        let (place, disk) = place(disk, ring);
+        let mut raw = Raw::using(&place.socket(), "", true, &[]);
+        let count = 400_u64;
+        for number in 0..count {
+            raw.request(command::READ, 0, number % 64 * BLOCK * 2, BLOCK as u32);
+        }
+        until("requests are under way", || disk.began() > 8);
+        disk.gate.close();
+        // Those that wait for the gate are let in again, and the client gets all of it.
+        disk.gate.open();
+        for _ in 0..count {
+            let Reply::Chunk { kind: 1, last: true, body, .. } = raw.reply() else {
+                panic!("no data")
+            };
+            assert_eq!(body.len() as u64, BLOCK + 8);
+        }
+        raw.works();
+        was_used(&disk, ring);
+    });
 }
 
 #[test]
 fn a_busy_client_is_paused_and_goes_on_many_times() {
-    let (place, disk) = place(Filed::new());
-    let client = place.client("");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..4_u64)
-            .map(|thread| {
-                let (client, stop) = (&client, &stop);
-                scope.spawn(move || {
-                    let mut round = 0;
-                    while !stop.load(Ordering::SeqCst) {
-                        let at = thread * 8 * MIB + round % 100 * 65_536;
-                        let bytes = noise(at + 1, 40_000);
-                        let pending: Vec<_> = (0..4)
-                            .map(|n| client.start_write(at + n * 4096, &bytes[..4096], false))
-                            .collect();
-                        for one in pending {
-                            one.unwrap().wait().unwrap();
+    both(|ring| {
+        let (place, disk) = place(Filed::new(), ring);
+        let client = place.client("");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..4_u64)
+                .map(|thread| {
+                    let (client, stop) = (&client, &stop);
+                    scope.spawn(move || {
+                        let mut round = 0;
+                        while !stop.load(Ordering::SeqCst) {
+                            let at = thread * 8 * MIB + round % 100 * 65_536;
+                            let bytes = noise(at + 1, 40_000);
+                            let pending: Vec<_> = (0..4)
+                                .map(|n| client.start_write(at + n * 4096, &bytes[..4096], false))
+                                .collect();
+                            for one in pending {
+                                one.unwrap().wait().unwrap();
+                            }
+                            client.write(at, &bytes, round % 7 == 0).unwrap();
+                            let mut back = vec![0; bytes.len()];
+                            client.read(at, &mut back).unwrap();
+                            assert!(back == bytes);
+                            round += 1;
                         }
-                        client.write(at, &bytes, round % 7 == 0).unwrap();
-                        let mut back = vec![0; bytes.len()];
-                        client.read(at, &mut back).unwrap();
-                        assert!(back == bytes);
-                        round += 1;
-                    }
-                    round
+                        round
+                    })
                 })
-            })
-            .collect();
-        for pause in 0..50 {
-            let before = disk.mapped.load(Ordering::SeqCst);
-            until("it is busy", || disk.mapped.load(Ordering::SeqCst) > before + 2);
-            disk.gate.close();
-            let still = disk.mapped.load(Ordering::SeqCst);
-            std::thread::yield_now();
-            assert_eq!(disk.mapped.load(Ordering::SeqCst), still, "pause {pause}");
-            disk.gate.open();
-        }
-        stop.store(true, Ordering::SeqCst);
-        assert!(writers.into_iter().all(|writer| writer.join().unwrap() > 0));
+                .collect();
+            for pause in 0..50 {
+                let before = disk.began();
+                until("it is busy", || disk.began() > before + 2);
+                disk.gate.close();
+                let still = disk.began();
+                std::thread::yield_now();
+                assert_eq!(disk.began(), still, "pause {pause}");
+                disk.gate.open();
+            }
+            stop.store(true, Ordering::SeqCst);
+            assert!(writers.into_iter().all(|writer| writer.join().unwrap() > 0));
+        });
+        drop(client);
+        until("it is gone", || place.server.connections().is_empty());
+        was_used(&disk, ring);
     });
-    drop(client);
-    until("it is gone", || place.server.connections().is_empty());
-    was_used(&disk);
 }
 
 #[test]
 fn a_transfer_that_fails_is_the_error_of_its_request_only() {
-    let bad = Some(6 * MIB..6 * MIB + BLOCK);
-    let (place, disk) = place(Filed { bad, ..Filed::new() });
-    let mut raw = Raw::using(&place.socket(), "", true, &[]);
-    let ask = |raw: &mut Raw, command, places: &[(u64, u32)]| {
-        // All at once, so that they are for the ring.
-        let mut bytes = Vec::new();
-        for &(offset, length) in places {
-            let request = Request { flags: 0, command, cookie: offset, offset, length };
-            bytes.extend(request.encode());
-            if command == command::WRITE {
-                bytes.resize(bytes.len() + length as usize, 7);
-            }
-        }
-        raw.give(&bytes);
-        let mut errors = Vec::new();
-        while errors.len() < places.len() {
-            match raw.reply() {
-                Reply::Chunk { last: false, .. } => {}
-                reply => {
-                    let (Reply::Chunk { cookie, .. } | Reply::Simple { cookie, .. }) = reply;
-                    errors.push((cookie / 1024, reply.error()));
+    both(|ring| {
+        let bad = Some(6 * MIB..6 * MIB + BLOCK);
+        let (place, disk) = place(Filed { bad, ..Filed::new() }, ring);
+        let mut raw = Raw::using(&place.socket(), "", true, &[]);
+        let ask = |raw: &mut Raw, command, places: &[(u64, u32)]| {
+            // All at once, so that they are for the ring.
+            let mut bytes = Vec::new();
+            for &(offset, length) in places {
+                let request = Request { flags: 0, command, cookie: offset, offset, length };
+                bytes.extend(request.encode());
+                if command == command::WRITE {
+                    bytes.resize(bytes.len() + length as usize, 7);
                 }
             }
+            raw.give(&bytes);
+            let mut errors = Vec::new();
+            while errors.len() < places.len() {
+                match raw.reply() {
+                    Reply::Chunk { last: false, .. } => {}
+                    reply => {
+                        let (Reply::Chunk { cookie, .. } | Reply::Simple { cookie, .. }) = reply;
+                        errors.push((cookie / 1024, reply.error()));
+                    }
+                }
+            }
+            errors.sort_unstable();
+            errors
+        };
+        let io = Errno::Io as u32;
+        // Short ones, of which the second is bad, and long ones, of which the last is.
+        let short = [(0, 4096), (6 * MIB, 4096), (7 * MIB, 4096)];
+        let long = [(0, 1 << 20), (1 << 20, 1 << 20), (5 * MIB + 512 * 1024, 1 << 20)];
+        for command in [command::READ, command::WRITE] {
+            let mapped = disk.mapped.load(Ordering::SeqCst);
+            assert_eq!(ask(&mut raw, command, &short), [(0, 0), (6144, io), (7168, 0)]);
+            assert_eq!(ask(&mut raw, command, &long), [(0, 0), (1024, 0), (5632, io)]);
+            let transfers = disk.mapped.load(Ordering::SeqCst) - mapped;
+            assert_eq!(transfers > 4, ring, "{transfers} transfers");
         }
-        errors.sort_unstable();
-        errors
-    };
-    let io = Errno::Io as u32;
-    // Short ones, of which the second is bad, and long ones, of which the last is.
-    let short = [(0, 4096), (6 * MIB, 4096), (7 * MIB, 4096)];
-    let long = [(0, 1 << 20), (1 << 20, 1 << 20), (5 * MIB + 512 * 1024, 1 << 20)];
-    for command in [command::READ, command::WRITE] {
-        let mapped = disk.mapped.load(Ordering::SeqCst);
-        assert_eq!(ask(&mut raw, command, &short), [(0, 0), (6144, io), (7168, 0)]);
-        assert_eq!(ask(&mut raw, command, &long), [(0, 0), (1024, 0), (5632, io)]);
-        assert!(disk.mapped.load(Ordering::SeqCst) > mapped + 4, "they were not transfers");
-    }
-    raw.works();
+        raw.works();
+    });
 }
 
 #[test]
 fn refused_and_unusual_requests_among_transfers_have_their_answers() {
-    let (place, _disk) = place(Filed::new());
-    let mut raw = Raw::using(&place.socket(), "", true, &["base:allocation"]);
-    let mut bytes = Vec::new();
-    let mut put = |command, flags, offset, length: u32, cookie| {
-        bytes.extend(Request { flags, command, cookie, offset, length }.encode());
-        if command == command::WRITE {
-            bytes.resize(bytes.len() + length as usize, 9);
-        }
-    };
-    let (einval, enospc) = (Errno::Invalid as u32, Errno::NoSpace as u32);
-    let mut want = Vec::new();
-    for round in 0..20 {
-        for (command, flags, offset, length, error) in [
-            (command::READ, 0, 0, 4096, 0),
-            (command::WRITE, 0, SIZE, 100_000, enospc),
-            (command::READ, 0, 8192, 4096, 0),
-            (command::WRITE, 1 << 9, 0, 33 << 10, einval),
-            (command::READ, command_flag::DF, 0, 1 << 20, 0),
-            (command::WRITE, command_flag::FUA, 1 << 20, 300_000, 0),
-            (command::READ, 0, SIZE - 1, 2, einval),
-            (command::FLUSH, 0, 0, 0, 0),
-            (command::BLOCK_STATUS, 0, 0, 65536, 0),
-            (command::TRIM, 0, 4096, 4096, 0),
-            (77, 0, 0, 0, einval),
-            (command::WRITE_ZEROES, 0, 12288, 4096, 0),
-            (command::READ, 0, 0, 5 << 20, 0),
-        ] {
-            let cookie = round * 100 + want.len() as u64 % 100;
-            put(command, flags, offset, length, cookie);
-            want.push((cookie, error));
-        }
-    }
-    put(command::DISC, 0, 0, 0, 0);
-    let sender = raw.0.try_clone().unwrap();
-    let sending = std::thread::spawn(move || Raw(sender).give(&bytes));
-    let mut have = Vec::new();
-    while have.len() < want.len() {
-        let reply = raw.reply();
-        let (error, cookie, last) = match &reply {
-            Reply::Simple { cookie, .. } => (reply.error(), *cookie, true),
-            Reply::Chunk { cookie, last, .. } => (reply.error(), *cookie, *last),
+    both(|ring| {
+        let (place, _disk) = place(Filed::new(), ring);
+        let mut raw = Raw::using(&place.socket(), "", true, &["base:allocation"]);
+        let mut bytes = Vec::new();
+        let mut put = |command, flags, offset, length: u32, cookie| {
+            bytes.extend(Request { flags, command, cookie, offset, length }.encode());
+            if command == command::WRITE {
+                bytes.resize(bytes.len() + length as usize, 9);
+            }
         };
-        if last {
-            have.push((cookie, error));
+        let (einval, enospc) = (Errno::Invalid as u32, Errno::NoSpace as u32);
+        let mut want = Vec::new();
+        for round in 0..20 {
+            for (command, flags, offset, length, error) in [
+                (command::READ, 0, 0, 4096, 0),
+                (command::WRITE, 0, SIZE, 100_000, enospc),
+                (command::READ, 0, 8192, 4096, 0),
+                (command::WRITE, 1 << 9, 0, 33 << 10, einval),
+                (command::READ, command_flag::DF, 0, 1 << 20, 0),
+                (command::WRITE, command_flag::FUA, 1 << 20, 300_000, 0),
+                (command::READ, 0, SIZE - 1, 2, einval),
+                (command::FLUSH, 0, 0, 0, 0),
+                (command::BLOCK_STATUS, 0, 0, 65536, 0),
+                (command::TRIM, 0, 4096, 4096, 0),
+                (77, 0, 0, 0, einval),
+                (command::WRITE_ZEROES, 0, 12288, 4096, 0),
+                (command::READ, 0, 0, 5 << 20, 0),
+            ] {
+                let cookie = round * 100 + want.len() as u64 % 100;
+                put(command, flags, offset, length, cookie);
+                want.push((cookie, error));
+            }
         }
-    }
-    have.sort_unstable();
-    want.sort_unstable();
-    assert_eq!(have, want);
-    sending.join().unwrap();
-    assert!(raw.is_closed());
+        put(command::DISC, 0, 0, 0, 0);
+        let sender = raw.0.try_clone().unwrap();
+        let sending = std::thread::spawn(move || Raw(sender).give(&bytes));
+        let mut have = Vec::new();
+        while have.len() < want.len() {
+            let reply = raw.reply();
+            let (error, cookie, last) = match &reply {
+                Reply::Simple { cookie, .. } => (reply.error(), *cookie, true),
+                Reply::Chunk { cookie, last, .. } => (reply.error(), *cookie, *last),
+            };
+            if last {
+                have.push((cookie, error));
+            }
+        }
+        have.sort_unstable();
+        want.sort_unstable();
+        assert_eq!(have, want);
+        sending.join().unwrap();
+        assert!(raw.is_closed());
+    });
 }
 
 #[test]
 fn a_client_that_vanishes_or_stalls_leaves_nothing_behind() {
-    let disk = Arc::new(Filed::new());
-    let limits = Limits { stall: Duration::from_millis(300), ..Limits::default() };
-    let place = Place::with(Only(Arc::clone(&disk)), limits);
-    for stays in [false, true] {
-        for cut in [10, REQUEST_LENGTH + 100, REQUEST_LENGTH + 70_000] {
-            let mut raw = Raw::using(&place.socket(), "", true, &[]);
-            for number in 0..64 {
-                raw.request(command::READ, 0, number * 8192, 4096);
-            }
-            let (flags, cookie, offset, length) = (0, 1, 0, 200_000);
-            let head = Request { flags, command: command::WRITE, cookie, offset, length };
-            let bytes = [&head.encode()[..], &vec![3; 200_000]].concat();
-            raw.give(&bytes[..cut]);
-            if stays {
-                assert!(raw.is_closed(), "stalled after {cut} bytes");
+    both(|ring| {
+        let disk = Arc::new(Filed::new());
+        let limits = Limits { stall: Duration::from_millis(300), ring, ..Limits::default() };
+        let place = Place::with(Only(Arc::clone(&disk)), limits);
+        for stays in [false, true] {
+            for cut in [10, REQUEST_LENGTH + 100, REQUEST_LENGTH + 70_000] {
+                let mut raw = Raw::using(&place.socket(), "", true, &[]);
+                for number in 0..64 {
+                    raw.request(command::READ, 0, number * 8192, 4096);
+                }
+                let (flags, cookie, offset, length) = (0, 1, 0, 200_000);
+                let head = Request { flags, command: command::WRITE, cookie, offset, length };
+                let bytes = [&head.encode()[..], &vec![3; 200_000]].concat();
+                raw.give(&bytes[..cut]);
+                if stays {
+                    assert!(raw.is_closed(), "stalled after {cut} bytes");
+                }
             }
         }
-    }
-    // One that does not read is ended too, and its memory comes back.
-    let mut raw = Raw::using(&place.socket(), "", true, &[]);
-    let mut writer = raw.0.try_clone().unwrap();
-    let flood = std::thread::spawn(move || {
-        use std::io::Write as _;
-        let request =
-            Request { flags: 0, command: command::READ, cookie: 1, offset: MIB, length: 200_000 };
-        (0..200_000).any(|_| writer.write_all(&request.encode()).is_err())
+        // One that does not read is ended too, and its memory comes back.
+        let mut raw = Raw::using(&place.socket(), "", true, &[]);
+        let mut writer = raw.0.try_clone().unwrap();
+        let flood = std::thread::spawn(move || {
+            use std::io::Write as _;
+            let request = Request {
+                flags: 0,
+                command: command::READ,
+                cookie: 1,
+                offset: MIB,
+                length: 200_000,
+            };
+            (0..200_000).any(|_| writer.write_all(&request.encode()).is_err())
+        });
+        assert!(flood.join().unwrap(), "two hundred thousand requests were taken");
+        assert!(raw.is_closed());
+        until("all are gone", || place.server.connections().is_empty());
+        was_used(&disk, ring);
+        let client = Client::connect(&place.uri(""), &Options::default()).unwrap();
+        client.flush().unwrap();
+        assert!(place.server.close_export("", PATIENCE));
+        assert_eq!(client.flush().unwrap_err().kind, Kind::Disconnected);
     });
-    assert!(flood.join().unwrap(), "two hundred thousand requests were taken");
-    assert!(raw.is_closed());
-    until("all are gone", || place.server.connections().is_empty());
-    was_used(&disk);
-    let client = Client::connect(&place.uri(""), &Options::default()).unwrap();
-    client.flush().unwrap();
-    assert!(place.server.close_export("", PATIENCE));
-    assert_eq!(client.flush().unwrap_err().kind, Kind::Disconnected);
 }

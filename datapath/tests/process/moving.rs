@@ -219,7 +219,7 @@ fn a_mirror_is_slowed_down_and_cancelled_and_ends_with_the_activation() {
     let status = client.mirror_start(slow.clone(), LONG).unwrap();
     assert_eq!((status.phase, status.rate), (MirrorPhase::Copying, Some(64 << 10)));
     let error = switch(&mut client, false).unwrap_err();
-    assert_eq!(error.to_string(), "the mirror is not ready: Copying");
+    assert_eq!(error.to_string(), "the mirror is not ready: it is copying");
     assert_eq!(site.state(), State::Active);
     client.mirror_cancel(LONG).unwrap();
     assert_eq!(phase(&site), None);
@@ -260,7 +260,7 @@ fn a_target_that_differs_is_found_and_the_disk_stays_here() {
     let site = Site::new();
     let mut client = site.serve();
     let guest = site.connect();
-    guest.write(1 << 20, &[7; 65536], true).unwrap();
+    guest.write(1 << 20, &vec![7; 65536], true).unwrap();
     raw(&site, "t", SIZE);
     let (_peer, uri) = qemu(&site, "t");
     client.mirror_start(to(&uri), LONG).unwrap();

@@ -122,9 +122,9 @@ impl Folder {
         if deserted || deserted_base(&tree.list().map_err(from_vhd)?.nodes) {
             let served = crate::live::Served::of(&tree, cx)?;
             match tree.collect_beside(&guard, &served) {
-                Ok(bases) => recovery
-                    .removed
-                    .extend(bases.iter().map(|base| format!("base copy {base}"))),
+                Ok(bases) => {
+                    recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")))
+                }
                 Err(error @ vhd::Error::InUse { .. }) => {
                     plugin_sdk::tracing::warn!(%error, "base copies that nothing needs stay");
                 }

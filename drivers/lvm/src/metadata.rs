@@ -311,3 +311,105 @@ impl SrDocument {
         tags::encode(&document.map(|(f, v)| ((*f).to_owned(), (*v).to_owned())).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Report;
+
+    fn full() -> Metadata {
+        let id = |n: u8| -> OperationId {
+            format!("{n:08x}-2222-4333-8444-555555555555").parse().unwrap()
+        };
+        Metadata {
+            name: "räume".to_owned(),
+            description: "x".repeat(3000),
+            vdi_type: VdiType::RedoLog,
+            read_only: true,
+            sharable: true,
+            is_a_snapshot: true,
+            snapshot_of: Some("11111111-2222-4333-8444-555555555555".parse().unwrap()),
+            snapshot_time: Some(1_700_000_000),
+            incomplete: true,
+            keys: [("a/b".to_owned(), String::new())].into(),
+            used: 5,
+            made_by: Some(id(1)),
+            changed_by: vec![id(2), id(3)],
+            zeroed_to: Some(0),
+        }
+    }
+
+    #[test]
+    fn everything_about_a_vdi_comes_back_from_its_tags() {
+        for metadata in [full(), Metadata::default()] {
+            let volume = Volume { tags: metadata.tags().unwrap(), ..Volume::default() };
+            assert_eq!(Metadata::of(&volume).unwrap(), metadata);
+        }
+        let untagged = Volume { tags: vec!["theirs".to_owned()], ..Volume::default() };
+        assert_eq!(Metadata::of(&untagged).unwrap(), Metadata::default());
+    }
+
+    #[test]
+    fn a_document_of_a_later_release_is_not_understood_by_half() {
+        let said = |tags: &[&str]| {
+            let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            Metadata::of(&Volume { name: "v".into(), tags, ..Volume::default() })
+                .unwrap_err()
+                .message
+        };
+        assert_eq!(
+            said(&["sm:v=2"]),
+            "the tags of v are damaged: they have version 2, this release knows 1"
+        );
+        assert_eq!(
+            said(&["sm:v=1", "sm:colour=red"]),
+            "the tags of v are damaged: colour is not known"
+        );
+        assert_eq!(said(&["sm:name=x"]), "the tags of v are damaged: the version is missing");
+        assert_eq!(said(&["sm:v=1", "sm:of=x"]), "the tags of v are damaged: of is \"x\"");
+    }
+
+    #[test]
+    fn the_last_eight_changes_are_remembered() {
+        let mut metadata = Metadata::default();
+        let ids: Vec<OperationId> = (0..10).map(|_| OperationId::random()).collect();
+        ids.iter().for_each(|id| metadata.remember(*id));
+        assert_eq!(metadata.changed_by, ids[2..]);
+    }
+
+    #[test]
+    fn tags_of_others_stay() {
+        let tags = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let before = tags(&["theirs", "sm:v=1", "sm:name=a"]);
+        let words = difference(&before, &tags(&["sm:v=1", "sm:name=b"]));
+        assert_eq!(words, ["--deltag", "sm:name=a", "--addtag", "sm:name=b"]);
+        assert!(difference(&before, &before[1..]).is_empty());
+    }
+
+    /// Between two commands of a revert the volume of a disk may have another name; the disk is
+    /// there once.
+    #[test]
+    fn a_listing_has_every_disk_once_whatever_was_cut() {
+        let report = Report::parse(include_bytes!("../tests/fixtures/thin.json")).unwrap();
+        let mut group = report.groups.into_iter().next().unwrap();
+        // The fixture's tags are no document; give them one.
+        for volume in &mut group.volumes {
+            volume.tags = Metadata::default().tags().unwrap();
+        }
+        assert_eq!(vdis(&group).len(), 2);
+        let mut new = group.volumes[3].clone();
+        let uuid = vdi_of(&new.name).unwrap();
+        new.name = revert_name(uuid);
+        new.size = 1;
+        group.volumes.push(new);
+        assert_eq!(vdis(&group).len(), 2);
+        assert_ne!(vdis(&group).iter().find(|vdi| vdi.uuid == uuid).unwrap().volume.size, 1);
+        group.volumes.retain(|volume| vdi_of(&volume.name) != Some(uuid));
+        assert_eq!(vdis(&group).len(), 2);
+        assert_eq!(vdis(&group).iter().find(|vdi| vdi.uuid == uuid).unwrap().volume.size, 1);
+        // One that is being made is not there yet.
+        let making = Metadata { zeroed_to: Some(0), ..Metadata::default() };
+        group.volumes[4 - 1].tags = making.tags().unwrap();
+        assert_eq!(vdis(&group).len(), 1);
+    }
+}

@@ -74,6 +74,7 @@ pub(crate) fn trouble(group: &Group) -> Option<String> {
         "out_of_data" => "is full: writes fail with ENOSPC",
         "metadata_read_only" => "has read-only metadata, because they were full or are damaged",
         "failed" => "has failed",
+        "partial" => "lacks a device",
         other => other,
     };
     Some(format!("the thin pool {what}"))

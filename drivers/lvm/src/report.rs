@@ -211,3 +211,77 @@ fn percent(column: &str, text: &str) -> Result<Option<u64>> {
     let hundredths = part.get(..2).unwrap_or_default();
     Ok(Some(number(column, whole)? * 100 + number(column, hundredths)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded, see `tests/fixtures/README.md`.
+    fn recorded(json: &str) -> Report {
+        Report::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_group_is_read_with_its_volumes() {
+        let report = recorded(include_str!("../tests/fixtures/thin.json"));
+        let [group] = &report.groups[..] else { panic!("{report:?}") };
+        assert_eq!((group.size, group.free, group.extent), (528_482_304, 377_487_360, 4 << 20));
+        assert_eq!(group.devices, ["/dev/ubda", "/dev/ubdb"]);
+        assert_eq!((group.tags.len(), group.missing), (2, 0));
+        let disk = group.volume("vdi-11111111-2222-4333-8444-555555555551").unwrap();
+        assert!(disk.is_thin && !disk.is_pool && disk.writable && disk.active && disk.suspended);
+        assert_eq!(disk.tags, ["sm#0/0/1#x=y", "sm:v=1"]);
+        // 15.62 % of 64 MiB: LVM says no more exactly that it is 10 MiB.
+        assert_eq!((disk.data, disk.mapped()), (Some(1562), Some(10_482_404)));
+        let snapshot = group.volume("vdi-11111111-2222-4333-8444-555555555552").unwrap();
+        assert!(!snapshot.active && !snapshot.suspended && !snapshot.writable);
+        assert_eq!((&snapshot.origin, snapshot.mapped()), (&disk.name, None));
+        let pool = group.volume("pool").unwrap();
+        assert!(pool.is_pool && !pool.is_thin && pool.active && !pool.needs_check);
+        assert_eq!(
+            (pool.data, pool.metadata, pool.metadata_size),
+            (Some(833), Some(1094), 4 << 20)
+        );
+        let linear = group.volume("linear").unwrap();
+        assert!(linear.active && !linear.is_thin && !linear.is_pool && linear.tags.is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_or_full_is_told() {
+        let report = recorded(include_str!("../tests/fixtures/missing.json"));
+        let group = &report.groups[0];
+        assert_eq!((group.missing, group.devices[1].as_str()), (1, "[unknown]"));
+        assert!(group.volumes.iter().filter(|v| v.is_thin).all(|v| v.health == "partial"));
+        let report = recorded(include_str!("../tests/fixtures/full.json"));
+        let pool = report.groups[0].volume("pool").unwrap();
+        assert_eq!((pool.health.as_str(), pool.data), ("out_of_data", Some(10_000)));
+    }
+
+    #[test]
+    fn devices_without_a_group_and_groups_without_volumes_are_there() {
+        let report = recorded(include_str!("../tests/fixtures/orphan_and_empty.json"));
+        assert_eq!(report.orphans, ["/dev/ubda"]);
+        assert_eq!((report.groups[0].name.as_str(), report.groups[0].volumes.len()), ("empty", 0));
+        let none = recorded(include_str!("../tests/fixtures/nothing.json"));
+        assert!(none.groups.is_empty() && none.orphans.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_report_is_an_error() {
+        assert!(Report::parse(b"").is_err());
+        assert!(Report::parse(b"{}").is_err());
+        let odd = include_str!("../tests/fixtures/thin.json").replace("528482304", "504m");
+        let error = Report::parse(odd.as_bytes()).unwrap_err();
+        assert_eq!(error.message, r#"lvm reports "504m" as vg_size, which is no number"#);
+        for (text, value) in [
+            ("", None),
+            ("0.00", Some(0)),
+            ("100.00", Some(10_000)),
+            ("7", Some(700)),
+            ("7.5", Some(750)),
+        ] {
+            assert_eq!(percent("p", text).unwrap(), value);
+        }
+        assert!(percent("p", "a.b").is_err());
+    }
+}

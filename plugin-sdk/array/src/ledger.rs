@@ -292,8 +292,9 @@ impl Ledger {
         }
     }
 
-    /// Removes an object, for good. `remove` takes all steps that are still needed, and
-    /// [`Class::NotFound`] from it is success. `object` is what [`Intent::object`] then has, for
+    /// Removes an object, for good. `remove` takes all steps that are still needed, marks a failure
+    /// after the first one as [partly](Failure::partly) done, and [`Class::NotFound`] from it is
+    /// success. `object` is what [`Intent::object`] then has, for
     /// steps after the one that makes the object invisible.
     pub async fn delete<R>(
         &self,
@@ -320,11 +321,16 @@ impl Ledger {
                     self.conclude(name).await?;
                     return Ok(if sent { Changed::Modified } else { Changed::Already });
                 }
-                Err(failure) if failure.class.is_certain() => {
+                Err(failure) if failure.class.is_certain() && !failure.partly => {
                     self.conclude(name).await?;
                     return Err(failure.object(name));
                 }
-                Err(failure) if failure.class == Class::Own || tries >= self.settle.tries => {
+                // The intent stays: somebody has to take the steps that are left.
+                Err(failure)
+                    if failure.class == Class::Own
+                        || failure.class.is_certain()
+                        || tries >= self.settle.tries =>
+                {
                     return Err(failure.object(name));
                 }
                 Err(_) => sent = true,

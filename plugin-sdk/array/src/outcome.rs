@@ -85,6 +85,8 @@ pub struct FailureData {
     pub hint: Option<String>,
     /// How often it was tried, and for how long.
     pub tried: Option<(u32, Duration)>,
+    /// The first of several steps is done: what is left must be done, too.
+    pub partly: bool,
     own: Option<Error>,
 }
 
@@ -102,6 +104,7 @@ impl Failure {
             facts: BTreeMap::new(),
             hint: None,
             tried: None,
+            partly: false,
             own: None,
         }))
     }
@@ -150,6 +153,13 @@ impl Failure {
     #[must_use]
     pub fn there(mut self, key: &str, value: impl fmt::Display) -> Self {
         self.0.facts.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Marks that the first of several steps is done.
+    #[must_use]
+    pub fn partly(mut self) -> Self {
+        self.0.partly = true;
         self
     }
 

@@ -10,7 +10,7 @@ use array_kit::testing::{Habits, MemoryArray, MemoryProduct, Trouble};
 use plugin_sdk::model::operation::Request;
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::prelude::*;
-use plugin_sdk::testing::{Opened, TestHost, run};
+use plugin_sdk::testing::{Opened, TestHost};
 use plugin_sdk::tokio;
 
 type Driver = Offload<MemoryProduct>;
@@ -24,6 +24,10 @@ fn habits() -> [(&'static str, Habits); 6] {
         ("ontap", Habits::ontap()),
         ("odd", Habits::odd()),
     ]
+}
+
+fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 fn vdi(n: u32) -> VdiUuid {
@@ -85,6 +89,8 @@ impl Sr {
                 }
             }
             self.repeated += 1;
+            // A host that comes back at once would only see what the array showed before.
+            tokio::time::sleep(Duration::from_millis(25)).await;
         }
         panic!("{} does not succeed: {last:?}", R::OPERATION)
     }

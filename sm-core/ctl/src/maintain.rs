@@ -80,15 +80,14 @@ pub(crate) fn text(sr: SrUuid, done: &SrMaintained, dry_run: bool) -> String {
     }
     for merge in &done.planned {
         let what = if dry_run { "would merge" } else { "left" };
-        let _ =
-            writeln!(
-                text,
-                "{what}: {} into {}, {} to copy{}",
-                merge.node,
-                merge.into,
-                merge.bytes,
-                in_use(merge.live)
-            );
+        let _ = writeln!(
+            text,
+            "{what}: {} into {}, {} to copy{}",
+            merge.node,
+            merge.into,
+            merge.bytes,
+            in_use(merge.live)
+        );
     }
     text.push_str(&sum(sr, done, dry_run));
     text.push('\n');
@@ -174,9 +173,19 @@ mod tests {
         let done = SrMaintained {
             changed: Changed::Modified,
             collected: vec![uuid(1), uuid(2)],
-            merged: vec![Merged { node: uuid(3), into: uuid(4), bytes_copied: Bytes::mib(2), live: true }],
+            merged: vec![Merged {
+                node: uuid(3),
+                into: uuid(4),
+                bytes_copied: Bytes::mib(2),
+                live: true,
+            }],
             skipped: vec![Skipped { node: uuid(5), reason: "is attached".into() }],
-            planned: vec![PlannedMerge { node: uuid(6), into: uuid(7), bytes: Bytes::mib(4), live: false }],
+            planned: vec![PlannedMerge {
+                node: uuid(6),
+                into: uuid(7),
+                bytes: Bytes::mib(4),
+                live: false,
+            }],
             remaining: 1,
             bytes_copied: Bytes::mib(3),
             freed: Bytes::gib(1),

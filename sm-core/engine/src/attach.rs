@@ -395,7 +395,7 @@ impl Sr {
         let datapaths = self.manager.inner.datapaths.clone();
         let (access, status) = blocking({
             let datapaths = datapaths.clone();
-            move || Ok((datapaths.start(vdi)?, datapaths.status(vdi)?))
+            move || datapaths.start_and_ask(vdi)
         })
         .await?;
         record.access = vec![access];

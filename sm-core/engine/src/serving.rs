@@ -109,6 +109,22 @@ impl Datapaths {
         Ok(Access::Nbd { uri: place.uri() })
     }
 
+    /// As [`Datapaths::start`], and what it does. One that is being killed takes connections until
+    /// its last thread has ended, which may wait for storage: then another one is started.
+    pub(crate) fn start_and_ask(&self, vdi: VdiUuid) -> Result<(Access, Option<Status>)> {
+        let until = Instant::now() + SOON;
+        loop {
+            let access = self.start(vdi)?;
+            match self.status(vdi) {
+                Err(error) if Instant::now() < until => {
+                    tracing::debug!(%vdi, %error, "a data path that was found does not answer");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return Ok((access, other?)),
+            }
+        }
+    }
+
     /// Has the process of a VDI serve its images.
     pub(crate) fn activate(
         &self,
@@ -364,7 +380,9 @@ pub(crate) fn told(vdi: VdiUuid, error: &Said) -> Error {
                 FailureKind::Corrupt => Kind::Corrupt,
                 FailureKind::NoSpace => Kind::NoSpace,
                 FailureKind::Unsupported | FailureKind::Refused => Kind::Unsupported,
-                FailureKind::Invalid => Kind::Config { missing: Vec::new(), candidates: Vec::new() },
+                FailureKind::Invalid => {
+                    Kind::Config { missing: Vec::new(), candidates: Vec::new() }
+                }
                 FailureKind::Unreachable => Kind::Unreachable,
                 FailureKind::TooSmall => Kind::Limit,
                 FailureKind::NotReady => Kind::Busy { retry_after_ms: None },

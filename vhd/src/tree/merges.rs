@@ -435,7 +435,8 @@ impl Tree {
             if beside.hears(uuid, &holder) {
                 let Some(index) = scan.index.get(&uuid).copied() else { continue };
                 for entry in scan.ancestry(index) {
-                    if let Some(mark) = scan.index.get(&entry.uuid).and_then(|at| told.get_mut(*at)) {
+                    if let Some(mark) = scan.index.get(&entry.uuid).and_then(|at| told.get_mut(*at))
+                    {
                         *mark = true;
                     }
                 }
@@ -495,9 +496,10 @@ impl Tree {
                 skipped.push(Skipped { uuid: entry.uuid, reason: error.reason() });
                 continue;
             }
-            let elsewhere = open.get(index).and_then(Option::as_ref);
-            let holder = elsewhere.or_else(|| heard.get(&index)).map(String::as_str);
-            match unfit(entry, base, holder, told.get(index).copied().unwrap_or(true)) {
+            let holder = open.get(index).and_then(Option::as_deref);
+            let told = told.get(index).copied().unwrap_or(true);
+            let heard = heard.get(&index).map(|holder| is_open(holder));
+            match unfit(entry, base, holder, told).or(heard) {
                 Some(reason) => skipped.push(Skipped { uuid: entry.uuid, reason }),
                 None if busy.contains(&entry.uuid) || busy.contains(&base.uuid) => {}
                 None => {
@@ -512,11 +514,15 @@ impl Tree {
     }
 }
 
+fn is_open(holder: &str) -> String {
+    format!("is part of a disk that is open: {holder}")
+}
+
 /// Why a node cannot be merged into its only parent.
 fn unfit(node: &Entry, base: &Entry, holder: Option<&str>, told: bool) -> Option<String> {
     let (child, parent) = (node.info()?, base.info()?);
     if let Some(holder) = holder {
-        return Some(format!("is part of a disk that is open: {holder}"));
+        return Some(is_open(holder));
     }
     if parent.disk_type == DiskType::Fixed && parent.size < child.size {
         return Some(format!("its parent {} is a fixed image and smaller", base.uuid));

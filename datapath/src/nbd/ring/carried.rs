@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::RingSession;
-use super::transfers::{Buffer, Purpose};
+use super::transfers::Purpose;
 use crate::error::Errno;
 use crate::export::Ended;
+use crate::nbd::buffer::Buffer;
 use crate::nbd::protocol::{Request, simple_reply};
 use crate::nbd::reply;
 use crate::nbd::request::Action;
@@ -83,10 +84,8 @@ impl RingSession {
             return self.give(&request, action, payload);
         }
         if failed && write {
-            let payload = buffer.data(length).to_vec();
-            self.transfers.give_back(buffer);
             let request = Request { offset, length: length as u32, ..request };
-            return self.give_part(&request, payload, number);
+            return self.give_part(&request, buffer, number);
         }
         if !failed {
             carried.transferred += length as u64;

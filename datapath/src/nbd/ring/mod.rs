@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, recv};
 
-use super::buffer::{Input, Output, PIECE};
+use super::buffer::{Buffer, Input, Output, PIECE, Payload};
 use super::context::Found;
 use super::inbox::{Inbox, Message};
 use super::link::{Kind, Link};
@@ -30,7 +30,7 @@ use super::workers::{Job, Workers};
 use crate::export::{Mapped, Transfer};
 use carried::Carried;
 use outgoing::Outgoing;
-use transfers::{Buffer, Event, Purpose, Transfers};
+use transfers::{Event, Purpose, Transfers};
 
 /// Writes up to this are kept with their request until they are there as a whole, bytes.
 const SMALL: usize = 64 * 1024;
@@ -295,7 +295,12 @@ impl RingSession {
         for message in self.inbox.take() {
             match message {
                 Message::Reply(bytes) => self.outgoing.add(&bytes),
-                Message::Part(number, error) => self.part_done(number, error),
+                Message::Part(number, error, payload) => {
+                    if let Payload::Lent(buffer, _) = payload {
+                        self.transfers.give_back(buffer);
+                    }
+                    self.part_done(number, error);
+                }
                 Message::Done => self.given -= 1,
             }
         }
@@ -398,15 +403,17 @@ impl RingSession {
     }
 
     fn give(&mut self, request: &Request, action: Action, payload: Vec<u8>) -> Result<(), End> {
+        let payload = Payload::Bytes(payload);
         let job = Job { request: *request, action, payload, part_of: None };
         self.given += 1;
         Ok(self.workers.give_now(job)?)
     }
 
-    /// A part of the carried write of that number.
-    fn give_part(&mut self, part: &Request, payload: Vec<u8>, number: usize) -> Result<(), End> {
+    /// A part of the carried write of that number, with its memory.
+    fn give_part(&mut self, part: &Request, buffer: Buffer, number: usize) -> Result<(), End> {
         self.link.gauge.add();
         self.given += 1;
+        let payload = Payload::Lent(buffer, part.length as usize);
         let action = Action::Write { durable: false };
         Ok(self.workers.give_now(Job { request: *part, action, payload, part_of: Some(number) })?)
     }
@@ -529,7 +536,7 @@ impl RingSession {
         if !self.workers.has_room() {
             return Ok(false);
         }
-        let Some(mut buffer) = incoming.buffer.take() else { return Ok(false) };
+        let Some(buffer) = incoming.buffer.take() else { return Ok(false) };
         let (number, offset, length) = (incoming.number, incoming.offset, incoming.piece);
         incoming.offset += length as u64;
         incoming.left -= length;
@@ -551,9 +558,7 @@ impl RingSession {
             }
             Mapped::NotSimple | Mapped::Closed => {
                 let request = Request { offset, length: length as u32, ..carried.request };
-                let payload = buffer.data(length).to_vec();
-                self.transfers.give_back(buffer);
-                self.give_part(&request, payload, number)?;
+                self.give_part(&request, buffer, number)?;
             }
         }
         Ok(true)

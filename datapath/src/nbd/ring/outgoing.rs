@@ -7,7 +7,8 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
-use super::transfers::{Buffer, Transfers};
+use super::transfers::Transfers;
+use crate::nbd::buffer::Buffer;
 
 /// Parts that are sent in one call; the kernel takes up to 1024.
 const PARTS: usize = 128;

@@ -10,7 +10,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 
 use crate::export::{Piece, Transfer};
-use crate::nbd::buffer::{ALIGNMENT, Aligned, PIECE};
+use crate::nbd::buffer::{ALIGNMENT, Aligned, Buffer, PIECE};
 
 /// Entries of the queue to the kernel; more are handed over in turns.
 const ENTRIES: u32 = 128;
@@ -34,24 +34,6 @@ const CLASSES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, PIECE];
 
 /// What marks a watched descriptor and not a transfer.
 const WATCH: u64 = 1 << 63;
-
-/// Memory for one transfer.
-pub(super) struct Buffer {
-    memory: Aligned,
-    class: usize,
-}
-
-impl Buffer {
-    /// The data.
-    pub(super) fn data(&mut self, length: usize) -> &mut [u8] {
-        self.memory.get().get_mut(ALIGNMENT..ALIGNMENT + length).unwrap_or_default()
-    }
-
-    /// The data and what is in front of it.
-    pub(super) fn with_head(&mut self, head: usize, length: usize) -> &mut [u8] {
-        self.memory.get().get_mut(ALIGNMENT - head..ALIGNMENT + length).unwrap_or_default()
-    }
-}
 
 /// What a transfer is for.
 #[derive(Clone, Copy, Debug)]

@@ -133,7 +133,8 @@ fn partitions_of_a_snapshot_are_mounted_for_a_backup() -> lab::Result<()> {
     smctl.ok(&["vdi", "create", "--name", "web", "--size", "128MiB"]);
     let device = smctl.attach(&["web"]);
     // The guest partitions its disk and writes to it.
-    let table = "echo 'label: gpt\nsize=16M\nsize=80M' | sfdisk -q --no-reread --no-tell-kernel \"$1\"";
+    let table =
+        "echo 'label: gpt\nsize=16M\nsize=80M' | sfdisk -q --no-reread --no-tell-kernel \"$1\"";
     host.check(["sh", "-c", table, "sh", &device])?;
     let loops = host.check(["losetup", "--find", "--show", "--partscan", &device])?;
     let partition = partition(&host, &loops, 2);

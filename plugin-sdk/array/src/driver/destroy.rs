@@ -10,7 +10,7 @@ use super::{Connector as _, Offload, Product};
 use crate::array::{Array as _, CloneKind, Volume};
 use crate::ledger::{Intent, What};
 use crate::names::Role;
-use crate::outcome::{Class, OrAbsent as _, Outcome};
+use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
 
 impl<P: Product> Offload<P> {
     pub(super) async fn destroy(&self, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
@@ -108,7 +108,7 @@ impl<P: Product> Offload<P> {
             self.array.delete_snapshot(cx, volume).await.or_absent()?;
             step!("array.snapshot_removed");
             if let Some(parent) = &volume.snapshot_of {
-                self.reap(cx, parent).await?;
+                self.reap(cx, parent).await.map_err(Failure::partly)?;
             }
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl<P: Product> Offload<P> {
         }
         step!("array.volume_removed");
         if let Some(origin) = &volume.origin {
-            self.reap_origin(cx, volume, origin).await?;
+            self.reap_origin(cx, volume, origin).await.map_err(Failure::partly)?;
         }
         Ok(())
     }

@@ -120,16 +120,21 @@ impl<P: Product> Offload<P> {
         // By UUID: an array that shows an object on two pages shows one disk.
         let mut sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
         for (vdi, happened) in self.recent.all(P::SETTLE.stale) {
-            match happened {
-                Happened::Removed => drop(sorted.remove(&vdi)),
-                Happened::Made if sorted.contains_key(&vdi) => {}
-                Happened::Made => {
-                    let found = self.find(cx, vdi).await?;
-                    sorted.extend(found.map(|item| (vdi, item)));
-                }
+            // The record of the SR is noted as well, and is no item.
+            if happened == Happened::Made && vdi.0 != self.sr.0 && !sorted.contains_key(&vdi) {
+                let found = self.find(cx, vdi).await?;
+                sorted.extend(found.map(|item| (vdi, item)));
             }
         }
         Ok(sorted.into_values().collect())
+    }
+
+    /// The items that a user sees.
+    pub(super) async fn visible(&self, cx: &Cx) -> Outcome<Vec<Item>> {
+        let mut items = self.items(cx).await?;
+        let recent = self.recent.all(P::SETTLE.stale);
+        items.retain(|item| !item.is_gone() && recent.get(&item.uuid) != Some(&Happened::Removed));
+        Ok(items)
     }
 
     /// A volume or snapshot with its text.

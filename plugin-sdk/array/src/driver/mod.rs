@@ -33,6 +33,7 @@ use plugin_sdk::model::vdi::{
 use plugin_sdk::model::{Kind, SrUuid};
 use plugin_sdk::{Cx, Driver, Error, Manifest, Result, SessionHealth, Utf8PathBuf};
 
+use self::item::Item;
 use self::recent::Recent;
 use crate::array::{Array, Initiator, Mapping, SnapshotScope, Volume};
 use crate::ledger::{Ledger, Settle};
@@ -198,8 +199,8 @@ impl<P: Product> Driver for Offload<P> {
     }
 
     async fn sr_scan(&self, cx: &Cx, _: SrScan) -> Result<SrScanned> {
-        let vdis = self.items(cx).await?.into_iter().filter(|item| !item.is_gone());
-        Ok(SrScanned { vdis: vdis.map(|item| item.info()).collect(), next: None })
+        let vdis = self.visible(cx).await?;
+        Ok(SrScanned { vdis: vdis.iter().map(Item::info).collect(), next: None })
     }
 
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {

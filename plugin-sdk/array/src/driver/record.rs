@@ -2,15 +2,17 @@
 
 use plugin_sdk::model::sr::{SrCreate, SrCreated, SrDone, SrInfo, SrRecovered, SrUpdate};
 use plugin_sdk::model::vdi::Health;
-use plugin_sdk::model::{Bytes, Changed, Error, Kind};
+use plugin_sdk::model::{Bytes, Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
 
+use super::recent::Happened;
 use super::{Connector as _, Offload, Product};
 use crate::array::{Array as _, MetadataPlace, New, Volume};
 use crate::ledger::{Intent, What};
 use crate::metadata::Document;
 use crate::names::{Codec, Role};
 use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
+use crate::retry::wait;
 
 impl<P: Product> Offload<P> {
     fn record_name(&self) -> String {
@@ -19,8 +21,17 @@ impl<P: Product> Offload<P> {
 
     /// The SR's record, with its document.
     async fn record(&self, cx: &Cx) -> Outcome<Option<(Volume, Option<Document>)>> {
-        let Some(volume) = self.array.get(cx, &self.record_name()).await.or_absent()? else {
-            return Ok(None);
+        let name = self.record_name();
+        let volume = loop {
+            match self.array.get(cx, &name).await.or_absent()? {
+                Some(volume) => break volume,
+                None if self.recent.of(VdiUuid(self.sr.0), P::SETTLE.stale)
+                    == Some(Happened::Made) =>
+                {
+                    wait(cx, P::SETTLE.pause).await?;
+                }
+                None => return Ok(None),
+            }
         };
         let text = match self.array.capabilities().metadata {
             MetadataPlace::Apart { .. } => {
@@ -59,6 +70,7 @@ impl<P: Product> Offload<P> {
                 |cx| async move { self.array.create(&cx, new).await },
             )
             .await?;
+        self.recent.note(VdiUuid(self.sr.0), Happened::Made);
         step!("array_sr_create.record_made");
         if changed == Changed::Created || self.record(cx).await?.is_some_and(|(_, d)| d.is_none()) {
             self.describe(cx, &mut volume, &document).await?;
@@ -105,15 +117,14 @@ impl<P: Product> Offload<P> {
             return Ok(SrDone { changed: Changed::Already });
         };
         self.settle(cx, true).await?;
-        let items = self.items(cx).await?;
-        let left = items.iter().filter(|item| !item.is_gone()).count();
+        let left = self.visible(cx).await?.len();
         if left > 0 {
             return Err(Error::new(Kind::InUse, format!("SR {} holds {left} VDIs", self.sr))
                 .legacy(39)
                 .hint("destroy them first; smctl vdi list shows them"));
         }
         // What is gone for the user and still there has something foreign hanging on it.
-        for item in items {
+        for item in self.items(cx).await? {
             self.remove_volume(cx, &item.volume, item.is_snapshot).await?;
         }
         let changed = Self::ledger(cx)
@@ -122,6 +133,7 @@ impl<P: Product> Offload<P> {
                 async move { self.array.delete(&cx, record).await }
             })
             .await?;
+        self.recent.note(VdiUuid(self.sr.0), Happened::Removed);
         Ok(SrDone { changed })
     }
 
@@ -136,8 +148,7 @@ impl<P: Product> Offload<P> {
             return Err(Error::config("the array has no pool of the name that is configured")
                 .hint(format!("pools: {}", names.join(", "))));
         }
-        let items: Vec<_> =
-            self.items(cx).await?.into_iter().filter(|item| !item.is_gone()).collect();
+        let items = self.visible(cx).await?;
         let quarantined = items.iter().filter_map(|item| {
             matches!(item.info().health, Health::Quarantined { .. }).then_some(item.uuid)
         });
