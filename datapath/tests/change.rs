@@ -96,11 +96,20 @@ impl World {
     /// switched, then the image is, then the writer goes on.
     fn take_snapshot(&mut self, again: Option<Uuid>) -> Result<(), datapath::error::Error> {
         let writer = self.tracker.is_some();
-        self.close()?;
         let new = again.unwrap_or_else(|| {
             self.next += 1;
             id(self.next)
         });
+        // What takes time is done before; sometimes it is cleared away in between.
+        match self.rng.below(3) {
+            0 => {}
+            1 => drop(Logs::of(&self.store).prepare_snapshot(id(DISK), new, self.size())?),
+            _ => {
+                Logs::of(&self.store).prepare_snapshot(id(DISK), new, self.size())?;
+                Logs::of(&self.store).unstage(id(DISK));
+            }
+        }
+        self.close()?;
         self.begun = Some(new);
         Logs::of(&self.store).snapshot(id(DISK), new, self.size())?;
         if self.rng.below(6) == 0 {
@@ -141,6 +150,16 @@ impl World {
                 self.now.resize(more, 0);
                 if writer {
                     self.attach()?;
+                }
+            }
+            // Here no disk has an image, so all logs seem to be of disks that are gone: those that
+            // are of none of ours are.
+            11 if self.rng.below(2) == 0 => {
+                let ours: Vec<Uuid> = self.points.iter().map(|point| point.0).collect();
+                for dead in Logs::of(&self.store).forgettable()? {
+                    if dead != id(DISK) && !ours.contains(&dead) {
+                        assert!(Logs::of(&self.store).forget(dead)?, "{dead} was told to be ready");
+                    }
                 }
             }
             // The process dies.

@@ -260,6 +260,13 @@ fn a_disk_that_fails_below_fails_the_requests_and_nothing_else() -> Result<()> {
             assert!(server.stop(LONG));
             let error = drive.close(Instant::now() + LONG).unwrap_err();
             assert!(error.to_string().contains("an earlier sync failed"), "{error}");
+            // The server has the disk, too, until the last of its threads is gone.
+            drop(server);
+            let end = Instant::now() + LONG;
+            while Arc::strong_count(&drive) > 1 {
+                assert!(Instant::now() < end, "somebody still has the disk");
+                std::thread::sleep(Duration::from_millis(1));
+            }
             drop(drive);
             std::fs::remove_file(&socket).unwrap();
             let (drive, server, client) = open();

@@ -261,6 +261,7 @@ fn operations_sync_as_often_as_documented() {
         ("introduce", 2),
         ("snapshot_data", 7),
         ("snapshot_empty", 4),
+        ("snapshot_group", 22),
         ("revert_empty", 5),
         ("revert_data", 7),
         ("resize_vhd", 6),

@@ -132,7 +132,8 @@ async fn a_backup_program_reads_what_changed() {
         assert_eq!(dirty.len(), 1, "{map}");
         assert_eq!(dirty[0]["start"], 4 << 20);
         site.end_backup(wednesday).await;
-        let run = ::datapath::control::Run::of_installation(site.folder.join("state").as_std_path());
+        let run =
+            ::datapath::control::Run::of_installation(site.folder.join("state").as_std_path());
         assert_eq!(run.disks().unwrap().len(), 1, "the disk's own");
 
         // What is written to cannot be shown with what is fixed.
@@ -195,7 +196,10 @@ async fn a_disk_whose_writes_cannot_be_seen_is_not_tracked() {
     assert!(matches!(error.kind, Kind::Busy { .. }), "{error:?}");
     let missing = VdiUuid::from(uuid::Uuid::from_u128(7));
     let error = site.sr.vdi_changed(&Op::new(), missing, disk).await.unwrap_err();
-    assert_eq!((error.kind.clone(), error.message.clone()), (Kind::NotFound, format!("there is no VDI {missing}")));
+    assert_eq!(
+        (error.kind.clone(), error.message.clone()),
+        (Kind::NotFound, format!("there is no VDI {missing}"))
+    );
     assert_eq!(site.logs(), 0);
 }
 
@@ -331,7 +335,11 @@ async fn blocks_that_differ_are_called_changed_whatever_is_killed() {
         for (index, from) in points.iter().enumerate() {
             for (to, content) in points.iter().zip(&contents).skip(index + 1) {
                 let changes = site.changes(*from, *to).await;
-                if changes.known { known += 1 } else { unknown += 1 }
+                if changes.known {
+                    known += 1
+                } else {
+                    unknown += 1
+                }
                 let bits = changes.bits().unwrap();
                 let blocks = contents[index].chunks(CHANGED_BLOCK as usize);
                 for (block, (before, after)) in

@@ -14,11 +14,7 @@ use crate::datapath::{VM, guest, kill};
 use crate::{PLACEMENTS, Site, files};
 
 impl Site {
-    async fn group(
-        &self,
-        op: &Op,
-        disks: &[VdiUuid],
-    ) -> Result<VdisDone, sm_core::model::Error> {
+    async fn group(&self, op: &Op, disks: &[VdiUuid]) -> Result<VdisDone, sm_core::model::Error> {
         let specs: Vec<NewSnapshot> = disks
             .iter()
             .map(|vdi| NewSnapshot { vdi: *vdi, name: "g".into(), description: String::new() })
@@ -191,10 +187,7 @@ async fn a_group_with_a_disk_that_cannot_be_stopped_is_refused_and_nothing_stays
     site.detach(raw).await;
     site.sr.vdi_destroy(&Op::new(), raw).await.unwrap();
     let error = site.group(&Op::new(), &[served, served]).await.unwrap_err();
-    assert_eq!(
-        error.message,
-        format!("VDI {served} is named twice: one snapshot of it is enough")
-    );
+    assert_eq!(error.message, format!("VDI {served} is named twice: one snapshot of it is enough"));
     let gone = |name: &String| name.contains(&elsewhere.to_string()) && name.contains("open/");
     let expected: Vec<String> = before.into_iter().filter(|name| !gone(name)).collect();
     assert_eq!(files(&site.sr_folder()), expected);

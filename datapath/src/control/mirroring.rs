@@ -128,7 +128,7 @@ pub struct Moved {
     /// When, in seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub time: u64,
-    /// How long requests waited, milliseconds.
+    /// How long the switch took, milliseconds: no request waited longer.
     #[serde(default)]
     pub milliseconds: u64,
 }

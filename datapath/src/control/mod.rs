@@ -7,8 +7,9 @@
 //! 5. [`process`]: this process from its first line to its last.
 //! 6. [`mirroring`]: a mirror of the disk, and its move to another place.
 //! 7. [`remote`]: the disk for other hosts.
-//! 8. `merging`: a merge of the leaf into its parent.
-//! 9. `look`: which images the disk has, when whoever was changing them is gone.
+//! 8. `pausing`: who has stopped the disk, and what happens when he is gone.
+//! 9. `merging`: a merge of the leaf into its parent.
+//! 10. `look`: which images the disk has, when whoever was changing them is gone.
 //!
 //! # Who decides when the one who paused is gone
 //!
@@ -25,6 +26,7 @@ mod inherit;
 mod look;
 mod merging;
 pub mod mirroring;
+mod pausing;
 pub mod process;
 pub mod protocol;
 pub mod remote;

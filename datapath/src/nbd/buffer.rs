@@ -154,9 +154,14 @@ impl Input {
     }
 }
 
+/// Room for replies of a thread that has not had a longer one, bytes: most threads never have.
+const FEW: usize = 4096;
+
 /// Replies as they go.
 pub(super) struct Output {
     memory: Aligned,
+    /// Bytes of replies that fit.
+    size: usize,
     end: usize,
     /// When the first of those that wait was put in.
     since: Option<Instant>,
@@ -172,13 +177,14 @@ const BEGIN: usize = ALIGNMENT - HEAD;
 
 impl Output {
     pub(super) fn new(inbox: Option<Arc<Inbox>>) -> Self {
-        let memory = Aligned::new(BEGIN + OUTPUT);
-        Self { memory, end: BEGIN, since: None, inbox, pipes: false, pipe: None }
+        let (memory, size) = (Aligned::new(BEGIN + FEW), FEW);
+        Self { memory, size, end: BEGIN, since: None, inbox, pipes: false, pipe: None }
     }
 
     /// Of a thread that may have a pipe.
     pub(super) fn with_pipe() -> Self {
-        Self { pipes: true, ..Self::new(None) }
+        let (memory, size) = (Aligned::new(BEGIN + OUTPUT), OUTPUT);
+        Self { memory, size, pipes: true, ..Self::new(None) }
     }
 
     /// A pipe, where there may be one and one can be had.
@@ -229,8 +235,11 @@ impl Output {
     /// Room for a reply, no more than a piece and its head. What is there is sent when it takes
     /// the room. Nothing is added before [`Output::keep`].
     pub(super) fn room(&mut self, link: &Link, length: usize) -> io::Result<&mut [u8]> {
-        if BEGIN + OUTPUT - self.end < length {
+        if BEGIN + self.size - self.end < length {
             self.send(link)?;
+        }
+        if self.size < length {
+            (self.memory, self.size) = (Aligned::new(BEGIN + OUTPUT), OUTPUT);
         }
         let end = self.end;
         self.memory

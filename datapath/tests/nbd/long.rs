@@ -14,7 +14,7 @@ use uuid::Uuid;
 use vhd::image::{NewImage, ParentLink, create};
 
 use super::disks::noise;
-use super::place::{PATIENCE, Place, good, until};
+use super::place::{PATIENCE, Place, fio_verifies, good, until};
 use super::raw::{Raw, Reply};
 
 const MIB: u64 = 1 << 20;
@@ -199,25 +199,10 @@ fn a_write_may_come_in_pieces_of_any_size() {
 #[test]
 fn fio_verifies_long_requests_of_real_disks() {
     everywhere(|site| {
-        for (rw, size, depth) in
-            [("write", "1M", "16"), ("randwrite", "64k", "16"), ("randrw", "200k", "4")]
+        for (rw, block, depth) in
+            [("write", "1M", 16), ("randwrite", "64k", 16), ("randrw", "200k", 4)]
         {
-            let uri = format!("--uri={}", site.place.uri(""));
-            let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
-            let depth = format!("--iodepth={depth}");
-            let fixed = [
-                "--name=verify",
-                "--ioengine=nbd",
-                "--size=16m",
-                "--verify=crc32c",
-                "--randseed=1",
-                "--verify_fatal=1",
-                "--verify_state_save=0",
-                "--do_verify=1",
-                "--randrepeat=1",
-            ];
-            let out = good("fio", &[&fixed[..], &[&uri, &rw, &size, &depth]].concat());
-            assert!(out.contains("err= 0"), "{out}");
+            fio_verifies(&site.place.uri(""), rw, block, depth, "16m");
         }
         site.close();
     });

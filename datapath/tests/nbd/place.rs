@@ -94,6 +94,29 @@ pub(crate) fn good(program: &str, arguments: &[&str]) -> String {
     said.out
 }
 
+/// Has `fio` write, and read what it wrote: which way, with blocks of which size, how many at a time,
+/// on how much of the disk.
+pub(crate) fn fio_verifies(uri: &Uri, rw: &str, block: &str, depth: u32, size: &str) {
+    let words = [
+        "--name=verify".to_owned(),
+        "--ioengine=nbd".to_owned(),
+        format!("--uri={uri}"),
+        format!("--rw={rw}"),
+        format!("--bs={block}"),
+        format!("--iodepth={depth}"),
+        format!("--size={size}"),
+        "--verify=crc32c".to_owned(),
+        "--verify_fatal=1".to_owned(),
+        "--verify_state_save=0".to_owned(),
+        "--do_verify=1".to_owned(),
+        "--randseed=1".to_owned(),
+        "--randrepeat=1".to_owned(),
+        "--fsync=100".to_owned(),
+    ];
+    let out = good("fio", &words.each_ref().map(String::as_str));
+    assert!(out.contains("err= 0"), "{out}");
+}
+
 /// Waits for something.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;

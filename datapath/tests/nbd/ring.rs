@@ -15,7 +15,7 @@ use datapath::nbd::client::{Client, Kind, Options};
 use datapath::nbd::protocol::{REQUEST_LENGTH, Request, command, command_flag};
 
 use super::disks::noise;
-use super::place::{PATIENCE, Place, good, until};
+use super::place::{PATIENCE, Place, fio_verifies, good, until};
 use super::raw::{Raw, Reply};
 
 const MIB: u64 = 1 << 20;
@@ -261,29 +261,13 @@ fn was_used(disk: &Filed, ring: bool) {
 fn fio_verifies_what_it_wrote_through_the_ring() {
     both(|ring| {
         let (place, disk) = place(Filed::new(), ring);
-        for (rw, size, depth) in [
-            ("randwrite", "4k", "32"),
-            ("randrw", "512", "64"),
-            ("write", "1M", "4"),
-            ("randwrite", "48k", "16"),
+        for (rw, block, depth) in [
+            ("randwrite", "4k", 32),
+            ("randrw", "512", 64),
+            ("write", "1M", 4),
+            ("randwrite", "48k", 16),
         ] {
-            let uri = format!("--uri={}", place.uri(""));
-            let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
-            let depth = format!("--iodepth={depth}");
-            let fixed = [
-                "--name=verify",
-                "--ioengine=nbd",
-                "--size=8m",
-                "--verify=crc32c",
-                "--randseed=1",
-                "--verify_fatal=1",
-                "--verify_state_save=0",
-                "--do_verify=1",
-                "--fsync=100",
-                "--randrepeat=1",
-            ];
-            let out = good("fio", &[&fixed[..], &[&uri, &rw, &size, &depth]].concat());
-            assert!(out.contains("err= 0"), "{out}");
+            fio_verifies(&place.uri(""), rw, block, depth, "8m");
         }
         until("fio is gone", || place.server.connections().is_empty());
         was_used(&disk, ring);

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::disks::{Disks, Memory, noise};
-use super::place::{Place, good, run};
+use super::place::{Place, fio_verifies, good, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -192,27 +192,10 @@ fn nbdcopy_between_two_exports_of_one_server() {
 #[test]
 fn fio_verifies_what_it_wrote() {
     let (place, _) = place();
-    for (rw, size, depth) in
-        [("randwrite", "4k", "16"), ("randwrite", "3584", "64"), ("write", "1M", "4")]
+    for (rw, block, depth) in
+        [("randwrite", "4k", 16), ("randwrite", "3584", 64), ("write", "1M", 4)]
     {
-        let uri = format!("--uri={}", place.uri("empty"));
-        let (rw, size) = (format!("--rw={rw}"), format!("--bs={size}"));
-        let depth = format!("--iodepth={depth}");
-        let fixed = [
-            "--name=verify",
-            "--ioengine=nbd",
-            "--size=16m",
-            "--verify=crc32c",
-            "--randseed=1",
-            "--verify_fatal=1",
-            "--verify_state_save=0",
-            "--do_verify=1",
-            "--fsync=100",
-            "--randrepeat=1",
-        ];
-        let all = [&fixed[..], &[&uri, &rw, &size, &depth]].concat();
-        let out = good("fio", &all);
-        assert!(out.contains("err= 0"), "{out}");
+        fio_verifies(&place.uri("empty"), rw, block, depth, "16m");
     }
 }
 

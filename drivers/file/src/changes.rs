@@ -95,7 +95,10 @@ fn refuse_untrackable(node: &Node, enabled: bool) -> Result<()> {
         return refused(why, "smctl vdi copy --format vhd makes a disk whose changes can be");
     }
     if metadata.sharable {
-        return refused("it is sharable, so that several hosts may write it", "make one that is not");
+        return refused(
+            "it is sharable, so that several hosts may write it",
+            "make one that is not",
+        );
     }
     Ok(())
 }

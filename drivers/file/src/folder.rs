@@ -123,7 +123,7 @@ impl Folder {
             let served = crate::live::Served::of(&tree, cx)?;
             match tree.collect_beside(&guard, &served) {
                 Ok(bases) => {
-                    recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")))
+                    recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));
                 }
                 Err(error @ vhd::Error::InUse { .. }) => {
                     plugin_sdk::tracing::warn!(%error, "base copies that nothing needs stay");

@@ -130,7 +130,7 @@ pub(crate) fn merge_leaves(
             merges_done: done.merged.len(),
             merges_total: done.merged.len() + 1 + left.len(),
         };
-        let merge = Leaf { tree, cx, served: &served, leaf, work, before };
+        let merge = Leaf { tree, cx, served: &served, planned: leaf, work, before };
         let taken = merge.allocated();
         match merge.run(request.budget.bytes_per_second.map(|bytes| bytes.0)) {
             Ok(End::Merged { bytes }) => {
@@ -160,7 +160,7 @@ struct Leaf<'a> {
     tree: &'a Tree,
     cx: &'a Cx,
     served: &'a Served<'a>,
-    leaf: Planned,
+    planned: Planned,
     work: &'a Work<'a>,
     /// How far all merges were when it began.
     before: Pace,
@@ -193,7 +193,7 @@ impl Drop for Begun<'_> {
 
 impl Leaf<'_> {
     fn vdi(&self) -> VdiUuid {
-        self.leaf.node.into()
+        self.planned.node.into()
     }
 
     fn told<A: serde::de::DeserializeOwned>(
@@ -208,20 +208,20 @@ impl Leaf<'_> {
     fn allocated(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
         let path = |uuid: Uuid| self.tree.path().join(format!("{uuid}.vhd"));
-        let files = [path(self.leaf.node), path(self.leaf.into)];
+        let files = [path(self.planned.node), path(self.planned.into)];
         files.iter().filter_map(|file| file.symlink_metadata().ok()).map(|f| f.blocks() * 512).sum()
     }
 
     fn run(&self, rate: Option<u64>) -> Result<End> {
-        let claims = self.tree.claims(self.leaf.node).map_err(from_vhd)?;
-        let heard = claims.iter().filter(|claim| self.served.hears(self.leaf.node, claim));
+        let claims = self.tree.claims(self.planned.node).map_err(from_vhd)?;
+        let heard = claims.iter().filter(|claim| self.served.hears(self.planned.node, claim));
         let holders: Vec<&str> = heard.map(String::as_str).collect();
         let live = loop {
             if let Some(why) = self.stopped() {
                 return Ok(End::Stopped(why));
             }
             let Some(guard) = self.lock()? else { continue };
-            match self.tree.begin_live_merge(&guard, self.leaf.node, &holders) {
+            match self.tree.begin_live_merge(&guard, self.planned.node, &holders) {
                 Ok(live) => break live,
                 Err(error) => return Ok(End::Not(error.to_string())),
             }
@@ -299,7 +299,7 @@ impl Leaf<'_> {
     fn tell(&self, state: &DatapathMergeState) {
         let done = state.total.saturating_sub(state.remaining);
         // What the guest has written since, there was not when it was counted.
-        let more = state.total.saturating_sub(self.leaf.bytes);
+        let more = state.total.saturating_sub(self.planned.bytes);
         let _ = (self.work.watch)(Pace {
             bytes_done: self.before.bytes_done + done,
             bytes_total: self.before.bytes_total + more,

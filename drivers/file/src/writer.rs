@@ -245,9 +245,8 @@ pub(crate) fn pause(tree: &Tree, cx: &Cx, vdis: &[VdiUuid], close: bool) -> vhd:
     let request = DatapathPause { vdis: vdis.to_vec(), lock: lock_of(tree), close, operation };
     let paused = cx.request_blocking::<DatapathPaused>("datapath.pause", &request);
     let not_closed = "this release of the host cannot have images closed while they are served";
-    let paused = paused.and_then(|paused| match paused.closed {
-        false if close => Err(Error::unsupported(not_closed)),
-        _ => Ok(()),
+    let paused = paused.and_then(|paused| {
+        if close && !paused.closed { Err(Error::unsupported(not_closed)) } else { Ok(()) }
     });
     paused.map_err(|error| {
         // Of several it is the one that the host names.

@@ -68,14 +68,27 @@ fn is_read_only(path: &Utf8PathBuf) -> Result<bool> {
     Ok(text.map_err(failed)?.trim() == "1")
 }
 
+/// The name of a volume's device in device-mapper, by LVM's rule.
+fn mapped_name(sr: &Sr, volume: &str) -> String {
+    format!("{}-{}", sr.name().replace('-', "--"), volume.replace('-', "--"))
+}
+
+/// Whether the device is there. A node alone says nothing: it can be left of one that is gone.
+fn is_active(sr: &Sr, volume: &str) -> bool {
+    let Ok(found) = std::fs::metadata(device(sr, volume)) else { return false };
+    let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/dm/name"))
+        .is_ok_and(|name| name.trim() == mapped_name(sr, volume))
+}
+
 /// Takes the device away, with all that was written on the storage; notes what the VDI takes.
 /// Nothing to do costs no command.
 pub(crate) async fn deactivate(sr: &Sr, cx: &Cx, vdi: VdiUuid) -> Result<()> {
     let name = volume_name(vdi);
-    let path = device(sr, &name);
-    if !path.exists() {
+    if !is_active(sr, &name) {
         return Ok(());
     }
+    let path = device(sr, &name);
     let synced = path.clone();
     cx.blocking(move |_| {
         // A device that fails must not keep a guest's disk attached for ever; its errors were told
@@ -86,7 +99,21 @@ pub(crate) async fn deactivate(sr: &Sr, cx: &Cx, vdi: VdiUuid) -> Result<()> {
         Ok(())
     })
     .await?;
-    let (_held, group) = sr.changing(cx).await?;
+    let _held = crate::lock::shared(cx, &sr.name()).await?;
+    let group = match sr.group(cx).await {
+        Ok(group) if group.missing == 0 => group,
+        Err(error) if !matches!(error.kind, Kind::NotFound | Kind::Unreachable) => {
+            return Err(error);
+        }
+        // LVM does nothing for a group that it cannot see; the guest has to let go all the same.
+        _ => {
+            let mapped = mapped_name(sr, &name);
+            let words = ["remove", "--retry", &mapped];
+            cx.shielded().command("dmsetup").args(words).run().await?;
+            plugin_sdk::tracing::warn!(%vdi, "the devices of the SR are gone; so is the disk's");
+            return Ok(());
+        }
+    };
     let Some(volume) = group.volume(&name) else { return Ok(()) };
     let words = ["--activate", "n", &sr.path(&name)];
     sr.lvm.change(cx, "lvchange", &words).await.map_err(|error| {

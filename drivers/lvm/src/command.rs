@@ -128,6 +128,10 @@ fn failed(command: &str, target: &str, status: i32, words: &str) -> Error {
             Error::new(Kind::NoSpace, format!("the thin pool{object} is full")).legacy(44)
         } else if has(&[" in use", "Can't open", "used by another device", "is used by"]) {
             Error::new(Kind::InUse, format!("{command}{object}: a device is in use")).legacy(24)
+        } else if has(&["Check of pool", "anual repair required", "transaction id"]) {
+            Error::new(Kind::Corrupt, format!("{command}{object}: the thin pool is damaged"))
+                .legacy(65)
+                .hint("lvmthin(7), \"Metadata check and repair\", says what to do")
         } else if has(&["already exists"]) {
             Error::new(Kind::Exists, format!("{command}{object}: it exists already")).legacy(43)
         } else {
@@ -167,6 +171,7 @@ mod tests {
             ("  Logical volume sm-a/vdi in use.", Kind::InUse),
             ("  Can't open /dev/ubda exclusively.  Mounted filesystem?", Kind::InUse),
             ("  Logical Volume \"vdi\" already exists in volume group \"sm-a\"", Kind::Exists),
+            ("  Check of pool sm-a/pool failed (status:1). Manual repair required!", Kind::Corrupt),
             ("  Failed to find logical volume \"sm-a/vdi\"", Kind::Internal),
             ("  WARNING: something in use is full of free extents", Kind::Internal),
         ] {

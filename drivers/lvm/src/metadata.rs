@@ -356,6 +356,7 @@ mod tests {
             Metadata::of(&Volume { name: "v".into(), tags, ..Volume::default() })
                 .unwrap_err()
                 .message
+                .clone()
         };
         assert_eq!(
             said(&["sm:v=2"]),
@@ -373,7 +374,9 @@ mod tests {
     fn the_last_eight_changes_are_remembered() {
         let mut metadata = Metadata::default();
         let ids: Vec<OperationId> = (0..10).map(|_| OperationId::random()).collect();
-        ids.iter().for_each(|id| metadata.remember(*id));
+        for id in &ids {
+            metadata.remember(*id);
+        }
         assert_eq!(metadata.changed_by, ids[2..]);
     }
 

@@ -76,7 +76,7 @@ impl Sr {
         let held = lock::shared(cx, &self.name()).await?;
         let mut group = self.group(cx).await?;
         self.whole(&group)?;
-        if self.grow(cx, &group).await? {
+        if self.grow(cx, &group).await {
             group = self.group(cx).await?;
         }
         Ok((held, group))
@@ -93,15 +93,19 @@ impl Sr {
         Err(Error::new(Kind::Unreachable, message).legacy(47).hint(hint))
     }
 
-    /// Lets the pool grow if it should. Whether it has.
-    async fn grow(&self, cx: &Cx, group: &Group) -> Result<bool> {
-        let commands = pool::growth(group);
-        for words in &commands {
+    /// Lets the pool grow if it should. Whether it has: if it cannot, what is asked for may still
+    /// be possible.
+    async fn grow(&self, cx: &Cx, group: &Group) -> bool {
+        let mut grown = false;
+        for words in pool::growth(group) {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            self.lvm.change(cx, "lvextend", &words).await?;
+            match self.lvm.change(cx, "lvextend", &words).await {
+                Ok(()) => grown = true,
+                Err(error) => plugin_sdk::tracing::warn!(%error, "the thin pool does not grow"),
+            }
             step!("pool.grown");
         }
-        Ok(!commands.is_empty())
+        grown
     }
 
     pub(crate) async fn create(&self, cx: &Cx, request: &SrCreate) -> Result<Changed> {
@@ -331,7 +335,7 @@ impl Sr {
 
     async fn recover_from(&self, cx: &Cx, group: Group) -> Result<SrRecovered> {
         let mut recovered = SrRecovered::default();
-        self.grow(cx, &group).await?;
+        self.grow(cx, &group).await;
         if !group.volumes.iter().any(is_unfinished) {
             return Ok(recovered);
         }

@@ -137,7 +137,7 @@ mod tests {
         let error = document.write(128).unwrap_err();
         assert_eq!(
             error.message,
-            "name, description and keys take 259 bytes on the array, which has room for 128"
+            "name, description and keys take 258 bytes on the array, which has room for 128"
         );
     }
 

@@ -56,7 +56,7 @@ impl fmt::Display for Entry {
             (None, Some(outcome)) => write!(f, "{outcome}")?,
             (None, None) => f.write_str("done")?,
         }
-        let took = self.took.as_micros() as f64 / 1000.0;
+        let took = self.took.as_secs_f64() * 1000.0;
         write!(f, " {took:.1} ms, {} B out, {} B in", self.sent, self.received)
     }
 }

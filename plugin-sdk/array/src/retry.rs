@@ -131,7 +131,7 @@ impl Chance {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
-        (*state >> 11) as f64 / (1_u64 << 53) as f64
+        f64::from((*state >> 32) as u32) / (f64::from(u32::MAX) + 1.0)
     }
 }
 

@@ -1,12 +1,11 @@
 //! Sessions that are capped over processes, pages, jobs and pace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use array_kit::job::{self, Poll, State};
@@ -109,9 +108,9 @@ fn a_listing_is_whole_or_fails() {
         assert_eq!(failure.to_string(), "the listing of volumes ended after 2 of 3 objects");
 
         // Something is removed between two pages: with an offset, one object would be left out.
-        let first = Cell::new(true);
+        let first = AtomicBool::new(true);
         let shrinking = |offset: u64| {
-            let total = if offset == 0 && first.replace(false) { 4 } else { 3 };
+            let total = if offset == 0 && first.swap(false, Ordering::SeqCst) { 4 } else { 3 };
             async move {
                 Ok(if offset == 0 {
                     page(vec![1, 2], Some(2), Some(total))

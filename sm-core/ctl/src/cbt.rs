@@ -1,5 +1,7 @@
 //! `smctl vdi cbt`: which blocks change.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use serde_json::json;
 use sm_core::Sr;
@@ -76,13 +78,12 @@ fn diff(
         for (offset, length) in ranges.iter().take(RANGES) {
             table.row([offset.to_string(), length.to_string()]);
         }
-        let mut text =
-            if ranges.is_empty() { String::new() } else { table.render(session.style) };
+        let mut text = if ranges.is_empty() { String::new() } else { table.render(session.style) };
         if ranges.len() > RANGES {
-            text.push_str(&format!("and {} more ranges\n", ranges.len() - RANGES));
+            let _ = writeln!(text, "and {} more ranges", ranges.len() - RANGES);
         }
         let (count, size) = (ranges.len(), changes.virtual_size);
-        text.push_str(&format!("{} of {size} changed, in {count} ranges\n", Bytes(sum)));
+        let _ = writeln!(text, "{} of {size} changed, in {count} ranges", Bytes(sum));
         text
     });
     Ok(match unknown(changes) {

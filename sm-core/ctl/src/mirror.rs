@@ -34,29 +34,27 @@ pub(crate) async fn run(session: &Session, sr: &Sr, command: &MirrorCommand) -> 
             } else {
                 format!("it goes on by itself; smctl vdi mirror status {vdi} tells how far it is")
             };
-            Ok(mirror(session, vdi, Some(status), None, false)
-                .note(session.json, format!("smctl: {next}")))
+            Ok(mirror(session, vdi, &of(status)).note(session.json, format!("smctl: {next}")))
         }
         MirrorCommand::Status { vdi, wait } => {
             let vdi = session.vdi(sr, &vdi.vdi).await?;
-            let Mirrored { mirror: running, moved, in_doubt } = sr.vdi_mirror(vdi).await?;
-            let running = match running {
-                Some(_) if *wait => Some(ready(session, sr, vdi).await?),
-                running => running,
-            };
-            Ok(mirror(session, vdi, running, moved, in_doubt))
+            let mut told = sr.vdi_mirror(vdi).await?;
+            if *wait && told.mirror.is_some() {
+                told = of(ready(session, sr, vdi).await?);
+            }
+            Ok(mirror(session, vdi, &told))
         }
         MirrorCommand::Rate { vdi, rate } => {
             let vdi = session.vdi(sr, &vdi.vdi).await?;
             let status = sr.vdi_mirror_rate(op, vdi, *rate).await?;
-            Ok(mirror(session, vdi, Some(status), None, false))
+            Ok(mirror(session, vdi, &of(status)))
         }
         MirrorCommand::Switch { vdi, verify } => {
             let vdi = session.vdi(sr, &vdi.vdi).await?;
             let moved = sr.vdi_mirror_switch(op, vdi, *verify).await?;
             let document = json!({"vdi": vdi, "moved": moved});
             let text = format!(
-                "VDI {vdi} is at {}; requests waited for {} ms\n",
+                "VDI {vdi} is at {}; requests waited for {} ms at most\n",
                 escape(&moved.target),
                 moved.milliseconds
             );
@@ -140,21 +138,21 @@ fn changed(session: &Session, vdi: VdiUuid, there: bool, what: &str) -> Report {
     Report::new(session.json, &document, || changed_text(changed, &format!("VDI {vdi} {what}")))
 }
 
-fn mirror(
-    session: &Session,
-    vdi: VdiUuid,
-    status: Option<MirrorStatus>,
-    moved: Option<Moved>,
-    in_doubt: bool,
-) -> Report {
+/// A mirror that is there.
+fn of(status: MirrorStatus) -> Mirrored {
+    Mirrored { mirror: Some(status), ..Mirrored::default() }
+}
+
+fn mirror(session: &Session, vdi: VdiUuid, told: &Mirrored) -> Report {
+    let Mirrored { mirror: status, moved, in_doubt } = told;
     let document = json!({"vdi": vdi, "mirror": status, "moved": moved, "in_doubt": in_doubt});
-    Report::new(session.json, &document, || match (&status, &moved) {
+    Report::new(session.json, &document, || match (status, moved) {
         (Some(status), _) => {
             let mut block = Block::default();
             mirror_lines(&mut block, status);
             block.render()
         }
-        (None, Some(moved)) if in_doubt => format!(
+        (None, Some(moved)) if *in_doubt => format!(
             "VDI {vdi} was being moved to {} when the host went down\n",
             escape(&moved.target)
         ),
@@ -188,7 +186,9 @@ pub(crate) fn mirror_lines(block: &mut Block, status: &MirrorStatus) {
         Bytes(status.dirty)
     );
     if let Some(rate) = status.rate {
-        copied.push_str(&format!(", at most {}/s", Bytes(rate)));
+        copied += ", at most ";
+        copied += &Bytes(rate).to_string();
+        copied += "/s";
     }
     block.line("mirror copied", copied).line("mirror writes", status.forwarded.to_string());
     if status.retries > 0 {

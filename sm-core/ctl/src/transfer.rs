@@ -66,7 +66,8 @@ pub(crate) async fn export(
     });
     let mut text = format!("VDI {vdi} is written to {}\n", crate::output::escape(file.as_str()));
     if let Some(checksum) = done.checksum {
-        text.push_str(&format!("{checksum}\n"));
+        text += &checksum.to_string();
+        text.push('\n');
     }
     Ok(Report::new(session.json, &document, || text)
         .note(session.json, summary(done.bytes, time)))
@@ -91,7 +92,8 @@ fn report(session: &Session, made: &Filled, time: Duration) -> Report {
     let document = json!({"vdi": vdi, "checksum": checksum});
     let mut figures = summary(vdi.virtual_size, time);
     if let Some(checksum) = checksum {
-        figures.push_str(&format!("\n{checksum}"));
+        figures.push('\n');
+        figures += &checksum.to_string();
     }
     Report::new(session.json, &document, || format!("{}\n", vdi.uuid)).note(session.json, figures)
 }

@@ -76,9 +76,9 @@ impl Sr {
         // Asked first: an answer that there is none shall leave nothing attached.
         let changes = self.vdi_changed(op, from, vdi).await?;
         let bits = changes.bits()?;
-        let held = self.attachment(vdi)?.is_some_and(|record| {
-            record.driver_state.mode() == Some(AttachMode::ReadWrite)
-        });
+        let held = self
+            .attachment(vdi)?
+            .is_some_and(|record| record.driver_state.mode() == Some(AttachMode::ReadWrite));
         if held {
             return Err(Error::new(
                 Kind::InUse,

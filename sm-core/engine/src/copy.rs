@@ -512,6 +512,7 @@ fn write_file(
 }
 
 /// The checksum of what was copied.
+#[derive(Clone, Copy)]
 struct Taken {
     of: Checksum,
     bytes: u64,

@@ -89,7 +89,7 @@ fn key(vdi: VdiUuid) -> String {
 impl Datapaths {
     fn mirror_start(&self, vdi: VdiUuid, asked: MirrorStart) -> Result<MirrorStatus> {
         let mut client = self.must_find(vdi)?;
-        client.mirror_start(asked, BEGIN).map_err(|error| told(vdi, &error))
+        client.mirror_start(asked, BEGIN).map_err(|error| with_hint(vdi, told(vdi, &error)))
     }
 
     fn mirror_rate(&self, vdi: VdiUuid, rate: Option<u64>) -> Result<MirrorStatus> {
@@ -105,7 +105,7 @@ impl Datapaths {
         let asked = MirrorSwitch { verify, milliseconds };
         client
             .mirror_switch(asked, SWITCH + compare)
-            .map_err(|error| error.kind().is_some().then(|| told(vdi, &error)))
+            .map_err(|error| error.kind().is_some().then(|| with_hint(vdi, told(vdi, &error))))
     }
 
     fn mirror_cancel(&self, vdi: VdiUuid) -> Result<bool> {
@@ -372,6 +372,22 @@ fn phase_name(phase: MirrorPhase) -> &'static str {
         MirrorPhase::Failed => "failed",
         MirrorPhase::Other => "other",
     }
+}
+
+/// What to do about a mirror that was refused.
+fn with_hint(vdi: VdiUuid, error: Error) -> Error {
+    let hint = match error.kind {
+        Kind::Limit => "make the target at least as large as the VDI".to_owned(),
+        Kind::Unsupported => "name an export that can be written, of another disk".to_owned(),
+        Kind::Unreachable => "look whether its server runs, is to be reached there and has that \
+                              export; with TLS, whether each side knows the other's authority"
+            .to_owned(),
+        Kind::InUse => format!("smctl vdi mirror cancel {vdi} ends the other mirror"),
+        Kind::Busy { .. } => format!("smctl vdi mirror status {vdi} --wait, and try again"),
+        Kind::Corrupt => "find out who else writes the target, and begin anew".to_owned(),
+        _ => return error,
+    };
+    error.hint(hint)
 }
 
 fn no_mirror(vdi: VdiUuid) -> Error {

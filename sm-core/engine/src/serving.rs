@@ -374,10 +374,10 @@ pub(crate) fn told(vdi: VdiUuid, error: &Said) -> Error {
     let error = match error {
         Said::Refused(failure) => {
             let kind = match failure.kind {
-                FailureKind::Busy => Kind::Busy { retry_after_ms: None },
+                FailureKind::Busy | FailureKind::NotReady => Kind::Busy { retry_after_ms: None },
                 FailureKind::InUse => Kind::InUse,
                 FailureKind::NotFound => Kind::NotFound,
-                FailureKind::Corrupt => Kind::Corrupt,
+                FailureKind::Corrupt | FailureKind::Differs => Kind::Corrupt,
                 FailureKind::NoSpace => Kind::NoSpace,
                 FailureKind::Unsupported | FailureKind::Refused => Kind::Unsupported,
                 FailureKind::Invalid => {
@@ -385,8 +385,6 @@ pub(crate) fn told(vdi: VdiUuid, error: &Said) -> Error {
                 }
                 FailureKind::Unreachable => Kind::Unreachable,
                 FailureKind::TooSmall => Kind::Limit,
-                FailureKind::NotReady => Kind::Busy { retry_after_ms: None },
-                FailureKind::Differs => Kind::Corrupt,
                 FailureKind::Moved => Kind::Fenced,
                 _ => Kind::Internal,
             };

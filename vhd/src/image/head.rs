@@ -195,7 +195,8 @@ pub(super) fn read_head(file: &dyn Blob, path: &Path) -> Result<Head> {
         let found = Header::parse(&found).map_err(Error::format(path))?;
         found.verify(chosen.current_size, data_end).map_err(Error::format(path))?;
         if chosen.disk_type == DiskType::Differencing {
-            if found.parent_uuid == chosen.uuid {
+            // A null UUID names nobody: as a parent it stands for a raw image.
+            if found.parent_uuid == chosen.uuid && !chosen.uuid.is_nil() {
                 return Err(bad(Fault::OwnParent));
             }
             parent = Some(read_parent(file, path, head, &found, data_end)?);

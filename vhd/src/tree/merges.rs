@@ -170,16 +170,13 @@ impl Tree {
             Some(readers) => self.open_above(&self.scan()?, node, readers)?,
             None => Vec::new(),
         };
-        match readers.filter(|_| !open.is_empty()) {
-            Some(readers) => {
-                if let Some(why) = self.remove_beside(candidate, &progress, &open, readers)? {
-                    return Ok(Ended::Stays { why });
-                }
+        if let Some(readers) = readers.filter(|_| !open.is_empty()) {
+            if let Some(why) = self.remove_beside(candidate, &progress, &open, readers)? {
+                return Ok(Ended::Stays { why });
             }
-            None => {
-                let record = self.journal_removal(candidate, &progress, false)?;
-                self.complete_removal(&record)?;
-            }
+        } else {
+            let record = self.journal_removal(candidate, &progress, false)?;
+            self.complete_removal(&record)?;
         }
         let left = [node, into].into_iter().filter_map(|uuid| self.allocated(uuid).ok());
         let (freed, live) = (before.saturating_sub(left.sum()), !open.is_empty());

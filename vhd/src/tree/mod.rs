@@ -38,6 +38,7 @@
 //! | update, introduce | 2 | metadata, its directory |
 //! | snapshot of a leaf with data | 7 | two leaves, metadata, record, both directories with the switch, the base's footers |
 //! | snapshot of an empty leaf, or of a raw disk | 4 | as create |
+//! | snapshots of several disks | 2, and for each 6 or 4 | record and names of the switch; for each as above, without a record of its own |
 //! | revert | 5 | leaf, metadata, record, both directories; 7 when the snapshot holds data |
 //! | resize | 6 | metadata, record with its directory, each footer, directory of the metadata |
 //! | delete | 1 | directory |

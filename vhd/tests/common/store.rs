@@ -84,7 +84,12 @@ impl Writer for Guests<'_> {
 
 /// Snapshots of one point in time, the first named [`N`] and the others with the numbers after it.
 /// Answers the first one's.
-pub fn snap_group(tree: &Tree, guard: &Guard, sources: &[u128], written: &[u128]) -> Result<Change> {
+pub fn snap_group(
+    tree: &Tree,
+    guard: &Guard,
+    sources: &[u128],
+    written: &[u128],
+) -> Result<Change> {
     let metadata = json!({ "name": "one of a group" });
     let requests: Vec<Snapshot<'_>> = sources
         .iter()

@@ -69,6 +69,11 @@ impl Bench {
         testing::run(async { self.driver.call(request).operation_id(id).await }).unwrap()
     }
 
+    /// As [`Self::call`], where the answer is of no interest.
+    pub(crate) fn done<R: Request>(&self, request: R) {
+        self.call(request);
+    }
+
     pub(crate) fn fails<R: Request>(&self, request: R) -> Error
     where
         R::Reply: std::fmt::Debug,

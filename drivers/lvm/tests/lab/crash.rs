@@ -113,25 +113,32 @@ fn cut_everywhere(allocation: &str, scenarios: &[Scenario]) -> lab::Result<()> {
             let mut prepare = || {
                 round += 1;
                 let end = format!("-{round}-");
-                let named = |words: &[&str]| -> Vec<String> {
-                    let ours = ["disk", "snap", "new", "other"];
-                    let name = |word: &&str| match ours.contains(word) {
-                        true => format!("{word}{end}"),
-                        false => (*word).to_owned(),
+                // By their UUIDs once they are there, as smctl itself would name them again.
+                let mut uuids: BTreeMap<&str, String> = BTreeMap::new();
+                let named = |uuids: &BTreeMap<&str, String>, words: &[&str]| -> Vec<String> {
+                    let name = |word: &&str| match (uuids.get(word), *word) {
+                        (Some(uuid), _) => uuid.clone(),
+                        (None, "disk" | "snap" | "new" | "other") => format!("{word}{end}"),
+                        (None, word) => word.to_owned(),
                     };
                     words.iter().map(name).collect()
                 };
-                let run = |words: &[&str]| {
-                    let words = named(words);
-                    smctl.ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
+                let run = |uuids: &BTreeMap<&str, String>, words: &[&str]| {
+                    let words = named(uuids, words);
+                    smctl.ok(&words.iter().map(String::as_str).collect::<Vec<_>>())
                 };
-                run(&["vdi", "create", "--name", "disk", "--size", "16MiB"]);
+                let made = run(&uuids, &["vdi", "create", "--name", "disk", "--size", "16MiB"]);
+                uuids.insert("disk", made);
                 if allocation == "thin" {
-                    run(&["vdi", "snapshot", "disk", "--name", "snap"]);
+                    let made = run(&uuids, &["vdi", "snapshot", "disk", "--name", "snap"]);
+                    uuids.insert("snap", made);
                 }
-                before.iter().for_each(|words| run(words));
+                for words in *before {
+                    run(&uuids, words);
+                }
                 let id = OperationId::random().to_string();
-                let words = [vec!["--operation-id".to_owned(), id], named(command)].concat();
+                let words =
+                    [vec!["--operation-id".to_owned(), id], named(&uuids, command)].concat();
                 (end, words)
             };
             let killed = |words: &[&str]| {
@@ -290,7 +297,7 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
             "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -cE '[l]vm (lv|vg)[a-z]+ --c'";
         host.wait_for("a command that changes the group", Duration::from_secs(30), |host| {
             let seen = host.run(["sh", "-c", changing])?.text();
-            Ok(if seen != "0" { Ok(()) } else { Err(format!("{seen}, {:?}", running.ended())) })
+            Ok(if seen == "0" { Err(format!("{:?}", running.ended())) } else { Ok(()) })
         })?;
         host.reboot()?;
         let smctl = Smctl::new(&host);
@@ -306,6 +313,46 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
         host.check(["umount", "/mnt"])?;
         smctl.ok(&["vdi", "check", "disk"]);
         smctl.ok(&["vdi", "detach", "disk"]);
+    }
+    Ok(())
+}
+
+/// A recovery is cut itself; the next one goes on. The content is the snapshot's, at once and for good.
+#[test]
+fn a_recovery_that_is_cut_is_completed_by_the_next() -> lab::Result<()> {
+    let lab = Lab::new()?;
+    let host = machine(&lab, &[256])?.boot()?;
+    let smctl = Smctl::new(&host);
+    smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda"]);
+    let disk = smctl.ok(&["vdi", "create", "--name", "disk", "--size", "16MiB"]);
+    let fill = |word: &str| {
+        let device = smctl.attach(&[&disk]);
+        let script =
+            "printf %s \"$1\" | dd of=\"$2\" bs=512 conv=sync,notrunc oflag=direct status=none";
+        host.check(["sh", "-c", script, "sh", word, &device]).unwrap();
+        smctl.ok(&["vdi", "detach", &disk]);
+    };
+    fill("before");
+    let snap = smctl.ok(&["vdi", "snapshot", &disk, "--name", "snap"]);
+    for (first, second) in [
+        ("vdi_revert.new_made", "vdi_revert.old_removed"),
+        ("vdi_revert.new_made", "vdi_revert.renamed"),
+        ("vdi_revert.old_removed", "vdi_revert.renamed"),
+    ] {
+        fill("after");
+        let cut = |words: &[&str], step: &str| {
+            let output = smctl.call(words).env("SM_STEP_KILL", step).run().unwrap();
+            assert_eq!(output.status, 128 + 9, "{step}: {}", output.errors());
+            // At no time is the disk missing.
+            assert!(smctl.vdis().iter().any(|vdi| vdi["uuid"] == *disk), "{step}");
+        };
+        cut(&["vdi", "revert", &disk, &snap], first);
+        cut(&["sr", "scan", "l"], second);
+        smctl.ok(&["sr", "scan", "l"]);
+        assert!(is_empty(&smctl.json(&["sr", "scan", "l"])["recovered"]));
+        let device = smctl.attach(&[&disk]);
+        assert_eq!(host.check(["head", "-c", "6", &device])?, "before");
+        smctl.ok(&["vdi", "detach", &disk]);
     }
     Ok(())
 }
@@ -328,10 +375,21 @@ fn a_disk_that_hangs_ends_the_call_and_not_the_driver() -> lab::Result<()> {
     assert!(output.errors().contains(&said), "{}", output.errors());
     faulty.healthy()?;
     assert_eq!(smctl.vdis().len(), 1);
+    let device = smctl.attach(&["disk"]);
     faulty.fail()?;
+    // A list of nothing would say that the disks are gone.
     let output = smctl.call(&["vdi", "list"]).run()?;
-    assert_ne!(output.status, 0);
+    assert_eq!(output.status, 3, "{}", output.errors());
+    assert!(output.errors().contains("there is no SR"), "{}", output.errors());
+    // A guest can let go.
+    let disk = device.rsplit_once("vdi-").unwrap().1;
+    smctl.ok(&["vdi", "detach", disk]);
+    assert_eq!(host.check(["sh", "-c", "dmsetup ls | grep -c -- -vdi--; true"])?, "0");
     faulty.healthy()?;
+    // What was active below it has failed for good; as after a boot.
+    let pool = "dmsetup ls | cut -f1 | grep pool | sort | while read m; do dmsetup remove $m; done";
+    host.command(["sh", "-c", pool]).env("DM_DISABLE_UDEV", "1").check()?;
+    smctl.ok(&["sr", "attach", "l"]);
     smctl.ok(&["vdi", "destroy", "disk"]);
     smctl.ok(&["sr", "destroy", "l"]);
     faulty.remove()

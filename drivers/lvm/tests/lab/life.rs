@@ -174,38 +174,38 @@ fn an_operation_is_one_report_and_one_change() -> lab::Result<()> {
             count(&[report, "wipefs", "vgcreate", report, "lvcreate"], &|| {
                 bench.call(SrCreate::default());
             });
-            count(&[report], &|| drop(bench.call(SrAttach::default())));
+            count(&[report], &|| bench.done(SrAttach::default()));
             let (disk, other) = (create("a", 16 * MIB), create("b", 16 * MIB));
             let vdi = disk.uuid;
-            count(&[report, "lvcreate"], &|| drop(bench.call(disk.clone())));
-            count(&[report, "lvcreate"], &|| drop(bench.call(other.clone())));
+            count(&[report, "lvcreate"], &|| bench.done(disk.clone()));
+            count(&[report, "lvcreate"], &|| bench.done(other.clone()));
             let taken = snapshot(vdi, "s");
-            count(&[report, "lvcreate"], &|| drop(bench.call(taken.clone())));
-            count(&[report, "lvcreate"], &|| drop(bench.call(clone(vdi, "c"))));
+            count(&[report, "lvcreate"], &|| bench.done(taken.clone()));
+            count(&[report, "lvcreate"], &|| bench.done(clone(vdi, "c")));
             count(&[report], &|| drop(bench.scan()));
-            count(&[report], &|| drop(bench.call(SrStat::default())));
-            count(&[report], &|| drop(bench.call(SrRecover::default())));
-            count(&[report], &|| drop(bench.call(VdiStat::of(vdi))));
+            count(&[report], &|| bench.done(SrStat::default()));
+            count(&[report], &|| bench.done(SrRecover::default()));
+            count(&[report], &|| bench.done(VdiStat::of(vdi)));
             let mode = AttachMode::ReadWrite;
-            count(&[report], &|| drop(bench.call(VdiAttach { vdi, mode })));
-            count(&["lvchange"], &|| drop(bench.call(activate(vdi, mode))));
-            count(&[report, "lvchange"], &|| drop(bench.call(VdiDeactivate { vdi })));
-            count(&[], &|| drop(bench.call(VdiDetach { vdi })));
+            count(&[report], &|| bench.done(VdiAttach { vdi, mode }));
+            count(&["lvchange"], &|| bench.done(activate(vdi, mode)));
+            count(&[report, "lvchange"], &|| bench.done(VdiDeactivate { vdi }));
+            count(&[], &|| bench.done(VdiDetach { vdi }));
             // The operation is recorded on the volume before it is done.
             let larger = VdiResize { vdi, virtual_size: Bytes(32 * MIB) };
-            count(&[report, "lvchange", "lvextend"], &|| drop(bench.call(larger.clone())));
+            count(&[report, "lvchange", "lvextend"], &|| bench.done(larger.clone()));
             let back = VdiRevert { vdi, snapshot: taken.snapshots[0].uuid };
             count(&[report, "lvcreate", "lvremove", "lvrename"], &|| {
-                drop(bench.call(back.clone()))
+                bench.done(back.clone());
             });
             let renamed: VdiUpdate =
                 serde_json::from_value(serde_json::json!({ "vdi": vdi, "name": "new" })).unwrap();
-            count(&[report, "lvchange"], &|| drop(bench.call(renamed.clone())));
-            count(&[report], &|| drop(bench.call(renamed.clone())));
-            count(&[report, "lvremove"], &|| drop(bench.call(VdiDestroy { vdi })));
-            count(&[report, "vgchange"], &|| drop(bench.call(SrDetach::default())));
+            count(&[report, "lvchange"], &|| bench.done(renamed.clone()));
+            count(&[report], &|| bench.done(renamed.clone()));
+            count(&[report, "lvremove"], &|| bench.done(VdiDestroy { vdi }));
+            count(&[report, "vgchange"], &|| bench.done(SrDetach::default()));
             // However many VDIs there are.
-            count(&[report, "lvchange"], &|| drop(bench.call(SrAttach::default())));
+            count(&[report, "lvchange"], &|| bench.done(SrAttach::default()));
             count(&[report, "lvcreate"].repeat(20), &|| {
                 for number in 0..20 {
                     bench.create(&number.to_string(), 4 * MIB);

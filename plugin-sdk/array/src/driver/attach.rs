@@ -46,7 +46,7 @@ impl<P: Product> Offload<P> {
                 Ok(mapping) => break mapping,
                 // Mapping twice is the same as once.
                 Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
-                    cx.check()?
+                    cx.check()?;
                 }
                 Err(failure) => return Err(failure.object(attached.volume.name.clone()).into()),
             }
@@ -74,7 +74,7 @@ impl<P: Product> Offload<P> {
             match self.array.unmap(cx, &attached.volume, &initiator).await.or_absent() {
                 Ok(_) => break,
                 Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
-                    cx.check()?
+                    cx.check()?;
                 }
                 Err(failure) => return Err(failure.object(attached.volume.name.clone()).into()),
             }

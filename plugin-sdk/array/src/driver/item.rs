@@ -74,11 +74,13 @@ impl Item {
 }
 
 impl<P: Product> Offload<P> {
-    /// The item that a volume is, or `None` if it is foreign after all.
-    pub(super) fn item(
+    /// The item that a volume is, or `None` if it is foreign after all. `listed` tells that it came
+    /// with others; one that was asked for by its whole name bears a UUID that only we know.
+    fn item(
         &self,
         volume: Volume,
         texts: Option<&BTreeMap<String, String>>,
+        listed: bool,
     ) -> Option<Item> {
         let is_snapshot = volume.snapshot_of.is_some();
         let (role, uuid, certain) = if is_snapshot {
@@ -96,12 +98,15 @@ impl<P: Product> Offload<P> {
             Some(texts) => texts.get(&volume.id),
             None => volume.metadata.as_ref(),
         };
-        let document = text.filter(|text| !text.is_empty()).map(|text| Document::read(text));
+        let document = match self.recent.document(&volume.id, P::SETTLE.stale) {
+            Some(document) => Some(Ok(document)),
+            None => text.filter(|text| !text.is_empty()).map(|text| Document::read(text)),
+        };
         match &document {
             // Another SR's, whatever the name says.
             Some(Ok(document)) if document.sr != self.sr => return None,
             // A short name is ours only if the text says so, too.
-            None | Some(Err(_)) if !certain => return None,
+            None | Some(Err(_)) if listed && !certain => return None,
             _ => {}
         }
         Some(Item { uuid: VdiUuid(uuid), is_snapshot, volume, document: document.transpose() })
@@ -116,7 +121,7 @@ impl<P: Product> Offload<P> {
             MetadataPlace::Apart { .. } => Some(self.array.descriptions(cx, None).await?),
             _ => None,
         };
-        let items = volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref()));
+        let items = volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref(), true));
         // By UUID: an array that shows an object on two pages shows one disk.
         let mut sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
         for (vdi, happened) in self.recent.all(P::SETTLE.stale) {
@@ -143,7 +148,7 @@ impl<P: Product> Offload<P> {
             MetadataPlace::Apart { .. } => Some(self.array.descriptions(cx, Some(&volume)).await?),
             _ => None,
         };
-        Ok(self.item(volume, texts.as_ref()))
+        Ok(self.item(volume, texts.as_ref(), false))
     }
 
     /// The item of a UUID, gone ones too. One that was made a moment ago is waited for.
@@ -184,7 +189,10 @@ impl<P: Product> Offload<P> {
         document: &Document,
     ) -> Result<()> {
         let text = self.text(document)?;
-        if volume.metadata.as_deref() == Some(&text) {
+        // What was read may be older than what was written last.
+        let written = self.recent.document(&volume.id, P::SETTLE.stale);
+        let is_last = written.is_none_or(|written| written == *document);
+        if volume.metadata.as_deref() == Some(&text) && is_last {
             return Ok(());
         }
         // The same text twice is the same as once: a lost answer is repeated.
@@ -199,6 +207,7 @@ impl<P: Product> Offload<P> {
                 Err(failure) => return Err(failure.object(volume.name.clone()).into()),
             }
         }
+        self.recent.wrote(&volume.id, document);
         volume.metadata = Some(text);
         Ok(())
     }

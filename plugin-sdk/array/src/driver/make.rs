@@ -31,6 +31,7 @@ impl<P: Product> Offload<P> {
             self.describe(cx, &mut item.volume, document).await?;
             item.document = Ok(Some(document.clone()));
         }
+        self.recent.note(item.uuid, Happened::Made);
         Ok(Some(item))
     }
 
@@ -429,7 +430,7 @@ impl<P: Product> Offload<P> {
                 Ok(()) => break,
                 // Twice is the same as once.
                 Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
-                    cx.check()?
+                    cx.check()?;
                 }
                 Err(failure) => return Err(failure.object(item.volume.name.clone()).into()),
             }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use plugin_sdk::model::VdiUuid;
 
+use crate::metadata::Document;
+
 /// What happened to a VDI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Happened {
@@ -18,7 +20,11 @@ pub(super) enum Happened {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<BTreeMap<VdiUuid, (Instant, Happened)>>);
+pub(super) struct Recent {
+    happened: Mutex<BTreeMap<VdiUuid, (Instant, Happened)>>,
+    /// By the array's id: an update that began with a stale text would undo the one before.
+    written: Mutex<BTreeMap<String, (Instant, Document)>>,
+}
 
 impl Recent {
     pub(super) fn note(&self, vdi: VdiUuid, happened: Happened) {
@@ -37,7 +43,20 @@ impl Recent {
         recent.iter().map(|(vdi, (_, happened))| (*vdi, *happened)).collect()
     }
 
+    /// A document was written.
+    pub(super) fn wrote(&self, id: &str, document: &Document) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.insert(id.to_owned(), (Instant::now(), document.clone()));
+    }
+
+    /// The document that was written within `stale`.
+    pub(super) fn document(&self, id: &str, stale: Duration) -> Option<Document> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|_, (at, _)| at.elapsed() < stale);
+        written.get(id).map(|(_, document)| document.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VdiUuid, (Instant, Happened)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.happened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -175,7 +175,8 @@ fn explain(error: &rustls::Error) -> (String, &'static str) {
         return (format!("TLS fails: {error}"), hint);
     };
     match problem {
-        CertificateError::UnknownIssuer => (
+        // A bad signature: an authority of the same name, and another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "its certificate is signed by an authority that is not trusted".to_owned(),
             "name the array's authority, or the fingerprint of its certificate",
         ),

@@ -5,7 +5,6 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plugin_sdk::Cx;
 use plugin_sdk::model::{Bytes, Error, Result};
 use plugin_sdk::tokio::sync::Notify;
 

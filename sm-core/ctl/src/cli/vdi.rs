@@ -264,6 +264,7 @@ pub(crate) enum VdiCommand {
     )]
     Serve(ServeArgs),
     /// Track which blocks of a VDI change, and ask which did
+    #[command(after_help = "Example: smctl vdi cbt diff monday tuesday")]
     Cbt {
         #[command(subcommand)]
         command: CbtCommand,

@@ -2,6 +2,7 @@
 //! process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod cbt;
 mod errors;
 mod life;
 mod maintain;

@@ -217,6 +217,15 @@ fn links() -> Vec<Case> {
             &[&image(2), &base()],
             Expected::ChainRefused(|e| matches!(e, Error::WrongType { .. })),
         ),
+        Case::new(
+            "X90",
+            "null UUIDs, its own and its parent's: a raw file, not itself",
+            &[&Spec { uuid: 0, ..raw_child.clone() }, &base()],
+            Expected::ChainRefused(
+                |e| matches!(e, Error::ParentMismatch { expected, .. } if expected.is_nil()),
+            ),
+        )
+        .store("names a raw file as its parent"),
     ]
 }
 
