@@ -112,7 +112,7 @@ fn guest(uri: &str, commands: &[&str]) {
 fn load(folder: &Path, uri: &str, size: u64) -> Program {
     Program(
         Command::new("fio")
-            .args(["--name=load", "--ioengine=nbd", &format!("--uri={uri}")])
+            .args(["--thread", "--name=load", "--ioengine=nbd", &format!("--uri={uri}")])
             .args(["--rw=randwrite", "--bs=4k", "--iodepth=8", "--io_size=128m"])
             .args([&format!("--size={size}"), "--rate_iops=6000"])
             .args(["--verify=crc32c", "--verify_state_save=0", "--verify_backlog=512"])

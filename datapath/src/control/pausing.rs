@@ -113,7 +113,12 @@ impl Served {
     }
 
     /// Goes over to the images of a plan, within the pause of a connection or with one of its own.
-    pub(super) fn refresh(&self, inner: &mut Inner, connection: Option<u64>, plan: &Plan) -> Done<()> {
+    pub(super) fn refresh(
+        &self,
+        inner: &mut Inner,
+        connection: Option<u64>,
+        plan: &Plan,
+    ) -> Done<()> {
         let active = inner.active.as_mut().ok_or_else(not_active)?;
         match &mut active.pause {
             Some(pause) if pause.owner != connection => return Err(paused_by_another()),

@@ -109,11 +109,19 @@ where
             }
         }
         if cx.remaining() <= pause {
-            return Err(Failure::new(Class::Unknown)
-                .fact(format!("the array's job ({stage}) did not end within the time given"))
-                .hint("the array goes on with it: the same command finds what it made"));
+            return Err(out_of_time(stage));
         }
-        wait(cx, pause).await.map_err(|stopped| stopped.hint("the array goes on with its job"))?;
+        if let Err(stopped) = wait(cx, pause).await {
+            // A cancel stays a cancel; the end of the time does not undo what was begun.
+            let stopped = if cx.is_cancelled() { stopped } else { out_of_time(stage) };
+            return Err(stopped.hint("the array goes on with its job"));
+        }
         pause = pause.mul_f64(1.5).min(poll.longest);
     }
+}
+
+fn out_of_time(stage: &str) -> Failure {
+    Failure::new(Class::Unknown)
+        .fact(format!("the array's job ({stage}) did not end within the time given"))
+        .hint("the array goes on with it: the same command finds what it made")
 }

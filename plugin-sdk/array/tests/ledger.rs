@@ -161,7 +161,7 @@ fn a_create_makes_one_object() {
     for unique in [true, false] {
         for (lost_before, lost_after) in [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1)] {
             let host = with_cx(move |cx| async move {
-                let fake = Fake::with(State { lost_before, lost_after, ..State::default() });
+                let fake = Fake::with(State { lost_after, lost_before, ..State::default() });
                 let (changed, _) = fake.create(&cx, unique).await.map_err(Error::from)?;
                 assert_eq!(changed, Changed::Created);
                 assert_eq!(fake.names(), ["web"], "{unique} {lost_before} {lost_after}");
@@ -329,7 +329,7 @@ fn a_snapshot_without_a_name_is_named_once() {
     for (lost_before, lost_after) in [(0, 0), (0, 1), (0, 2)] {
         let host = with_cx(move |cx| async move {
             let names = vec!["by hand".to_owned(), "web-2009-01-01.0".to_owned()];
-            let fake = Fake::with(State { names, lost_before, lost_after, ..State::default() });
+            let fake = Fake::with(State { names, lost_after, lost_before, ..State::default() });
             assert_eq!(fake.snapshot(&cx).await.map_err(Error::from)?, Changed::Created);
             assert_eq!(fake.names(), ["by hand", "web-2009-01-01.0", "nightly"]);
             assert_eq!(fake.snapshot(&cx).await.map_err(Error::from)?, Changed::Already);

@@ -12,7 +12,7 @@ use array_kit::job::{self, Poll, State};
 use array_kit::outcome::{Class, Failure, Outcome};
 use array_kit::pages::{self, Page};
 use array_kit::retry::{Chance, Effect, Gate, Pace, RetryPolicy};
-use array_kit::session::Slots;
+use array_kit::session::{Slot, Slots};
 use plugin_sdk::testing::{TestHost, run};
 use plugin_sdk::{Cx, Error, Result, tokio};
 
@@ -52,7 +52,7 @@ fn sessions_are_capped_over_processes() {
     while !lines.next().unwrap().unwrap().contains("holding 4") {}
     let slots = Slots::new(directory.path(), "10.0.0.1", 7).unwrap();
     let held: Vec<_> = std::iter::from_fn(|| slots.try_acquire().unwrap()).collect();
-    let numbers: BTreeSet<u32> = held.iter().map(|slot| slot.number()).collect();
+    let numbers: BTreeSet<u32> = held.iter().map(Slot::number).collect();
     assert_eq!((held.len(), numbers.len()), (3, 3));
     with_cx(Duration::from_millis(100), {
         let slots = slots.clone();

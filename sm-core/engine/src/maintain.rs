@@ -50,7 +50,7 @@ impl Sr {
     ) -> Result<()> {
         let running = running.as_mut().ok_or_else(crate::copy::lost)?;
         // A data path that was killed cannot be told anything before it is there again.
-        self.release_dead_jobs(op).await?;
+        self.release_dead_jobs(&op.part("revive")).await?;
         // Shared: only what changes the SR as a whole has to wait. What is done to its VDIs
         // meanwhile is between the driver and its store.
         let _held = self.manager.lock(op, &[Lock::sr_shared(self.uuid())]).await?;

@@ -121,7 +121,8 @@ impl<P: Product> Offload<P> {
             MetadataPlace::Apart { .. } => Some(self.array.descriptions(cx, None).await?),
             _ => None,
         };
-        let items = volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref(), true));
+        let items =
+            volumes.into_iter().filter_map(|volume| self.item(volume, texts.as_ref(), true));
         // By UUID: an array that shows an object on two pages shows one disk.
         let mut sorted: BTreeMap<VdiUuid, Item> = items.map(|item| (item.uuid, item)).collect();
         for (vdi, happened) in self.recent.all(P::SETTLE.stale) {
