@@ -336,9 +336,9 @@ async fn blocks_that_differ_are_called_changed_whatever_is_killed() {
             for (to, content) in points.iter().zip(&contents).skip(index + 1) {
                 let changes = site.changes(*from, *to).await;
                 if changes.known {
-                    known += 1
+                    known += 1;
                 } else {
-                    unknown += 1
+                    unknown += 1;
                 }
                 let bits = changes.bits().unwrap();
                 let blocks = contents[index].chunks(CHANGED_BLOCK as usize);
