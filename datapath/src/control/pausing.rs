@@ -121,8 +121,20 @@ impl Served {
     ) -> Done<()> {
         let active = inner.active.as_mut().ok_or_else(not_active)?;
         match &mut active.pause {
-            Some(pause) if pause.owner != connection => return Err(paused_by_another()),
-            Some(pause) => pause.exchange(plan)?,
+            Some(pause) if pause.owner.is_some() && pause.owner != connection => {
+                return Err(paused_by_another());
+            }
+            Some(pause) => {
+                // Whoever tells a disk what to serve that waits for nobody holds the lock that it
+                // would have to wait for; nobody else would end the pause.
+                let deserted = pause.owner.is_none() && connection.is_some();
+                pause.exchange(plan)?;
+                if deserted {
+                    active.go_on()?;
+                    self.show_log(active);
+                    self.show(State::Active);
+                }
+            }
             None => {
                 active.end_merge()?;
                 let paused =
