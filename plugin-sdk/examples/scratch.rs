@@ -104,7 +104,9 @@ impl Driver for Scratch {
 
     async fn vdi_attach(&self, _: &Cx, request: VdiAttach) -> Result<VdiAttached> {
         let (path, format) = (self.path(self.read(request.vdi)?.uuid, "raw"), ImageFormat::Raw);
-        Ok(VdiAttached { access: vec![Access::File { path, format, backing: vec![], changes: None }] })
+        Ok(VdiAttached {
+            access: vec![Access::File { path, format, backing: vec![], changes: None }],
+        })
     }
 
     async fn vdi_activate(&self, _: &Cx, _: VdiActivate) -> Result<VdiDatapathDone> {

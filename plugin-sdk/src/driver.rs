@@ -9,10 +9,9 @@ use sm_model::sr::{
 };
 use sm_model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
-    VdiClone, VdiCreate,
-    VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
-    VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
-    VdiTree, VdiUpdate, VdisDone,
+    VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach,
+    VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert,
+    VdiSnapshot, VdiStat, VdiTree, VdiUpdate, VdisDone,
 };
 use sm_model::{Error, Operation, Result, SrUuid};
 

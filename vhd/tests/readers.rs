@@ -42,7 +42,9 @@ impl Readers for Open<'_> {
     }
 
     fn close(&self, disks: &[Uuid]) -> Result<()> {
-        disks.iter().for_each(|disk| self.note("close", *disk));
+        for disk in disks {
+            self.note("close", *disk);
+        }
         Ok(())
     }
 

@@ -37,7 +37,8 @@ async fn it_loads_and_serves_a_disk() {
         assert_eq!(sr.vdi_create(&op, new).await.unwrap(), made);
         let disk = made.vdi.uuid;
         let access = sr.vdi_attach(&Op::new(), disk, "vm", AttachMode::ReadWrite).await.unwrap();
-        let [Access::File { path, format: ImageFormat::Raw, backing, .. }] = access.as_slice() else {
+        let [Access::File { path, format: ImageFormat::Raw, backing, .. }] = access.as_slice()
+        else {
             panic!("{access:?}");
         };
         assert!(backing.is_empty());

@@ -9,8 +9,8 @@
 
 mod attach;
 mod beside;
-mod checksum;
 mod changed;
+mod checksum;
 mod datapath;
 mod example;
 mod group;

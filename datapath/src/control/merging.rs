@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Failure, FailureKind, MergePhase, Merging, Paused as PausedReply, State};
 use super::pausing::Pause;
+use super::protocol::{Failure, FailureKind, MergePhase, Merging, Paused as PausedReply, State};
 use super::served::{Active, Served, failure, not_active, paused_by_another};
 use crate::disk::Options as DriveOptions;
 use crate::sync::{LeafMerge, Options, Phase};

@@ -12,8 +12,7 @@ use super::merging::Merge;
 use super::mirroring::Mirroring;
 use super::pausing::{Pause, refuse_other_pause};
 use super::protocol::{
-    Command, Failure, FailureKind, State, Statistics, Status, Tracking,
-    VERSION,
+    Command, Failure, FailureKind, State, Statistics, Status, Tracking, VERSION,
 };
 use super::remote::Remote;
 use super::run::Place;
@@ -421,9 +420,9 @@ impl Handler for Served {
                 if command == Command::End {
                     self.remote.end();
                     // Whoever ends it has been told where the disk went; a signal tells nobody.
-                    self.place.forget_moved().map_err(|error| {
-                        Failure::new(FailureKind::Storage, error.to_string())
-                    })?;
+                    self.place
+                        .forget_moved()
+                        .map_err(|error| Failure::new(FailureKind::Storage, error.to_string()))?;
                 }
                 Ok(nothing(()))
             }

@@ -140,7 +140,7 @@ impl Long {
             if done < part || part == 0 {
                 // Done in the ordinary way, it works, or says what is wrong.
                 let have = pipe.length();
-                pipe.to_memory(self.memory().get_mut(..have).unwrap_or_default())?;
+                pipe.read_into(self.memory().get_mut(..have).unwrap_or_default())?;
                 return Ok(have);
             }
         }
@@ -184,7 +184,7 @@ fn to_its_place(write: &Write<'_>, pipe: &mut Pipe, part: usize) -> usize {
     let place = write.export.place_part(write.at, part as u64, true);
     let Some(transfer) = place else { return 0 };
     match &transfer.pieces[..] {
-        [Piece { place: Some((file, at)), .. }] => pipe.to_file(file.as_fd(), *at, part),
+        [Piece { place: Some((file, at)), .. }] => pipe.write_to_file(file.as_fd(), *at, part),
         _ => 0,
     }
 }

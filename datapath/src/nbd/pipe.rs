@@ -84,7 +84,7 @@ impl Pipe {
 
     /// Writes the first bytes to a file; how many it has taken. Fewer: the file takes no more, or
     /// not in this way.
-    pub(super) fn to_file(&mut self, file: BorrowedFd<'_>, at: u64, count: usize) -> usize {
+    pub(super) fn write_to_file(&mut self, file: BorrowedFd<'_>, at: u64, count: usize) -> usize {
         let (mut at, mut done) = (at, 0);
         while done < count {
             match splice(&self.out, None, file, Some(&mut at), count - done, SpliceFlags::empty()) {
@@ -99,7 +99,7 @@ impl Pipe {
     }
 
     /// Takes bytes out.
-    pub(super) fn to_memory(&mut self, into: &mut [u8]) -> io::Result<()> {
+    pub(super) fn read_into(&mut self, into: &mut [u8]) -> io::Result<()> {
         let mut rest = into;
         while !rest.is_empty() {
             match rustix::io::read(&self.out, &mut *rest) {
@@ -208,9 +208,9 @@ mod tests {
             let came = pipe.receive(server.as_fd(), sent.len() - pipe.length()).unwrap();
             assert!(matches!(came, Came::Bytes(_)), "{came:?}");
         }
-        assert_eq!(pipe.to_file(file.as_fd(), 1000, 50_001), 50_001);
+        assert_eq!(pipe.write_to_file(file.as_fd(), 1000, 50_001), 50_001);
         let mut rest = vec![0; sent.len() - 50_001];
-        pipe.to_memory(&mut rest).unwrap();
+        pipe.read_into(&mut rest).unwrap();
         assert_eq!(pipe.length(), 0);
         let mut written = vec![0; 50_001];
         file.read_exact_at(&mut written, 1000).unwrap();
@@ -233,7 +233,7 @@ mod tests {
         }
         assert_eq!(pipe.length(), PAGES);
         let mut all = vec![0; PAGES];
-        pipe.to_memory(&mut all).unwrap();
+        pipe.read_into(&mut all).unwrap();
         assert!(all.iter().enumerate().all(|(index, byte)| *byte == index as u8));
     }
 
@@ -273,11 +273,11 @@ mod tests {
         assert_eq!(pipe.receive(server.as_fd(), 5000).unwrap(), Came::Bytes(5000));
         // Opened for reading only.
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(pipe.to_file(File::open(file.path()).unwrap().as_fd(), 0, 5000), 0);
+        assert_eq!(pipe.write_to_file(File::open(file.path()).unwrap().as_fd(), 0, 5000), 0);
         let full = File::options().write(true).open("/dev/full").unwrap();
-        assert_eq!(pipe.to_file(full.as_fd(), 0, 5000), 0);
+        assert_eq!(pipe.write_to_file(full.as_fd(), 0, 5000), 0);
         let mut all = vec![0; 5000];
-        pipe.to_memory(&mut all).unwrap();
+        pipe.read_into(&mut all).unwrap();
         assert!(all == bytes(5000));
     }
 }

@@ -30,7 +30,9 @@ fn two_hundred_exports_of_one_socket_are_listed_and_used_at_once() {
         .enumerate()
         .map(|(number, client)| client.start_write(0, &bytes(number), false).unwrap())
         .collect();
-    pending.into_iter().for_each(|one| one.wait().unwrap());
+    for one in pending {
+        one.wait().unwrap();
+    }
     for (number, client) in clients.iter().enumerate() {
         let mut back = vec![0; (number + 1) * GRAIN];
         client.read(0, &mut back).unwrap();

@@ -33,7 +33,7 @@ impl Site {
     /// The disk with a base copy of its own, and both with data.
     fn with_base(&self) {
         let mut client = self.serve();
-        self.connect().write(0, &[1; 65536], false).unwrap();
+        self.connect().write(0, &vec![1; 65536], false).unwrap();
         client.pause(Some(self.lock()), LONG).unwrap();
         let snapshot = self.snapshot();
         client.refresh(self.plan(), LONG).unwrap();
@@ -42,7 +42,7 @@ impl Site {
         self.tree.delete(&guard, snapshot).unwrap();
         self.tree.claim(&guard, self.disk, HOLDER).unwrap();
         drop(guard);
-        self.connect().write(32768, &[2; 65536], false).unwrap();
+        self.connect().write(32768, &vec![2; 65536], false).unwrap();
     }
 
     fn begin(&self) -> LiveMerge {

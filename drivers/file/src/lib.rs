@@ -29,10 +29,9 @@ use plugin_sdk::model::sr::{
 };
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
-    VdiClone, VdiCreate,
-    VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
-    VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert, VdiSnapshot, VdiStat,
-    VdiTree, VdiUpdate, VdisDone,
+    VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach,
+    VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert,
+    VdiSnapshot, VdiStat, VdiTree, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, Utf8PathBuf, manifest};

@@ -5,7 +5,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`array`] | the trait [`Array`](array::Array): what an array can do, in small steps |
+//! | [`mod@array`] | the trait [`Array`](array::Array): what an array can do, in small steps |
 //! | [`driver`] | a whole [`plugin_sdk::Driver`] over any [`Array`](array::Array) |
 //! | [`outcome`], [`classify`] | what became of a request, by a table of the vendor's codes and words |
 //! | [`ledger`] | each change is done once, whatever becomes of the answers |

@@ -69,8 +69,7 @@ pub(crate) async fn export(
         text += &checksum.to_string();
         text.push('\n');
     }
-    Ok(Report::new(session.json, &document, || text)
-        .note(session.json, summary(done.bytes, time)))
+    Ok(Report::new(session.json, &document, || text).note(session.json, summary(done.bytes, time)))
 }
 
 pub(crate) async fn copy(

@@ -96,7 +96,9 @@ pub(crate) enum Plan {
         #[serde(default, skip_serializing_if = "Checks::are_none")]
         checks: Checks,
     },
-    Maintain { budget: Budget },
+    Maintain {
+        budget: Budget,
+    },
 }
 
 impl Plan {

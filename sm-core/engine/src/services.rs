@@ -157,9 +157,7 @@ impl HostServices for SrServices {
                 let SecretGet { reference } = parse(service, &request)?;
                 json(&SecretText { text: self.secrets.get(self.sr, &reference)? })
             }
-            "datapath.pause" => {
-                json(&self.datapath_pause(parse(service, &request)?).await?)
-            }
+            "datapath.pause" => json(&self.datapath_pause(parse(service, &request)?).await?),
             "datapath.merge" => {
                 self.datapath_merge(parse(service, &request)?).await?;
                 json(&serde_json::json!({}))

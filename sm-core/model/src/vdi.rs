@@ -345,7 +345,8 @@ impl VdiChanges {
     pub fn bits(&self) -> Result<Vec<u8>> {
         let blocks = self.virtual_size.0.div_ceil(CHANGED_BLOCK);
         let length = usize::try_from(blocks.div_ceil(8)).unwrap_or(usize::MAX);
-        let wrong = || Error::new(Kind::Internal, "the driver's bitmap of changed blocks is damaged");
+        let wrong =
+            || Error::new(Kind::Internal, "the driver's bitmap of changed blocks is damaged");
         if length as u64 > LONGEST_BITMAP {
             return Err(wrong());
         }
@@ -370,9 +371,10 @@ impl VdiChanges {
     pub fn ranges(&self) -> Result<Vec<(u64, u64)>> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         let bits = self.bits()?;
-        let blocks = bits.iter().zip(0_u64..).filter(|(byte, _)| **byte != 0).flat_map(|(byte, at)| {
-            (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| at * 8 + bit)
-        });
+        let blocks =
+            bits.iter().zip(0_u64..).filter(|(byte, _)| **byte != 0).flat_map(|(byte, at)| {
+                (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| at * 8 + bit)
+            });
         for block in blocks {
             let start = block * CHANGED_BLOCK;
             let length = CHANGED_BLOCK.min(self.virtual_size.0 - start);

@@ -248,7 +248,13 @@ impl Tree {
         }
     }
 
-    pub(super) fn next_doc(&self, uuid: Uuid, format: Format, op: Uuid, metadata: &Value) -> Result<Doc> {
+    pub(super) fn next_doc(
+        &self,
+        uuid: Uuid,
+        format: Format,
+        op: Uuid,
+        metadata: &Value,
+    ) -> Result<Doc> {
         let doc = self.doc(uuid)?.unwrap_or_else(|| Doc::new(format, metadata));
         Ok(doc.after(op, metadata))
     }
@@ -352,7 +358,12 @@ impl Tree {
     }
 
     /// Steps 1 and 2: everything that takes space.
-    pub(super) fn stage_switch(&self, switch: &Switch, content: &Node, target_doc: &Doc) -> Result<()> {
+    pub(super) fn stage_switch(
+        &self,
+        switch: &Switch,
+        content: &Node,
+        target_doc: &Doc,
+    ) -> Result<()> {
         if let FileId::Image(uuid) = switch.target_id {
             let parent = match (&switch.base, content.parent) {
                 (Some(base), _) => {

@@ -12,19 +12,57 @@ use vhd::{Disk, Error, Image, Mode, SECTOR, Tree};
 /// A step with everything decided: running it twice is the same as once.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
-    Create { uuid: Uuid, format: Format, size: u64 },
-    Write { uuid: Uuid, first: u64, count: u64, number: u64, rogue: bool },
-    Flush { uuid: Uuid },
-    Snapshot { op: Uuid, source: Uuid, new: Uuid },
+    Create {
+        uuid: Uuid,
+        format: Format,
+        size: u64,
+    },
+    Write {
+        uuid: Uuid,
+        first: u64,
+        count: u64,
+        number: u64,
+        rogue: bool,
+    },
+    Flush {
+        uuid: Uuid,
+    },
+    Snapshot {
+        op: Uuid,
+        source: Uuid,
+        new: Uuid,
+    },
     /// Sources and the snapshots' names.
-    Group { op: Uuid, members: Vec<(Uuid, Uuid)> },
-    Revert { op: Uuid, vdi: Uuid, to: Uuid },
-    Resize { op: Uuid, uuid: Uuid, size: u64, open: bool },
-    Delete { uuid: Uuid },
+    Group {
+        op: Uuid,
+        members: Vec<(Uuid, Uuid)>,
+    },
+    Revert {
+        op: Uuid,
+        vdi: Uuid,
+        to: Uuid,
+    },
+    Resize {
+        op: Uuid,
+        uuid: Uuid,
+        size: u64,
+        open: bool,
+    },
+    Delete {
+        uuid: Uuid,
+    },
     /// Whoever has disks open is told, if he is to be.
-    Maintain { batches: u64, told: bool },
-    Reclaim { uuid: Uuid },
-    Claim { uuid: Uuid, open: bool },
+    Maintain {
+        batches: u64,
+        told: bool,
+    },
+    Reclaim {
+        uuid: Uuid,
+    },
+    Claim {
+        uuid: Uuid,
+        open: bool,
+    },
 }
 
 impl Action {

@@ -359,9 +359,8 @@ impl World {
                 if *count > self.disks.len() || self.disks.len() + count > 8 {
                     return None;
                 }
-                let sources: Vec<Uuid> = (0..*count)
-                    .map(|n| self.disks[(first + n) % self.disks.len()].uuid)
-                    .collect();
+                let sources: Vec<Uuid> =
+                    (0..*count).map(|n| self.disks[(first + n) % self.disks.len()].uuid).collect();
                 let op = self.id();
                 Action::Group { op, members: sources.iter().map(|of| (*of, self.id())).collect() }
             }

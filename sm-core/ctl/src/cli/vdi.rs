@@ -3,8 +3,8 @@
 use camino::Utf8PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use sm_model::vdi::VdiType;
 use sm_core::Checksum;
+use sm_model::vdi::VdiType;
 use sm_model::{Bytes, ImageFormat, VdiUuid};
 
 use super::mirror::{MirrorCommand, ServeArgs};
