@@ -12,7 +12,7 @@ use super::link::lock;
 use crate::error::Errno;
 
 /// Replies that may wait, bytes. Beyond it whoever brings one waits.
-const MUCH: usize = 2 << 20;
+const MUCH: usize = 1 << 20;
 
 /// What another thread has done.
 pub(super) enum Message {

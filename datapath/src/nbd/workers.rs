@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,11 +16,15 @@ use super::perform;
 use super::protocol::Request;
 use super::request::Action;
 
-/// Threads of one connection. Disks of one machine are seldom faster with more.
+/// Threads of all connections together, and one more for each that has none. Disks of one machine
+/// are seldom faster with more, and each has room for a reply.
 pub(super) const THREADS: usize = 16;
 
-/// What requests that wait or are being done may hold, bytes; one may be larger.
-const WEIGHT: usize = 4 << 20;
+/// How many there are.
+static THREADS_NOW: AtomicUsize = AtomicUsize::new(0);
+
+/// What requests of a connection that wait or are being done may hold, bytes; one may be larger.
+const WEIGHT: usize = 2 << 20;
 
 /// Requests that may wait.
 const WAITING: usize = 64;
@@ -115,10 +120,16 @@ impl Workers {
     pub(super) fn give_now(&mut self, job: Job) -> io::Result<()> {
         let weight = job.weight();
         let mut queue = lock(&self.shared.queue);
-        if queue.idle <= queue.jobs.len() && queue.threads < THREADS {
+        if queue.idle <= queue.jobs.len()
+            && let Some(counted) = CountedThread::new(queue.threads == 0)
+        {
             let shared = Arc::clone(&self.shared);
             let builder = std::thread::Builder::new().name("nbd-worker".to_owned());
-            match builder.stack_size(STACK).spawn(move || shared.work()) {
+            let work = move || {
+                let _counted = counted;
+                shared.work();
+            };
+            match builder.stack_size(STACK).spawn(work) {
                 Ok(thread) => {
                     self.threads.retain(|thread| !thread.is_finished());
                     self.threads.push(thread);
@@ -152,6 +163,24 @@ impl Drop for Workers {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// A thread that there is.
+struct CountedThread;
+
+impl CountedThread {
+    /// One more, if that is not too many, or there must be one.
+    fn new(must: bool) -> Option<Self> {
+        let more = |now| (must || now < THREADS).then_some(now + 1);
+        let counted = THREADS_NOW.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then_some(Self)
+    }
+}
+
+impl Drop for CountedThread {
+    fn drop(&mut self) {
+        THREADS_NOW.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -6,7 +6,7 @@
 //! | `attach/<sr>/<vdi>` | [`AttachmentRecord`] |
 //! | `intent/<operation id>`, `answer/<operation id>` | [`crate::journal::Entry`] |
 //! | `job/<operation id>` | [`crate::jobs::JobRecord`] |
-//! | `moved/<vdi>` | [`crate::mirror`]: where a VDI went, or may have gone |
+//! | `moved/<vdi>` | `mirror`: where a VDI went, or may have gone |
 //! | `kv/<sr>/<key>` | a driver's own state |
 
 use std::collections::BTreeMap;
