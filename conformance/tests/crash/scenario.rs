@@ -2,6 +2,9 @@
 
 use super::place::{DISK, FLAT, Place, RAW, SR, State};
 
+/// The operation that makes a snapshot with a log.
+const LOGGED: &str = "0be70000-0000-4000-8000-0000000000c0";
+
 /// A command and where it starts from.
 pub(crate) struct Scenario {
     pub name: &'static str,
@@ -160,9 +163,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "destroy a snapshot with a log",
         before: |place| {
             place.must(&["vdi", "cbt", "enable", DISK]);
-            place.must(&["vdi", "snapshot", DISK, "--name", "logged"]);
+            let operation = ["--operation-id", LOGGED];
+            place.must(&[&operation[..], &["vdi", "snapshot", DISK, "--name", "logged"]].concat());
         },
-        arguments: |_| words(&["vdi", "destroy", "logged"]),
+        // By its UUID: a name is nobody's once it is destroyed.
+        arguments: |_| {
+            let logged: sm_model::OperationId = LOGGED.parse().unwrap();
+            words(&["vdi", "destroy", &logged.vdi(0).to_string()])
+        },
         unfinished: |_, _| false,
     },
     scenario("snapshot of a raw image", |_| words(&["vdi", "snapshot", FLAT, "--name", "new"])),
