@@ -280,44 +280,75 @@ async fn impossible_budgets_are_refused_before_a_job_is_made() {
     assert_eq!(site.manager.jobs().unwrap().len(), 0);
 }
 
-/// Whoever has a disk open was told names of files, which have to stay.
+/// Whoever has a disk open on another host was told names of files, which have to stay.
 #[tokio::test]
-async fn nothing_that_is_attached_is_touched() {
+async fn nothing_that_another_host_has_open_is_touched() {
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let (disk, other) = two_long_chains(&site).await;
+        let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
+        let guard = || tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+        let holder = "another host, boot 11111111-2222-4333-8444-555555555555";
+        tree.claim(&guard(), disk.0, holder).unwrap();
+        let paths = tree.chain(disk.0).unwrap();
+        assert!(paths.len() >= 4, "{paths:?}");
+        let identities = || -> Vec<_> {
+            paths.iter().map(|path| path.symlink_metadata().unwrap().ino()).collect()
+        };
+        let before = (identities(), contents(&site, &[disk, other]));
+        let done = site.sr.maintain(&Op::new(), now(Budget::default())).await.unwrap();
+        assert!(!done.merged.is_empty(), "the other disk was left alone as well: {done:?}");
+        assert!(done.skipped.iter().any(|skipped| skipped.reason.contains("open")), "{done:?}");
+        assert_eq!((identities(), contents(&site, &[disk, other])), before);
+
+        tree.unclaim(&guard(), disk.0, holder).unwrap();
+        let done = site.sr.maintain(&Op::new(), now(Budget::default())).await.unwrap();
+        assert!(done.finished && done.skipped.is_empty(), "{done:?}");
+        assert_eq!(bases(&site.sr).await, Vec::<usize>::new());
+        assert_eq!(contents(&site, &[disk, other]), before.1);
+    }
+}
+
+/// A disk that is attached and not in use keeps its own image; what is below it is merged, and
+/// whoever has it attached sees nothing of that.
+#[tokio::test]
+async fn what_is_below_an_attached_disk_is_merged() {
     for placement in PLACEMENTS {
         for mode in [AttachMode::ReadOnly, AttachMode::ReadWrite] {
             let site = Site::new(placement).await;
-            let sr = &site.sr;
-            let (disk, snapshots) = layered(&site, "a", 3, 1 << 20).await;
-            let (other, others) = layered(&site, "b", 2, 1 << 20).await;
-            for gone in [snapshots[0], snapshots[1], snapshots[2], others[0], others[1]] {
-                sr.vdi_destroy(&Op::new(), gone).await.unwrap();
-            }
-            let access = sr.vdi_attach(&Op::new(), disk, "vm", mode).await.unwrap();
-            let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
-            let paths = tree.chain(disk.0).unwrap();
-            assert!(paths.len() >= 4, "{paths:?}");
-            let identities = || -> Vec<_> {
-                paths.iter().map(|path| path.symlink_metadata().unwrap().ino()).collect()
-            };
-            let before = (identities(), contents(&site, &[disk, other]));
+            let (disk, other) = two_long_chains(&site).await;
+            let access = site.sr.vdi_attach(&Op::new(), disk, "vm", mode).await.unwrap();
+            let before = contents(&site, &[disk, other]);
             // It holds although the process that attached is gone.
             site.manager.clone().close().await;
             let (manager, sr) = site.again().await;
             let done = sr.maintain(&Op::new(), now(Budget::default())).await.unwrap();
-            assert!(!done.merged.is_empty(), "the other disk was left alone as well: {done:?}");
-            assert!(!done.skipped.is_empty(), "{done:?}");
-            assert!(done.skipped.iter().any(|skipped| skipped.reason.contains("open")), "{done:?}");
-            assert_eq!((identities(), contents(&site, &[disk, other])), before);
+            assert!(done.merged.iter().any(|merged| merged.live), "{done:?}");
+            assert!(done.merged.iter().any(|merged| !merged.live), "{done:?}");
+            let skipped: Vec<VdiUuid> = done.skipped.iter().map(|skipped| skipped.node).collect();
+            assert_eq!(skipped, [disk], "{done:?}");
+            assert_eq!(bases(&sr).await.len(), 1);
+            assert_eq!(contents(&site, &[disk, other]), before);
             assert_eq!(sr.vdi_attach(&Op::new(), disk, "vm", mode).await.unwrap(), access);
 
             sr.vdi_detach(&Op::new(), disk, "vm").await.unwrap();
             let done = sr.maintain(&Op::new(), now(Budget::default())).await.unwrap();
             assert!(done.finished && done.skipped.is_empty(), "{done:?}");
             assert_eq!(bases(&sr).await, Vec::<usize>::new());
-            assert_eq!(contents(&site, &[disk, other]), before.1);
+            assert_eq!(contents(&site, &[disk, other]), before);
             manager.close().await;
         }
     }
+}
+
+/// Two disks, each upon base copies that nothing else needs.
+async fn two_long_chains(site: &Site) -> (VdiUuid, VdiUuid) {
+    let (disk, snapshots) = layered(site, "a", 3, 1 << 20).await;
+    let (other, others) = layered(site, "b", 2, 1 << 20).await;
+    for gone in snapshots.into_iter().chain(others) {
+        site.sr.vdi_destroy(&Op::new(), gone).await.unwrap();
+    }
+    (disk, other)
 }
 
 /// What a host had open before it was booted is not open any more.
