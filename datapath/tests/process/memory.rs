@@ -65,7 +65,7 @@ impl Drop for Server {
     }
 }
 
-/// Requests of four connections of a guest, all over the disk.
+/// Requests of two connections of a guest, all over the disk.
 #[test]
 fn a_disk_of_100_gib_with_busy_connections_takes_32_mib() {
     // The file system of temporary files may be memory, which takes no direct transfers.
@@ -74,7 +74,7 @@ fn a_disk_of_100_gib_with_busy_connections_takes_32_mib() {
     let server = Server::start(&leaf, &socket);
     for (rw, block, depth) in [("randread", "4k", 64), ("randrw", "4k", 64)] {
         let output = Command::new("timeout")
-            .args(["60", "fio", "--name=load", "--ioengine=nbd", "--thread", "--numjobs=4"])
+            .args(["60", "fio", "--name=load", "--ioengine=nbd", "--thread", "--numjobs=2"])
             .args(["--norandommap=1", "--randrepeat=0", "--time_based", "--runtime=3"])
             .arg(format!("--uri=nbd+unix:///?socket={}", socket.display()))
             .args([format!("--rw={rw}"), format!("--bs={block}"), format!("--iodepth={depth}")])
