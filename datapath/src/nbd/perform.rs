@@ -34,7 +34,7 @@ impl Leave {
     fn take() -> Option<Self> {
         let less = |now| (now < WHOLE).then_some(now + 1);
         let taken = WHOLE_NOW.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        taken.is_ok().then_some(Self)
+        taken.is_ok().then(|| Self)
     }
 }
 

@@ -174,7 +174,7 @@ impl CountedThread {
     fn new(must: bool) -> Option<Self> {
         let more = |now| (must || now < THREADS).then_some(now + 1);
         let counted = THREADS_NOW.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        counted.is_ok().then_some(Self)
+        counted.is_ok().then(|| Self)
     }
 }
 

@@ -52,6 +52,10 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Also when the test has failed: the process outlives whoever started it.
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.place.log());
+            println!("the process said: {}", log.unwrap_or_default());
+        }
         let _ = control::end(&self.place, PATIENCE);
     }
 }
