@@ -136,6 +136,8 @@ struct Server {
     refuses: AtomicU32,
     stalls: AtomicBool,
     gone: AtomicBool,
+    /// Dies and is there again before anybody has noticed.
+    restarts: AtomicBool,
     blank: bool,
     least: u64,
     written: AtomicU64,
@@ -154,6 +156,7 @@ impl Server {
             refuses: 0.into(),
             stalls: false.into(),
             gone: false.into(),
+            restarts: false.into(),
             blank,
             least,
             written: 0.into(),
@@ -267,6 +270,9 @@ impl Target for Server {
     fn renew(&self) -> Result<bool, Failure> {
         if self.gone.load(Ordering::Relaxed) {
             return Err(Failure { what: "nobody there".into(), lost: true, permanent: false });
+        }
+        if self.restarts.swap(false, Ordering::Relaxed) {
+            self.die(&mut self.chance.lock().unwrap());
         }
         Ok(self.dead.swap(false, Ordering::Relaxed))
     }
@@ -403,6 +409,25 @@ fn whatever_the_target_does_what_can_be_switched_is_the_same() {
     for round in 0..4 {
         chaos(seed.wrapping_add(round), 1, round % 2 == 0);
     }
+}
+
+/// The connection ends while the copy waits to try again for another reason.
+#[test]
+fn a_target_that_is_lost_after_it_has_refused_is_copied_again() {
+    let source = Memory::new(vec![7; SIZE]);
+    let server = Server::start(SIZE, false, 1, seed());
+    let long = Duration::from_secs(1000);
+    let copy = start(&source, &server, Options { flush_every: long, ..quick() });
+    copy.wait_ready(soon()).unwrap();
+    server.restarts.store(true, Ordering::Relaxed);
+    server.refuses.store(100, Ordering::Relaxed);
+    source.change(&*copy, &Change::Data { offset: 0, bytes: &[9; 512] });
+    wait_for("the restart", || !server.restarts.load(Ordering::Relaxed));
+    server.refuses.store(0, Ordering::Relaxed);
+    copy.wait_ready(soon()).unwrap();
+    try_to_switch(&source, &server, &copy).unwrap();
+    copy.end();
+    assert!(copy.wait_ended(soon()), "its threads end");
 }
 
 /// The target takes 4096 bytes at least, the guest writes 512.

@@ -324,6 +324,19 @@ impl Copy {
         }
     }
 
+    /// Comes back to a target that has failed. Between the failure and now the target may have been
+    /// lost without anybody seeing it: whoever failed meanwhile failed for a reason known before.
+    /// No flush is under way: one that a new connection answers says nothing of what an old one
+    /// was told.
+    pub(super) fn renew(&self) -> Result<(), Failure> {
+        let _no_flush = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.target.renew()? {
+            self.regions.lost();
+            self.run().unsettled = true;
+        }
+        Ok(())
+    }
+
     /// While no write of the guest is under way: waits until the target has everything, durably.
     /// Refuses when it lacks something that would have to be copied first.
     pub fn settle(&self, deadline: Instant) -> Result<()> {

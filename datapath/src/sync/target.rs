@@ -160,6 +160,7 @@ pub trait Target: Send + Sync {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
 
     /// After a failure: comes back to a state in which trying again makes sense. Answers whether
+    /// this is a new connection: what was answered before and not made durable may be gone, and
     /// requests that failed before may still be done by somebody now.
     fn renew(&self) -> Result<bool, Failure>;
 

@@ -296,12 +296,12 @@ impl Copy {
     }
 
     fn try_again(&self) {
-        let mut outcome = self.target.renew();
+        let mut outcome = self.renew();
         let settle = self.run().unsettled;
         if settle && outcome.is_ok() {
             // The new connection answers, so the server runs; what it still had of the old one is
             // done before this is over.
-            outcome = self.target.flush().map(|()| true);
+            outcome = self.target.flush();
             let until = Instant::now() + self.options.settle;
             let mut run = self.run();
             while matches!(run.state, State::Retrying(..)) && Instant::now() < until {
@@ -313,7 +313,7 @@ impl Copy {
             return;
         }
         match outcome {
-            Ok(_) => {
+            Ok(()) => {
                 run.state = State::Running;
                 run.unsettled = false;
             }
