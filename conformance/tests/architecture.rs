@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["sm-step", "sm-model", "sm-abi"],
     &["vhd", "lab"],
     &["sm-loader", "plugin-sdk", "datapath"],
-    &["sm-core", "sm-driver-host", "array-kit"],
+    &["sm-core", "sm-driver-host", "array-kit", "host-kit", "vhd-folder"],
     &["smctl"],
     &["conformance", "xtask"],
 ];

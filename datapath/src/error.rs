@@ -87,6 +87,6 @@ impl From<vhd::Error> for Error {
             vhd::Error::OutOfRange { .. } | vhd::Error::Unaligned { .. } => Errno::Invalid,
             _ => Errno::Io,
         };
-        Self { errno, what: error.to_string() }
+        Self { errno, what: error.reason() }
     }
 }

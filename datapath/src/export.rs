@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use vhd::change::Changed;
+
 use crate::error::Result;
 
 /// How zeros are to be written.
@@ -33,15 +35,6 @@ pub struct Extent {
     pub hole: bool,
     /// Reads as zeros: `NBD_STATE_ZERO`.
     pub zero: bool,
-}
-
-/// A range that did, or did not, change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
-    /// Bytes.
-    pub length: u64,
-    /// Whether it changed, or may have.
-    pub dirty: bool,
 }
 
 /// Requests on one disk. Offsets and lengths are in bytes, within [`Export::size`], lengths above

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datapath::change::log::LogFile;
-use datapath::change::{Difference, Logs, Map, Named, REGION, Tracker, WithBitmaps};
+use datapath::change::{Named, Tracker, WithBitmaps};
 use datapath::disk::Watcher;
 use datapath::export::{Changed, Export};
 use uuid::Uuid;
+use vhd::change::{Difference, LogFile, Logs, Map, REGION};
 use vhd::store::{Area, At, Directory, Store};
 
 #[path = "../../vhd/tests/simulated/mod.rs"]

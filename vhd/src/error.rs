@@ -73,6 +73,14 @@ pub enum Error {
         /// What does not fit.
         what: String,
     },
+    /// A log of changed blocks that is none, or is cut off.
+    #[error("{}: {what}", .path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// An access that does not lie within the disk.
     #[error("{}: access at {offset} of {length} bytes is outside the disk of {size} bytes", .path.display())]
     OutOfRange {
@@ -318,6 +326,7 @@ impl Error {
         matches!(
             self,
             Self::Format { .. }
+                | Self::Log { .. }
                 | Self::NeedsRepair { .. }
                 | Self::ParentMismatch { .. }
                 | Self::ParentLarger { .. }

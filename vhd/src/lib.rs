@@ -9,7 +9,8 @@
 //!
 //! For files that belong to no store: [`check`] looks at one that may be damaged and says everything
 //! that is wrong with it, [`repair`] brings its metadata in order, [`folder`] finds parents by UUID in
-//! one directory, [`diff`] says what changed between two images of a chain.
+//! one directory, [`diff`] says what changed between two images of a chain. [`change`] keeps the logs
+//! of what was written to disks between their snapshots.
 //!
 //! Why not async, and no policy: every call is a handful of system calls on files, whose only
 //! wait is the storage itself. A caller that must not block runs the call on a thread. What to
@@ -23,6 +24,7 @@ pub mod bat;
 pub mod batmap;
 pub mod bits;
 pub mod chain;
+pub mod change;
 pub mod check;
 pub mod copy;
 pub mod diff;

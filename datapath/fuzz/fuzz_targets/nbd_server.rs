@@ -26,7 +26,7 @@ fuzz_target!(
         }
     },
     |data: &[u8]| -> () {
-        limit_memory(16 << 20);
+        limit_memory(20 << 20);
         one(&mut Input(data));
     }
 );
@@ -52,9 +52,9 @@ fn one(input: &mut Input) {
     serve_wire(Box::new(pipe), &disks, &Limits::default());
     let hears = std::mem::take(&mut *hears.lock().expect("nobody panics and goes on"));
     let Some(replies) = before.map(|()| skip_options(&hears)) else { return };
-    let mut model = content;
+    let mut model = Model::new(content);
     judge(&requests, replies, structured, &mut model);
-    assert!(*disks.disk.bytes.lock().expect("nobody panics") == model, "the disk differs");
+    assert!(model.reads(0, &disks.disk.bytes.lock().expect("nobody panics")), "the disk differs");
 }
 
 /// Options, the last of which chooses the disk; none when one before may have ended it.
@@ -143,21 +143,74 @@ fn skip_options(hears: &[u8]) -> &[u8] {
     }
 }
 
+/// What the disk holds. A long write that has failed on its way has left any part of itself.
+struct Model {
+    bytes: Vec<u8>,
+    /// What each failed write would have filled its place with, and by byte which of these writes
+    /// may have been there since: one bit for each, which [`PAYLOAD`] leaves enough of. Empty as
+    /// long as none has failed.
+    failed: Vec<u8>,
+    since: Vec<u32>,
+}
+
+impl Model {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, failed: Vec::new(), since: Vec::new() }
+    }
+
+    fn fill(&mut self, start: usize, length: usize, fill: u8) {
+        self.bytes[start..start + length].fill(fill);
+        self.settle(start, length);
+    }
+
+    fn settle(&mut self, start: usize, length: usize) {
+        if !self.failed.is_empty() {
+            self.since[start..start + length].fill(0);
+        }
+    }
+
+    fn may_fill(&mut self, start: usize, length: usize, fill: u8) {
+        let bit = 1 << self.failed.len();
+        self.failed.push(fill);
+        self.since.resize(self.bytes.len(), 0);
+        self.since[start..start + length].iter_mut().for_each(|since| *since |= bit);
+    }
+
+    /// Whether this can be read there; from then on it is what is there.
+    fn reads(&mut self, start: usize, data: &[u8]) -> bool {
+        let place = start..start + data.len();
+        if self.failed.is_empty() {
+            return self.bytes[place] == *data;
+        }
+        let failed = &self.failed;
+        let may_be = |since: u32, byte: u8| {
+            (0..failed.len()).any(|index| since & 1 << index != 0 && failed[index] == byte)
+        };
+        let mut held = self.bytes[place.clone()].iter().zip(&self.since[place.clone()]);
+        let good = data.iter().all(|byte| {
+            held.next().is_some_and(|(held, since)| byte == held || may_be(*since, *byte))
+        });
+        self.bytes[place].copy_from_slice(data);
+        self.settle(start, data.len());
+        good
+    }
+}
+
+/// Writes beyond this are done while they come, bytes.
+const AT_ONCE: usize = 64 * 1024;
+
 /// Compares replies with a model of the disk.
-fn judge(requests: &[(Request, u8)], replies: &[u8], structured: bool, model: &mut [u8]) {
+fn judge(requests: &[(Request, u8)], replies: &[u8], structured: bool, model: &mut Model) {
     let mut fields = Fields(replies);
     for (request, fill) in requests {
         let (error, data) = reply(&mut fields, request, structured);
         let (start, length) = (request.offset as usize, request.length as usize);
         let inside = request.offset.checked_add(length as u64).is_some_and(|end| end <= SIZE);
         if error != 0 {
-            // A write that has failed half-way has left the whole pieces before the bad place.
-            if request.command == command::WRITE && inside && length > 256 * 1024 {
+            let tried = request.command == command::WRITE && request.flags & !1 == 0;
+            if tried && inside && length > AT_ONCE {
                 let end = (BAD as usize).min(start + length);
-                let whole = end.saturating_sub(start) / (256 * 1024) * (256 * 1024);
-                if request.flags & !1 == 0 {
-                    model[start..start + whole].fill(*fill);
-                }
+                model.may_fill(start, end.saturating_sub(start), *fill);
             }
             continue;
         }
@@ -166,9 +219,9 @@ fn judge(requests: &[(Request, u8)], replies: &[u8], structured: bool, model: &m
         }
         assert!(inside && length > 0, "{request:?} went well");
         match request.command {
-            command::READ => assert!(data == model[start..start + length], "{request:?}"),
-            command::WRITE => model[start..start + length].fill(*fill),
-            command::TRIM | command::WRITE_ZEROES => model[start..start + length].fill(0),
+            command::READ => assert!(model.reads(start, &data), "{request:?}"),
+            command::WRITE => model.fill(start, length, *fill),
+            command::TRIM | command::WRITE_ZEROES => model.fill(start, length, 0),
             command::CACHE | command::BLOCK_STATUS => {}
             other => panic!("command {other} went well"),
         }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Map;
-use super::map::runs;
+use vhd::change::Map;
+use vhd::change::map::runs;
+
 use super::tracker::Tracker;
 use crate::error::{Errno, Error, Result};
 use crate::export::{Changed, Ended, Export, Extent, Mapped, Transfer, Zeroes};

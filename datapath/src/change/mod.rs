@@ -1,35 +1,13 @@
-//! Which parts of a disk changed since a point in time.
+//! Changed blocks of a disk that is in use.
 //!
-//! A disk whose changes are tracked has a log: one bit for each [`REGION`] bytes, set when they are
-//! written. A snapshot takes the log of its disk with it, and the disk gets a new one; the logs of
-//! a disk and its snapshots know each other by UUID. What changed between two of them is all that
-//! the logs between have.
+//! The logs and what they tell are in [`vhd::change`]; whoever keeps images changes them under the
+//! lock of the store. Here is what only the process that serves the disk can do:
 //!
-//! What is said is never too little: blocks that differ are among those that are called changed.
-//! Where that cannot be known (a log was not closed, is missing, or does not fit its neighbours)
-//! everything is called changed, and why.
-//!
-//! 1. [`map`]: the bits.
-//! 2. [`log`]: one log in a file, in the layout of blktap's `cbtlog`.
-//! 3. [`tracker`]: the log of a disk that is written.
-//! 4. [`logs`]: all logs of a store: snapshots, deletions, and what changed between two.
-//! 5. [`exported`]: changes as bitmaps of an export, for backup programs.
-//!
-//! The logs lie beside the images, as `<uuid>.cbtlog`, and are reached through
-//! [`vhd::store::Store`]: the same code then works on directories and on volumes, under the lock of
-//! the store, and can be tested with one that loses power. XenServer's tools find them where they
-//! look for them.
+//! 1. [`tracker`]: the log of a disk that is written.
+//! 2. [`exported`]: changes as bitmaps of an export, for backup programs.
 
 pub mod exported;
-pub mod log;
-pub mod logs;
-pub mod map;
 pub mod tracker;
 
 pub use exported::{Bitmap, Named, WithBitmaps};
-pub use logs::{Difference, Logs};
-pub use map::Map;
 pub use tracker::Tracker;
-
-/// Bytes of a bit: what blktap has, too.
-pub const REGION: u64 = 64 << 10;

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
+use vhd::change::log::{Head, LogFile};
+use vhd::change::{Map, REGION};
 use vhd::store::Store;
 
-use super::REGION;
-use super::log::{Head, LogFile};
-use super::map::Map;
 use crate::disk::Watcher;
 use crate::error::Result;
 
@@ -97,7 +96,7 @@ impl Tracker {
         let child = file.head()?.child;
         file.write_head(&Head { consistent: false, child, ..self.head })?;
         file.write_map(&self.map())?;
-        file.write_head(&Head { consistent: true, child, ..self.head })
+        Ok(file.write_head(&Head { consistent: true, child, ..self.head })?)
     }
 }
 

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vhd::change::LogFile;
+
 use super::protocol::BitmapFile;
-use crate::change::log::LogFile;
 use crate::change::{Named, Tracker};
 use crate::disk::{Drive, Paused, WatcherId};
 use crate::error::Result;

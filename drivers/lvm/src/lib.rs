@@ -26,23 +26,13 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod attach;
-mod command;
-mod devices;
-mod lock;
-mod metadata;
-mod pool;
-mod report;
-mod sr;
-mod tags;
-mod vdis;
-
+use host_kit::lvm::{Allocation, Devices, Found, Lvm, Names, Repository, candidates};
 use plugin_sdk::config::{ConfigValue, RawConfig};
 use plugin_sdk::model::SrUuid;
 use plugin_sdk::model::manifest::{FieldKind, feature};
 use plugin_sdk::model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed, SrRecover,
-    SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    ProbeItem, SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed,
+    SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
@@ -51,31 +41,6 @@ use plugin_sdk::model::vdi::{
     VdisDone,
 };
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, manifest};
-
-use command::Lvm;
-use devices::Devices;
-use sr::Sr;
-
-/// How VDIs take their space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allocation {
-    /// When they are written, from a pool.
-    Thin,
-    /// All at once.
-    Thick,
-}
-
-impl ConfigValue for Allocation {
-    const KIND: FieldKind = FieldKind::Text;
-
-    fn parse(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "thin" => Ok(Self::Thin),
-            "thick" => Ok(Self::Thick),
-            _ => Err("thin or thick".to_owned()),
-        }
-    }
-}
 
 plugin_sdk::device_config! {
     /// Which disks, and how.
@@ -104,7 +69,7 @@ impl ConfigValue for DeviceNames {
 /// One SR on disks of this host.
 #[derive(Debug)]
 pub struct LvmDriver {
-    sr: Sr,
+    sr: Repository,
 }
 
 impl Driver for LvmDriver {
@@ -129,12 +94,13 @@ impl Driver for LvmDriver {
     };
 
     async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
-        sr::probe(&config, cx).await
+        probe(&config, cx).await
     }
 
     async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
         let Config { device, allocation, force } = config;
-        Ok(Self { sr: Sr { uuid: sr, lvm: Lvm::new(device.0), allocation, force } })
+        let lvm = Lvm::new(device.0);
+        Ok(Self { sr: Repository::new(sr, Names::Own, lvm, allocation, force) })
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
@@ -158,7 +124,7 @@ impl Driver for LvmDriver {
     }
 
     async fn sr_scan(&self, cx: &Cx, _: SrScan) -> Result<SrScanned> {
-        vdis::scan(&self.sr, cx).await
+        self.sr.scan(cx).await
     }
 
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
@@ -174,68 +140,104 @@ impl Driver for LvmDriver {
     }
 
     async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
-        vdis::create(&self.sr, cx, &request).await
+        self.sr.vdi_create(cx, &request).await
     }
 
     async fn vdi_introduce(&self, cx: &Cx, request: VdiIntroduce) -> Result<VdiDone> {
-        vdis::introduce(&self.sr, cx, &request).await
+        self.sr.vdi_introduce(cx, &request).await
     }
 
     async fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> Result<VdiInfo> {
-        vdis::stat(&self.sr, cx, request.vdi).await
+        self.sr.vdi_stat(cx, request.vdi).await
     }
 
     async fn vdi_update(&self, cx: &Cx, request: VdiUpdate) -> Result<VdiDone> {
-        vdis::update(&self.sr, cx, &request).await
+        self.sr.vdi_update(cx, &request).await
     }
 
     async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
-        vdis::resize(&self.sr, cx, &request).await
+        self.sr.vdi_resize(cx, &request).await
     }
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
-        vdis::snapshot(&self.sr, cx, &request).await
+        self.sr.vdi_snapshot(cx, &request).await
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
-        vdis::clone(&self.sr, cx, &request).await
+        self.sr.vdi_clone(cx, &request).await
     }
 
     async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
-        vdis::revert(&self.sr, cx, &request).await
+        self.sr.vdi_revert(cx, &request).await
     }
 
     async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
-        vdis::destroy(&self.sr, cx, request.vdi).await
+        self.sr.vdi_destroy(cx, request.vdi).await
     }
 
     async fn vdi_tree(&self, cx: &Cx, _: VdiTree) -> Result<VdiForest> {
-        vdis::forest(&self.sr, cx).await
+        self.sr.vdi_tree(cx).await
     }
 
     async fn vdi_check(&self, cx: &Cx, request: VdiCheck) -> Result<VdiChecked> {
-        vdis::check(&self.sr, cx, request.vdi).await
+        self.sr.vdi_check(cx, request.vdi).await
     }
 
     async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {
-        attach::attach(&self.sr, cx, &request).await
+        self.sr.vdi_attach(cx, &request).await
     }
 
     async fn vdi_activate(&self, cx: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
-        attach::activate(&self.sr, cx, &request).await?;
+        self.sr.vdi_activate(cx, &request).await?;
         Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_deactivate(&self, cx: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
-        attach::deactivate(&self.sr, cx, request.vdi).await?;
+        self.sr.vdi_deactivate(cx, request.vdi).await?;
         Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
         // It is inactive, unless a call in between was lost.
-        attach::deactivate(&self.sr, cx, request.vdi).await?;
+        self.sr.vdi_deactivate(cx, request.vdi).await?;
         Ok(VdiDatapathDone::default())
     }
+}
+
+/// Without a device, those of this host; with it, what is on it.
+async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
+    let Some(named) = config.get::<Devices>("device")? else {
+        return Ok(SrProbed { items: candidates(cx).await? });
+    };
+    let found = Repository::probe(&Lvm::new(named), Names::Own, cx).await?;
+    let text = |facts: Vec<(&str, String)>| {
+        facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    };
+    let item = |found| match found {
+        Found::Sr { sr, size, allocation, devices, missing } => {
+            let mut facts = vec![
+                ("size", size.to_string()),
+                ("allocation", allocation.to_string()),
+                ("devices", devices.join(",")),
+            ];
+            if missing > 0 {
+                facts.push(("missing", format!("{missing} devices are not named")));
+            }
+            ProbeItem {
+                complete: missing == 0,
+                sr: Some(sr),
+                extra_info: text(facts),
+                ..ProbeItem::default()
+            }
+        }
+        Found::Occupied(reason) => ProbeItem {
+            complete: true,
+            extra_info: text(vec![("occupied", reason)]),
+            ..ProbeItem::default()
+        },
+        Found::Nothing => ProbeItem { complete: true, ..ProbeItem::default() },
+    };
+    Ok(SrProbed { items: found.into_iter().map(item).collect() })
 }
 
 plugin_sdk::export_driver!(LvmDriver);

@@ -10,6 +10,7 @@
 //! | [`outcome`], [`classify`] | what became of a request, by a table of the vendor's codes and words |
 //! | [`ledger`] | each change is done once, whatever becomes of the answers |
 //! | [`rest`], [`http`] | an API over HTTP: connections, TLS, deadlines, one request |
+//! | [`rpc`] | an API as JSON-RPC over a WebSocket: the same for it |
 //! | [`session`] | one login for all tasks, tokens that change, sessions that are capped |
 //! | [`retry`] | when to try again, and how fast to ask |
 //! | [`pages`], [`job`] | whole listings; jobs of the array |
@@ -118,7 +119,7 @@
 //!
 //! And `lib.rs`: its configuration, its manifest ([`array_manifest!`]), how it is opened
 //! ([`driver::Product`]), and `export_driver!(Offload<Acme>)`. `testing/product.rs` of this crate is
-//! a whole one. A vendor whose transport is not HTTP (a command line over SSH, a WebSocket)
+//! a whole one. A vendor whose transport is neither HTTP nor JSON-RPC (a command line over SSH)
 //! implements [`session::Login`] for it, and uses [`classify`], [`retry`] and all else as it is.
 //!
 //! # Why not ...
@@ -151,6 +152,8 @@ pub mod pages;
 pub mod recorder;
 pub mod rest;
 pub mod retry;
+pub mod rpc;
 pub mod session;
 pub mod size;
+mod socket;
 pub mod testing;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use plugin_sdk::Error;
 use plugin_sdk::model::{Kind, Retry};
 
+use crate::recorder::Redactor;
+
 /// The result of a primitive of an array.
 pub type Outcome<T> = Result<T, Failure>;
 
@@ -87,6 +89,8 @@ pub struct FailureData {
     pub tried: Option<(u32, Duration)>,
     /// The first of several steps is done: what is left must be done, too.
     pub partly: bool,
+    /// SMAPI's number, where it has one for this refusal of this array.
+    pub legacy: Option<u16>,
     own: Option<Error>,
 }
 
@@ -105,6 +109,7 @@ impl Failure {
             hint: None,
             tried: None,
             partly: false,
+            legacy: None,
             own: None,
         }))
     }
@@ -163,11 +168,24 @@ impl Failure {
         self
     }
 
+    /// Sets SMAPI's number, instead of the one that is usual for the class.
+    #[must_use]
+    pub fn legacy(mut self, number: u16) -> Self {
+        self.0.legacy = Some(number);
+        self
+    }
+
     /// The same failure as another class.
     #[must_use]
     pub fn reclassed(mut self, class: Class) -> Self {
         self.0.class = class;
         self
+    }
+
+    /// Takes secrets out of the array's words and the fact.
+    pub(crate) fn scrub(&mut self, redactor: &Redactor) {
+        self.0.words = self.0.words.take().map(|words| redactor.scrub(&words));
+        self.0.fact = self.0.fact.take().map(|fact| redactor.scrub(&fact));
     }
 
     fn sentence(&self) -> String {
@@ -250,6 +268,9 @@ impl From<Failure> for Error {
             Class::LimitReached => Some("the array's manual has its limits"),
             _ => None,
         };
+        if let Some(number) = data.legacy {
+            error = error.legacy(number);
+        }
         if let Some(words) = data.words {
             error = error.backend(words);
         }

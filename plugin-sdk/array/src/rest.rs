@@ -8,7 +8,7 @@ use crate::classify::{Fault, Table};
 use crate::http::{Client, Reply, Request};
 use crate::outcome::{Class, Failure, Outcome};
 use crate::retry::{Chance, Effect, Gate, Pace, RetryPolicy};
-use crate::session::{Login, Session};
+use crate::session::{Login, Session, refused};
 
 /// What is peculiar to a vendor's API.
 pub trait Vendor: Send + Sync + 'static {
@@ -118,9 +118,7 @@ impl<V: Vendor> Gatekeeper<V> {
     }
 
     fn scrubbed(&self, mut failure: Failure) -> Failure {
-        let redactor = self.client.recorder().redactor();
-        failure.words = failure.words.take().map(|words| redactor.scrub(&words));
-        failure.fact = failure.fact.take().map(|fact| redactor.scrub(&fact));
+        failure.scrub(self.client.recorder().redactor());
         failure
     }
 }
@@ -130,21 +128,7 @@ impl<V: Vendor> Login for Gatekeeper<V> {
 
     async fn login(&self, cx: &Cx) -> Outcome<V::Token> {
         let door = Door { keeper: self, cx };
-        let token = match self.vendor.login(&door).await {
-            // A refused login is a wrong password, whatever else this status means.
-            Err(failure) if failure.class == Class::Expired => {
-                Err(failure.reclassed(Class::Denied))
-            }
-            other => other,
-        };
-        let token = token.map_err(|failure| {
-            if failure.class == Class::Denied {
-                return failure.fact("the array does not accept user and password").hint(
-                    "correct the credentials; they are not tried again, so that nothing is locked",
-                );
-            }
-            failure
-        })?;
+        let token = self.vendor.login(&door).await.map_err(refused)?;
         for secret in self.vendor.secrets(&token) {
             self.client.recorder().redactor().learn(&secret);
         }

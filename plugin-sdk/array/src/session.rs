@@ -155,6 +155,17 @@ impl<L: Login> Session<L> {
     }
 }
 
+/// The failure of a login: one that is refused is a wrong password, whatever else its code means.
+pub(crate) fn refused(failure: Failure) -> Failure {
+    match failure.class {
+        Class::Expired | Class::Denied => failure
+            .reclassed(Class::Denied)
+            .fact("the array does not accept user and password")
+            .hint("correct the credentials; they are not tried again, so that nothing is locked"),
+        _ => failure,
+    }
+}
+
 fn stopped(cx: &Cx) -> Failure {
     match cx.check() {
         Err(error) => error.into(),

@@ -4,12 +4,11 @@
 //! written. Here it is seen to that nothing is written past both, and what the driver tells is put
 //! where the data path shows it, as a bitmap that clients of NBD can ask for.
 
-use datapath::change::Map;
-use datapath::change::log::LogFile;
 use datapath::control::Place;
 use datapath::control::protocol::{BitmapFile, Tracking};
 use sm_model::vdi::{VdiCbt, VdiChanged, VdiChanges, VdiDone};
 use sm_model::{Access, AttachMode, Error, Kind, Result, VdiUuid};
+use vhd::change::{LogFile, Map};
 
 use crate::attach::is_job;
 use crate::catalog::AttachmentRecord;
@@ -107,7 +106,7 @@ impl Sr {
         let path = place.changed_since(&from.to_string());
         blocking(move || {
             LogFile::write_path(&path, from.0, vdi.0, &map)
-                .map_err(|error| Error::internal(error.what))
+                .map_err(|error| Error::internal(error.reason()))
         })
         .await?;
         if !record.bitmaps.contains(&from) {

@@ -8,11 +8,6 @@
 //! | [`memory`] | files and a directory in memory |
 //! | [`seeds`] | what a run starts from |
 
-use std::alloc::System;
-use std::sync::Once;
-
-use cap::Cap;
-
 #[path = "../../tests/common/build.rs"]
 #[allow(dead_code, clippy::pedantic, reason = "shared with the tests")]
 pub mod build;
@@ -20,26 +15,9 @@ pub mod build;
 #[allow(dead_code, clippy::pedantic, reason = "shared with the tests")]
 pub mod cases;
 pub mod input;
+mod limit;
 pub mod memory;
 pub mod mutate;
 pub mod seeds;
 
-/// Refuses what goes beyond the limit; the fuzzer sees the abort.
-#[global_allocator]
-static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
-
-/// Ends the process when one execution holds more than `bytes` at a time.
-pub fn limit_memory(bytes: usize) {
-    // A panic is told, with its backtrace, which takes more than an execution may.
-    static TELLING: Once = Once::new();
-    TELLING.call_once(|| {
-        let tell = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            let _ = ALLOCATOR.set_limit(usize::MAX);
-            tell(panic);
-        }));
-    });
-    // Raised before it is lowered: what the last execution has left may be more.
-    let _ = ALLOCATOR.set_limit(usize::MAX);
-    ALLOCATOR.set_limit(ALLOCATOR.allocated() + bytes).expect("less was allocated a moment ago");
-}
+pub use limit::limit_memory;

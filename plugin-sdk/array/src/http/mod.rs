@@ -20,3 +20,4 @@ pub use client::{Client, Limits};
 pub use reply::Reply;
 pub use request::{Method, Request};
 pub use tls::Trust;
+pub(crate) use tls::problem;

@@ -1,0 +1,2 @@
+//! Wrong on demand.
+#![forbid(unsafe_code)]

@@ -1,0 +1,25 @@
+//! What all arrays have in common: objects that survive `kill -9`, pages that are really there,
+//! sessions, jobs, a clock, a script of faults, a log of requests.
+
+mod array;
+mod change;
+mod clock;
+mod content;
+mod faults;
+mod jobs;
+mod model;
+mod objects;
+mod requests;
+mod sessions;
+
+pub use array::{Array, Options, Space};
+pub use change::{Change, NewVolume};
+pub use clock::Clock;
+pub use faults::{Effect, Fault, Faults};
+pub use model::{
+    Depletion, Export, Identity, Job, JobState, Pool, Settings, Snapshot, Trouble, Volume,
+    WhenFull, Who,
+};
+pub use objects::{Record, View};
+pub use requests::{Asked, Requests};
+pub use sessions::{Session, Sessions, TooMany};

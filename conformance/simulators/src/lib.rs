@@ -1,0 +1,5 @@
+//! Storage arrays that behave.
+
+#![forbid(unsafe_code)]
+
+pub mod core;

@@ -1,0 +1,218 @@
+//! What all checks of a run share: the driver's file, the configuration, the folder, the journal.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sm_loader::{Inspection, Loader, LoaderOptions, ProcessPort, RestartPolicy};
+use sm_model::host::{OpenRequest, SECRET_PREFIX};
+use sm_model::{HostId, SrUuid, VdiUuid};
+use uuid::Uuid;
+
+use crate::config::{CANARY, Config};
+use crate::inventory::Tree;
+use crate::services::Services;
+use crate::{Error, RunOptions};
+
+/// How long a driver that was asked to stop may take.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Name of the journal in a run's folder.
+pub(crate) const JOURNAL: &str = "owned.jsonl";
+
+/// The user that a driver without rights runs as; the loader's own choice.
+const NOBODY: u32 = 65534;
+
+/// Something that a run has made, and may remove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "own", rename_all = "snake_case")]
+pub(crate) enum Owned {
+    /// The run itself, first of all.
+    Run { driver: PathBuf, config: PathBuf },
+    /// A folder.
+    Folder { path: PathBuf },
+    /// An SR, before it is made.
+    Sr { sr: SrUuid, config: BTreeMap<String, String> },
+    /// A VDI, before it is made.
+    Vdi { sr: SrUuid, vdi: VdiUuid },
+    /// An SR is gone, with all that was in it.
+    Gone { sr: SrUuid },
+}
+
+/// See the module.
+pub(crate) struct Bench {
+    pub(crate) config: Config,
+    pub(crate) driver: PathBuf,
+    pub(crate) inspection: Inspection,
+    pub(crate) seed: u64,
+    /// Folder of this run; what the driver needs lies in `place`.
+    pub(crate) scratch: PathBuf,
+    pub(crate) place: PathBuf,
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) canary: String,
+    journal: Mutex<Option<File>>,
+}
+
+impl Bench {
+    pub(crate) fn new(options: &RunOptions, seed: u64) -> Result<Self, Error> {
+        let inspection = sm_loader::inspect(&options.driver)
+            .map_err(|error| Error::Driver(sm_model::Error::from(error)))?;
+        let journal = match &options.out {
+            Some(out) => {
+                fs::create_dir_all(out).map_err(|error| Error::file(out, &error))?;
+                let path = out.join(JOURNAL);
+                let file = OpenOptions::new().create(true).append(true).open(&path);
+                Some(file.map_err(|error| Error::file(&path, &error))?)
+            }
+            None => None,
+        };
+        let scratch = options.scratch.join(format!("smc-{}", Uuid::new_v4().simple()));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| Error::file(Path::new("a runtime"), &error))?;
+        let bench = Self {
+            config: options.config.clone(),
+            driver: options.driver.clone(),
+            place: scratch.join("place"),
+            canary: format!("canary-{}", Uuid::new_v4().simple()),
+            inspection,
+            seed,
+            scratch,
+            runtime,
+            journal: Mutex::new(journal),
+        };
+        let config = options.config_path.clone().unwrap_or_default();
+        bench.own(&Owned::Run { driver: options.driver.clone(), config })?;
+        bench.own(&Owned::Folder { path: bench.scratch.clone() })?;
+        bench.make_scratch().map_err(|error| Error::file(&bench.scratch, &error))?;
+        bench.refuse_foreign()?;
+        Ok(bench)
+    }
+
+    /// A folder that the driver's user can write, and nobody else.
+    fn make_scratch(&self) -> std::io::Result<()> {
+        fs::create_dir_all(&self.scratch)?;
+        fs::set_permissions(&self.scratch, fs::Permissions::from_mode(0o711))?;
+        fs::create_dir(&self.place)?;
+        fs::set_permissions(&self.place, fs::Permissions::from_mode(0o700))?;
+        if rustix::process::geteuid().is_root() && !self.inspection.manifest.needs_root {
+            std::os::unix::fs::chown(&self.place, Some(NOBODY), Some(NOBODY))?;
+        }
+        Ok(())
+    }
+
+    /// A place with things in it that this run has not made is somebody's.
+    fn refuse_foreign(&self) -> Result<(), Error> {
+        let Some(directory) = self.directory() else { return Ok(()) };
+        let entries = fs::read_dir(&directory).map_err(|error| Error::file(&directory, &error))?;
+        let first = entries.flatten().next();
+        match first {
+            Some(entry) if !self.config.backend.foreign => {
+                Err(Error::Foreign { directory, holds: entry.path() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The folder that the driver keeps everything in, if the configuration names it.
+    pub(crate) fn directory(&self) -> Option<PathBuf> {
+        self.config.directory(&self.place)
+    }
+
+    /// What of the backend can be looked at.
+    pub(crate) fn inventory(&self) -> Option<Tree> {
+        self.directory().map(Tree)
+    }
+
+    /// Notes what is about to be made, so that a later `cleanup` finds it.
+    pub(crate) fn own(&self, what: &Owned) -> Result<(), Error> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = journal.as_mut() else { return Ok(()) };
+        let path = Path::new(JOURNAL);
+        let mut line = serde_json::to_string(what).map_err(|e| Error::json(path, &e))?;
+        line.push('\n');
+        file.write_all(line.as_bytes()).map_err(|error| Error::file(path, &error))
+    }
+
+    /// The device configuration, with references in the place of secrets.
+    pub(crate) fn device_config(&self) -> BTreeMap<String, String> {
+        let mut config = self.config.device_config(&self.place);
+        for key in self.config.secrets.keys() {
+            config.insert(key.clone(), reference(key));
+        }
+        config
+    }
+
+    /// New services: those of a host that has not met the SR.
+    pub(crate) fn services(&self) -> Arc<Services> {
+        let secret = |text: &String| text.replace(CANARY, &self.canary);
+        let secrets = self.config.secrets.iter();
+        let secrets = secrets.map(|(key, text)| (reference(key), secret(text))).collect();
+        Arc::new(Services::new(secrets, self.directory()))
+    }
+
+    /// Opens the driver in a process of its own.
+    pub(crate) fn open(
+        &self,
+        opening: &Opening<'_>,
+        services: &Arc<Services>,
+    ) -> sm_model::Result<ProcessPort> {
+        let mut options = LoaderOptions::new(self.scratch.join("state"));
+        options.grace = GRACE;
+        options.child.restart = RestartPolicy { deaths: 0, ..self.restart() };
+        options.child.first_environment = opening
+            .environment
+            .iter()
+            .map(|(name, value)| ((*name).into(), value.into()))
+            .collect();
+        let request = OpenRequest {
+            sr: opening.sr,
+            device_config: opening.device_config.clone().unwrap_or_else(|| self.device_config()),
+            host: HostId(opening.host.into()),
+        };
+        let services = Arc::clone(services);
+        let budget = self.config.call_budget();
+        let loader = Loader::new(options);
+        self.runtime.block_on(loader.open_child(&self.driver, request, services, budget))
+    }
+
+    /// Checks kill drivers for a living: the next child comes at once.
+    fn restart(&self) -> RestartPolicy {
+        RestartPolicy {
+            backoff_min: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+            ..RestartPolicy::default()
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
+
+/// How the driver is opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opening<'a> {
+    /// For an SR, or for a probe.
+    pub(crate) sr: Option<SrUuid>,
+    /// Another host than the usual.
+    pub(crate) host: &'a str,
+    /// Variables of its first process.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    /// Another configuration than that of the run.
+    pub(crate) device_config: Option<BTreeMap<String, String>>,
+}
+
+/// What stands in the configuration for a secret.
+fn reference(key: &str) -> String {
+    format!("{SECRET_PREFIX}conformance/{key}")
+}

@@ -1,0 +1,135 @@
+//! What there is, apart from what a driver says: looked at before and after each check.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Somebody who can list what a backend holds without asking the driver. A directory is one; a
+/// simulator's admin port, or the volumes of a group, are others.
+pub(crate) trait Inventory {
+    /// Everything that is there, each with a name that says what it is.
+    fn look(&self) -> Result<BTreeSet<String>, String>;
+
+    /// Bytes that are taken there.
+    fn taken(&self) -> Result<u64, String>;
+}
+
+/// The files below a folder. Folders count only with what is in them: an empty one is no leak.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree(pub(crate) PathBuf);
+
+impl Tree {
+    fn walk(&self, each: &mut dyn FnMut(&Path, &fs::Metadata)) -> Result<(), String> {
+        let mut folders = vec![self.0.clone()];
+        while let Some(folder) = folders.pop() {
+            let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
+            for entry in fs::read_dir(&folder).map_err(fail)? {
+                let path = entry.map_err(fail)?.path();
+                // Gone meanwhile is not there.
+                let Ok(facts) = fs::symlink_metadata(&path) else { continue };
+                if facts.is_dir() {
+                    folders.push(path);
+                } else {
+                    each(&path, &facts);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inventory for Tree {
+    fn look(&self) -> Result<BTreeSet<String>, String> {
+        let mut found = BTreeSet::new();
+        self.walk(&mut |path, _| {
+            let short = path.strip_prefix(&self.0).unwrap_or(path);
+            found.insert(short.to_string_lossy().into_owned());
+        })?;
+        Ok(found)
+    }
+
+    fn taken(&self) -> Result<u64, String> {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut bytes = 0;
+        self.walk(&mut |_, facts| bytes += facts.blocks() * 512)?;
+        Ok(bytes)
+    }
+}
+
+/// The processes below one, those whose parent died included if this one adopts orphans. Dead ones
+/// that nobody has waited for do not count.
+pub(crate) fn processes(root: u32) -> BTreeSet<(u32, String)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        // The name is in brackets and may hold anything.
+        let Some((name, rest)) = stat.rsplit_once(')') else { continue };
+        let name = name.split_once('(').map_or("", |(_, name)| name).to_owned();
+        let mut fields = rest.split_whitespace();
+        let dead = matches!(fields.next(), Some("Z" | "X"));
+        let parent = fields.next().and_then(|text| text.parse::<u32>().ok());
+        all.push((pid, parent.unwrap_or(0), name, dead));
+    }
+    let mut below = BTreeSet::from([root]);
+    loop {
+        let before = below.len();
+        below.extend(all.iter().filter(|(_, p, ..)| below.contains(p)).map(|(pid, ..)| *pid).collect::<Vec<_>>());
+        if below.len() == before {
+            break;
+        }
+    }
+    all.into_iter()
+        .filter(|(pid, _, _, dead)| *pid != root && !dead && below.contains(pid))
+        .map(|(pid, _, name, _)| (pid, name))
+        .collect()
+}
+
+/// What a process has open, and how many threads it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) descriptors: usize,
+    pub(crate) sockets: usize,
+    pub(crate) threads: usize,
+}
+
+/// Looks at a process; none if it is gone.
+pub(crate) fn held(pid: u32) -> Option<Held> {
+    let place = PathBuf::from(format!("/proc/{pid}"));
+    let mut held = Held::default();
+    for entry in fs::read_dir(place.join("fd")).ok()?.flatten() {
+        held.descriptors += 1;
+        let to = fs::read_link(entry.path()).unwrap_or_default();
+        held.sockets += usize::from(to.to_string_lossy().starts_with("socket:"));
+    }
+    held.threads = fs::read_dir(place.join("task")).ok()?.count();
+    Some(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_lists_files_and_not_empty_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/empty")).unwrap();
+        fs::write(folder.path().join("a/file"), "x").unwrap();
+        let found = Tree(folder.path().to_owned()).look().unwrap();
+        assert_eq!(found, BTreeSet::from(["a/file".to_owned()]));
+    }
+
+    #[test]
+    fn a_child_is_seen_until_it_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let of = |pid| processes(std::process::id()).iter().any(|(other, _)| *other == pid);
+        assert!(of(child.id()));
+        assert!(held(child.id()).is_some_and(|held| held.threads == 1));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!of(child.id()) && held(child.id()).is_none());
+    }
+}

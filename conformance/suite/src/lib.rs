@@ -1,0 +1,2 @@
+//! The conformance suite.
+#![forbid(unsafe_code)]

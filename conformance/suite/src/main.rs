@@ -1,0 +1,3 @@
+//! sm-conformance
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,4 @@
+//! Driver for TrueNAS.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
