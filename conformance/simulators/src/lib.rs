@@ -2,4 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod core;
+pub mod http;
+pub mod iscsi;

@@ -25,6 +25,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Name of the journal in a run's folder.
 pub(crate) const JOURNAL: &str = "owned.jsonl";
 
+/// Where a driver's process writes which steps it passes, outside of its backend.
+const STEPS: &str = "steps";
+
 /// The user that a driver without rights runs as; the loader's own choice.
 const NOBODY: u32 = 65534;
 
@@ -55,6 +58,8 @@ pub(crate) struct Bench {
     pub(crate) place: PathBuf,
     pub(crate) runtime: tokio::runtime::Runtime,
     pub(crate) canary: String,
+    /// A sequence that is repeated, in the place of drawn ones.
+    pub(crate) ops: Option<Vec<crate::checks::sequences::Step>>,
     journal: Mutex<Option<File>>,
 }
 
@@ -87,6 +92,7 @@ impl Bench {
             scratch,
             runtime,
             journal: Mutex::new(journal),
+            ops: None,
         };
         let config = options.config_path.clone().unwrap_or_default();
         bench.own(&Owned::Run { driver: options.driver.clone(), config })?;
@@ -100,10 +106,12 @@ impl Bench {
     fn make_scratch(&self) -> std::io::Result<()> {
         fs::create_dir_all(&self.scratch)?;
         fs::set_permissions(&self.scratch, fs::Permissions::from_mode(0o711))?;
-        fs::create_dir(&self.place)?;
-        fs::set_permissions(&self.place, fs::Permissions::from_mode(0o700))?;
-        if rustix::process::geteuid().is_root() && !self.inspection.manifest.needs_root {
-            std::os::unix::fs::chown(&self.place, Some(NOBODY), Some(NOBODY))?;
+        for folder in [&self.place, &self.scratch.join(STEPS)] {
+            fs::create_dir(folder)?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+            if rustix::process::geteuid().is_root() && !self.inspection.manifest.needs_root {
+                std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY))?;
+            }
         }
         Ok(())
     }
@@ -124,6 +132,11 @@ impl Bench {
     /// The folder that the driver keeps everything in, if the configuration names it.
     pub(crate) fn directory(&self) -> Option<PathBuf> {
         self.config.directory(&self.place)
+    }
+
+    /// The file for the steps that the driver's process passes.
+    pub(crate) fn steps_log(&self) -> PathBuf {
+        self.scratch.join(STEPS).join("log")
     }
 
     /// What of the backend can be looked at.

@@ -61,8 +61,7 @@ impl Inventory for Tree {
 pub(crate) fn processes(root: u32) -> BTreeSet<(u32, String)> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
@@ -77,7 +76,12 @@ pub(crate) fn processes(root: u32) -> BTreeSet<(u32, String)> {
     let mut below = BTreeSet::from([root]);
     loop {
         let before = below.len();
-        below.extend(all.iter().filter(|(_, p, ..)| below.contains(p)).map(|(pid, ..)| *pid).collect::<Vec<_>>());
+        below.extend(
+            all.iter()
+                .filter(|(_, p, ..)| below.contains(p))
+                .map(|(pid, ..)| *pid)
+                .collect::<Vec<_>>(),
+        );
         if below.len() == before {
             break;
         }

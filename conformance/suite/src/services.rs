@@ -90,9 +90,7 @@ impl Services {
         let paused = lock(&self.paused).remove(&request.vdi);
         let paused = match paused {
             Some(paused) => paused,
-            None => {
-                drive.pause(Instant::now() + STORAGE).map_err(|e| failed(request.vdi, &e))?
-            }
+            None => drive.pause(Instant::now() + STORAGE).map_err(|e| failed(request.vdi, &e))?,
         };
         let plan = self.plan(&request.access, drive.plan().read_only)?;
         let prepared = drive.prepare(&plan).map_err(|error| failed(request.vdi, &error))?;

@@ -13,9 +13,7 @@ use sm_model::vdi::{
     SnapshotSpec, VdiActivate, VdiAttach, VdiClone, VdiCreate, VdiDeactivate, VdiDestroy,
     VdiDetach, VdiInfo, VdiSnapshot, VdiStat,
 };
-use sm_model::{
-    Access, AttachMode, Bytes, Changed, Error, Manifest, OperationId, SrUuid, VdiUuid,
-};
+use sm_model::{Access, AttachMode, Bytes, Changed, Error, Manifest, OperationId, SrUuid, VdiUuid};
 use uuid::Uuid;
 
 use crate::bench::{Bench, Opening, Owned};
@@ -48,6 +46,8 @@ pub(crate) struct World<'a> {
     pub(crate) log: String,
     /// Milliseconds that calls took, by operation.
     pub(crate) times: BTreeMap<&'static str, Vec<u64>>,
+    /// The shortest sequence that fails, where there is one.
+    pub(crate) ops: Option<Vec<crate::checks::sequences::Step>>,
     port: Option<Arc<ProcessPort>>,
     label: String,
     made: u64,
@@ -73,6 +73,7 @@ impl<'a> World<'a> {
             services: bench.services(),
             log: String::new(),
             times: BTreeMap::new(),
+            ops: None,
             port: None,
             label: label.to_owned(),
             made: 0,
@@ -161,8 +162,7 @@ impl<'a> World<'a> {
     /// As [`World::reopen`], with variables for the first process.
     pub(crate) fn reopen_with(&mut self, environment: Vec<(&'static str, String)>) -> Verdict {
         self.close()?;
-        let opening =
-            Opening { sr: Some(self.sr), host: HOST, environment, ..Opening::default() };
+        let opening = Opening { sr: Some(self.sr), host: HOST, environment, ..Opening::default() };
         self.note("open", "", "");
         self.port = Some(Arc::new(self.bench.open(&opening, &self.services)?));
         Ok(())
@@ -222,8 +222,7 @@ impl<'a> World<'a> {
         id: OperationId,
         request: &R,
     ) -> Result<R::Reply, Error> {
-        let port =
-            self.port.clone().ok_or_else(|| Error::internal("the driver is not open"))?;
+        let port = self.port.clone().ok_or_else(|| Error::internal("the driver is not open"))?;
         let call = Call::new(R::OPERATION, id, self.bench.config.call_budget());
         self.call_on(&port, call, request)
     }
@@ -541,6 +540,13 @@ impl<'a> World<'a> {
             }
         }
         self.close()
+    }
+
+    /// As [`World::finish`], of a second SR beside the check's own.
+    pub(crate) fn finish_quietly(&mut self) -> Verdict {
+        self.empty = None;
+        self.untouched = None;
+        self.finish()
     }
 
     /// Whatever is left of the check is of no use to the next one.

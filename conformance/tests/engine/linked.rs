@@ -64,6 +64,7 @@ impl Driver for Vault {
             health: Health::Ok,
             usage: None,
             warnings: vec![],
+            paths: None,
         })
     }
 }

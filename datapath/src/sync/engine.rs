@@ -17,6 +17,12 @@ use crate::error::{Errno, Error, Result};
 /// Bytes of a request for zeros in the accounts of what is forwarded.
 const ZEROES_WEIGHT: u64 = 4096;
 
+/// Answers that are fetched before anybody is told of them.
+const ANSWERS: usize = 64;
+
+/// Time that answers which nobody waits for are left to gather.
+const GATHER: Duration = Duration::from_micros(500);
+
 /// A write that was sent to the target: which one, when it was, and who waits for the answer.
 type Underway = (regions::Ticket, u64, Box<dyn FnOnce() -> Result<(), Failure> + Send>);
 
@@ -373,14 +379,31 @@ impl Copy {
     }
 
     fn fetch_answers(&self, answers: &Receiver<Option<Underway>>) {
-        while let Ok(Some((ticket, generation, wait))) = answers.recv() {
-            let answer = wait();
-            self.regions.forwarded(&ticket, answer.is_ok());
-            match answer {
-                Ok(()) => {
-                    self.forwarded.fetch_add(1, Ordering::Relaxed);
+        let (mut sent, mut ends) = (Vec::new(), Vec::new());
+        let mut over = false;
+        while !over && let Ok(Some(first)) = answers.recv() {
+            sent.push(first);
+            while sent.len() < ANSWERS && !over {
+                match answers.try_recv() {
+                    Ok(Some(one)) => sent.push(one),
+                    Ok(None) => over = true,
+                    Err(_) => break,
                 }
-                Err(failure) => self.failed(generation, &failure),
+            }
+            // Answers that come meanwhile wake nobody, and one call fetches them all.
+            self.regions.rest(Instant::now() + GATHER);
+            let mut failures = Vec::new();
+            for (ticket, generation, wait) in sent.drain(..) {
+                let answer = wait();
+                ends.push((ticket, answer.is_ok()));
+                failures.extend(answer.err().map(|failure| (generation, failure)));
+            }
+            self.regions.forwarded_all(&ends);
+            let done = ends.len() - failures.len();
+            self.forwarded.fetch_add(done as u64, Ordering::Relaxed);
+            ends.clear();
+            for (generation, failure) in failures {
+                self.failed(generation, &failure);
             }
         }
         // What was sent after the end was said.

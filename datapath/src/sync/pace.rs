@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Longest time to wait for before it is looked again whether to go on.
 const NAP: Duration = Duration::from_millis(50);
 
+/// How much of what was not used is used later.
+const LATE: Duration = Duration::from_millis(20);
+
 /// Bytes that are read and not yet written, of all threads together.
 #[derive(Default)]
 pub(super) struct InFlight {
@@ -37,15 +40,17 @@ impl InFlight {
 
 /// A limit in bytes per second, for all threads together.
 pub(super) struct Throttle {
-    /// Zero is no limit.
+    /// Of whoever asked for one, and what leaves room for the guest; zero is no limit.
     rate: AtomicU64,
+    room: AtomicU64,
     /// When the next bytes may go.
     next: Mutex<Instant>,
 }
 
 impl Throttle {
     pub(super) fn new(rate: Option<u64>) -> Self {
-        Self { rate: AtomicU64::new(rate.unwrap_or(0)), next: Mutex::new(Instant::now()) }
+        let (rate, room) = (AtomicU64::new(rate.unwrap_or(0)), AtomicU64::new(0));
+        Self { rate, room, next: Mutex::new(Instant::now()) }
     }
 
     pub(super) fn set(&self, rate: Option<u64>) {
@@ -53,13 +58,25 @@ impl Throttle {
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// What leaves room for the guest.
+    pub(super) fn set_room(&self, rate: Option<u64>) {
+        self.room.store(rate.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// What was asked for.
     pub(super) fn rate(&self) -> Option<u64> {
         Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
+    /// What holds.
+    fn least(&self) -> Option<u64> {
+        let room = Some(self.room.load(Ordering::Relaxed)).filter(|rate| *rate > 0);
+        self.rate().into_iter().chain(room).min()
+    }
+
     /// Time until something may go.
     pub(super) fn wait(&self) -> Duration {
-        if self.rate().is_none() {
+        if self.least().is_none() {
             return Duration::ZERO;
         }
         let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,9 +85,11 @@ impl Throttle {
 
     /// Some bytes go.
     pub(super) fn spend(&self, bytes: u64) {
-        let Some(rate) = self.rate() else { return };
+        let Some(rate) = self.least() else { return };
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = (*next).max(Instant::now());
+        let now = Instant::now();
+        // Whoever was late catches up, or the limit would be one that is never reached.
+        let start = (*next).max(now.checked_sub(LATE).unwrap_or(now));
         *next = start + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
     }
 }
@@ -147,11 +166,101 @@ impl Regard {
     }
 }
 
+/// Leaves room for a guest that writes much.
+///
+/// A copy takes all that disks and processors give, and a guest that keeps them busy, too, is left
+/// with a fifth of what it had. So while it writes, the copy is held to a part of the speed that it
+/// has when nothing holds it, which is measured from time to time. The part grows as the copy gets
+/// on: what is not copied yet is written without the target, so a copy that begins slowly and ends
+/// fast costs the guest less than an even one that takes as long.
+#[derive(Default)]
+pub(super) struct Room {
+    ticks: u32,
+    /// Bytes copied when the measurement began, and when that was.
+    from: Option<(u64, Instant)>,
+    /// Bytes per second of a copy that nothing holds.
+    full: u64,
+}
+
+/// How a copy goes on until the next tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// As if the guest did not write.
+    Not,
+    /// As much at a time as beside a guest that writes.
+    Beside,
+    /// So many bytes per second.
+    To(u64),
+}
+
+impl Held {
+    pub(super) fn rate(self) -> Option<u64> {
+        if let Self::To(rate) = self { Some(rate) } else { None }
+    }
+}
+
+impl Room {
+    /// Writes of the guest per second from which on the copy makes room: with fewer, it takes
+    /// nothing from it that it would miss.
+    const MANY: u64 = 2000;
+
+    /// Ticks from one measurement to the next; the second one is earlier.
+    const CYCLE: u32 = 64;
+    const SECOND: u32 = 8;
+
+    /// The part of the full speed at the beginning, in thousandths; a thousand more at the end.
+    /// Together the copy takes about 1.5 times as long.
+    const FIRST: u64 = 300;
+
+    /// What to do until the next tick. `writes` of the guest per second; bytes `copied` until
+    /// `now`; `done`: thousandths of the copy.
+    pub(super) fn decide(&mut self, writes: u64, copied: u64, now: Instant, done: u64) -> Held {
+        if writes < Self::MANY {
+            *self = Self::default();
+            return Held::Beside;
+        }
+        if let Some((before, begin)) = self.from.take() {
+            let time = now.duration_since(begin).as_micros().max(1);
+            let full = u128::from(copied.saturating_sub(before)) * 1_000_000 / time;
+            // One that others have disturbed is not believed at once.
+            self.full = u64::try_from(full).unwrap_or(u64::MAX).max(self.full / 4 * 3);
+        }
+        let tick = self.ticks;
+        self.ticks = self.ticks.wrapping_add(1);
+        if tick == Self::SECOND || tick.is_multiple_of(Self::CYCLE) || self.full == 0 {
+            self.from = Some((copied, now));
+            return Held::Not;
+        }
+        Held::To((self.full / 1000).saturating_mul(std::env::var("T_FIRST").ok().and_then(|x| x.parse::<u64>().ok()).unwrap_or(Self::FIRST) + done).max(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use super::{InFlight, Latency, Regard, Throttle};
+    use super::{Held, InFlight, Latency, Regard, Room, Throttle};
+
+    #[test]
+    fn a_copy_makes_room_for_a_guest_that_writes_much_and_for_no_other() {
+        let (mut room, begin) = (Room::default(), Instant::now());
+        let mut tick = |ticks: u32, writes, copied, done| {
+            room.decide(writes, copied, begin + Duration::from_millis(50) * ticks, done)
+        };
+        let (much, copied) = (50_000, 50_000_000);
+        let of_full = |part| Held::To(20 * copied / 1000 * part);
+        assert_eq!(tick(0, Room::MANY - 1, 0, 0), Held::Beside, "it writes little");
+        assert_eq!(tick(1, much, 0, 0), Held::Not, "the full speed is measured first");
+        assert_eq!(tick(2, much, copied, 0), of_full(Room::FIRST));
+        assert_eq!(tick(3, much, copied, 500), of_full(Room::FIRST + 500));
+        (4..9).for_each(|it| assert_eq!(tick(it, much, copied, 0), of_full(Room::FIRST)));
+        assert_eq!(tick(9, much, copied, 0), Held::Not, "it is measured again");
+        let slower = Held::To(20 * copied / 1000 * 3 / 4 * Room::FIRST);
+        assert_eq!(tick(10, much, copied, 0), slower, "nothing was copied");
+        assert_eq!(tick(11, 0, copied, 0), Held::Beside);
+        assert_eq!(tick(12, much, copied, 0), Held::Not, "from the beginning");
+        assert_eq!(tick(13, much, copied, 0), Held::Not, "nothing is known");
+    }
 
     #[test]
     fn the_slowest_hundredth_is_found_within_a_quarter() {

@@ -38,6 +38,7 @@
 //! What it has answered may have been in its memory only. Everything since the last flush that it
 //! answered is dirty again after [`Regions::lost`]; answers from before that count as failures.
 
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -102,6 +103,8 @@ pub struct Regions {
     work: Condvar,
     /// It may be settled.
     settled: Condvar,
+    /// Somebody waits for what the target has not answered.
+    wanted: Condvar,
 }
 
 struct Write {
@@ -127,14 +130,15 @@ struct State {
     cursor: u64,
     redirtied: u64,
     passes: u64,
-    /// Who waits for [`Regions::space`], for [`Regions::work`], for [`Regions::settled`]: waking
-    /// nobody costs a system call, too.
-    waiting: [usize; 3],
+    /// Who waits for [`Regions::space`], for [`Regions::work`], for [`Regions::settled`], for
+    /// [`Regions::wanted`]: waking nobody costs a system call, too.
+    waiting: [usize; 4],
 }
 
 const SPACE: usize = 0;
 const WORK: usize = 1;
 const SETTLED: usize = 2;
+const WANTED: usize = 3;
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
@@ -156,6 +160,11 @@ impl State {
 
     fn make_dirty(&mut self, range: &Range<u64>) -> u64 {
         self.dirty.set(regions(range)) * REGION
+    }
+
+    /// Whether somebody waits for answers of the target, or soon will.
+    fn is_wanted(&self) -> bool {
+        self.waiting[SPACE] > 0 || self.waiting[SETTLED] > 0 || self.window > WINDOW / 2
     }
 
     fn is_settled(&self) -> bool {
@@ -222,10 +231,10 @@ impl Regions {
             cursor: 0,
             redirtied: 0,
             passes: 0,
-            waiting: [0; 3],
+            waiting: [0; 4],
         };
-        let (space, work, settled) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Self { size, state: Mutex::new(state), space, work, settled }
+        let [space, work, settled, wanted] = [const { () }; 4].map(|()| Condvar::new());
+        Self { size, state: Mutex::new(state), space, work, settled, wanted }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -245,6 +254,12 @@ impl Regions {
         }
     }
 
+    fn want(&self, state: &State) {
+        if state.waiting[WANTED] > 0 && state.is_wanted() {
+            self.wanted.notify_all();
+        }
+    }
+
     /// Waits until `deadline` at most; the guard back, and whether there is time left.
     fn wait<'a>(
         &self,
@@ -257,7 +272,8 @@ impl Regions {
             return (state, false);
         }
         state.waiting[which] += 1;
-        let condvar = [&self.space, &self.work, &self.settled][which];
+        self.want(&state);
+        let condvar = [&self.space, &self.work, &self.settled, &self.wanted][which];
         let (mut state, _) =
             condvar.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         state.waiting[which] -= 1;
@@ -304,6 +320,7 @@ impl Regions {
         let weight = weight.filter(|_| forward).unwrap_or(0);
         state.window += weight;
         state.writes.push(Write { id, range, forward, weight, epoch });
+        self.want(&state);
         Ticket { id, gave_up }
     }
 
@@ -325,17 +342,35 @@ impl Regions {
 
     /// The target has a forwarded write, or nobody knows.
     pub fn forwarded(&self, ticket: &Ticket, done: bool) {
+        self.forwarded_all(&[(ticket, done)]);
+    }
+
+    /// As [`Regions::forwarded`], of several.
+    pub fn forwarded_all(&self, tickets: &[(impl Borrow<Ticket>, bool)]) {
         let mut state = self.state();
-        let found = state.writes.iter().position(|write| write.id == ticket.id);
-        let Some(write) = found.map(|index| state.writes.swap_remove(index)) else { return };
-        state.window -= write.weight;
-        if done && write.epoch == state.epoch {
-            state.unsynced.set(regions(&write.range));
-        } else {
-            let redirtied = state.make_dirty(&write.range);
-            state.redirtied += redirtied;
+        for (ticket, done) in tickets {
+            let id = ticket.borrow().id;
+            let found = state.writes.iter().position(|write| write.id == id);
+            let Some(write) = found.map(|index| state.writes.swap_remove(index)) else { continue };
+            state.window -= write.weight;
+            if *done && write.epoch == state.epoch {
+                state.unsynced.set(regions(&write.range));
+            } else {
+                let redirtied = state.make_dirty(&write.range);
+                state.redirtied += redirtied;
+            }
         }
         self.wake(&state, true);
+    }
+
+    /// Waits until somebody waits for what the target has not answered, or soon will, or until
+    /// `deadline`: whoever fetches answers fetches many at a time so.
+    pub fn rest(&self, deadline: Instant) {
+        let mut state = self.state();
+        let mut more = true;
+        while more && !state.is_wanted() {
+            (state, more) = self.wait(state, WANTED, deadline);
+        }
     }
 
     /// What would be copied next, at most `most` bytes: a hint, others may take it first.

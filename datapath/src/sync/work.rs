@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::engine::{Copy, State};
-use super::pace::Regard;
+use super::pace::{Held, Regard, Room};
 use super::regions::{self, REGION};
 use super::target::{Failure, Piece, PieceKind};
 use crate::error::Error;
@@ -326,9 +326,11 @@ impl Copy {
 
 /// What the keeper remembers from tick to tick.
 struct View {
-    /// Bytes copied, and made dirty again, at the last ticks, the oldest first.
-    past: Vec<(Instant, u64, u64)>,
+    /// Bytes copied, bytes made dirty again, and writes of the guest, at the last ticks, the oldest
+    /// first.
+    past: Vec<(Instant, [u64; 3])>,
     guest: u64,
+    room: Room,
     /// Ticks without a write of the guest.
     quiet: u32,
     passes: u64,
@@ -344,6 +346,7 @@ impl View {
         Self {
             past: Vec::new(),
             guest: copy.guest.load(Ordering::Relaxed),
+            room: Room::default(),
             quiet: 0,
             passes: 0,
             pass_began_with: u64::MAX,
@@ -360,17 +363,19 @@ impl View {
         let guest = copy.guest.load(Ordering::Relaxed);
         // A guest that waits for us does not write either.
         self.quiet = if guest == self.guest { self.quiet + 1 } else { 0 };
-        copy.busy.store(self.quiet < QUIET && guest > 0, Ordering::Relaxed);
         self.guest = guest;
-        self.past.push((now, copied, counts.redirtied));
+        let all = [copied, counts.redirtied, guest];
+        self.past.push((now, all));
         if self.past.len() > BACK + 1 {
             self.past.remove(0);
         }
-        let first = self.past.first().copied().unwrap_or((now, copied, counts.redirtied));
+        let first = self.past.first().copied().unwrap_or((now, all));
         let time = now.duration_since(first.0).max(TICK);
-        let per_second = |bytes: u64| (u128::from(bytes) * 1000 / time.as_millis().max(1)) as u64;
-        let rate = per_second(copied - first.1);
-        let again = per_second(counts.redirtied - first.2);
+        let per_second = |(now, before)| {
+            u128::from(u64::saturating_sub(now, before)) * 1000 / time.as_millis().max(1)
+        };
+        let [rate, again, writes] =
+            [0, 1, 2].map(|what: usize| per_second((all[what], first.1[what])) as u64);
 
         if copy.options.regard
             && let Some(slowest) = copy.latency.take()
@@ -385,8 +390,17 @@ impl View {
         if self.pass_began_with == u64::MAX {
             self.pass_began_with = counts.dirty + counts.copying;
         }
-        let mut run = copy.run();
         let left = counts.dirty + counts.copying;
+        let mut run = copy.run();
+        let done = if run.seeded {
+            1000 - (left.saturating_mul(1000) / run.total.max(1)).min(1000)
+        } else {
+            0
+        };
+        let held = self.room.decide(writes, copied, now, done);
+        copy.throttle.set_room(held.rate());
+        let busy = self.quiet < QUIET && guest > 0 && held != Held::Not;
+        copy.busy.store(busy, Ordering::Relaxed);
         let allowed = run.forward_after.is_none_or(|after| now >= after);
         if run.seeded && allowed && !counts.forward && matches!(run.state, State::Running) {
             let passed = counts.passes > self.passes;

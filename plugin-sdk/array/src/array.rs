@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::ready;
 
-use plugin_sdk::model::Bytes;
+use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::{Cx, Secret};
 use serde::{Deserialize, Serialize};
 
@@ -240,6 +240,18 @@ pub struct Target {
 pub trait Array: Send + Sync + 'static {
     /// What it can do. Known before the first request.
     fn capabilities(&self) -> &Capabilities;
+
+    /// How many bytes a text takes in its [place](MetadataPlace): another number than it has, where
+    /// the array does not take all characters.
+    fn text_size(&self, text: &str) -> usize {
+        text.len()
+    }
+
+    /// Says which SR it is opened for, before the first primitive: for arrays where volumes lie in a
+    /// place of their SR.
+    fn assign(&mut self, sr: SrUuid) {
+        let _ = sr;
+    }
 
     /// Logs in, and says which array it is.
     fn identity(&self, cx: &Cx) -> impl Future<Output = Outcome<Identity>> + Send;

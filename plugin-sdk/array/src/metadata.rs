@@ -102,16 +102,22 @@ impl Document {
 
     /// The text. Error kind `limit` if it is longer than the array takes.
     pub fn write(&self, limit: usize) -> Result<String> {
+        self.write_as(limit, str::len)
+    }
+
+    /// As [`Self::write`], for an array that keeps texts in another form: `size` tells how many bytes
+    /// a text then has.
+    pub fn write_as(&self, limit: usize, size: impl Fn(&str) -> usize) -> Result<String> {
         let text = serde_json::to_string(self)
             .map_err(|error| Error::internal("metadata cannot be written").source(&error))?;
-        if text.len() <= limit {
+        let size = size(&text);
+        if size <= limit {
             return Ok(text);
         }
         Err(Error::new(
             Kind::Limit,
             format!(
-                "name, description and keys take {} bytes on the array, which has room for {limit}",
-                text.len()
+                "name, description and keys take {size} bytes on the array, which has room for {limit}"
             ),
         )
         .hint("shorten the name or the description, or remove keys"))

@@ -57,12 +57,7 @@ where
                 // With offsets, what moved up by a deletion would be left out.
                 again += 1;
                 if again > AGAIN {
-                    return Err(Failure::new(Class::Busy)
-                        .object(what)
-                        .fact(format!(
-                            "the listing of {what} changed {again} times while it was read"
-                        ))
-                        .hint("try again when fewer are made and removed at the same time"));
+                    return Err(changed(what, again));
                 }
                 continue 'anew;
             }
@@ -89,6 +84,57 @@ where
         }
         return Ok(items);
     }
+}
+
+/// All objects of a listing that is sorted by a key and read by offset and limit. `fetch` gets the
+/// page at an offset, `key` is what it is sorted by.
+///
+/// Each page begins with the last object of the one before: if that is another one now, something
+/// moved under the offset, and the listing begins anew. So nothing that is there all the time is left
+/// out, and no count has to be asked for.
+pub async fn by_offset<T, F>(
+    what: &str,
+    limit: usize,
+    key: impl Fn(&T) -> &str + Send,
+    mut fetch: impl FnMut(usize) -> F + Send,
+) -> Outcome<Vec<T>>
+where
+    F: Future<Output = Outcome<Vec<T>>> + Send,
+    T: Send,
+{
+    let mut again = 0;
+    'anew: loop {
+        let mut items: Vec<T> = Vec::new();
+        for _ in 0..PAGES {
+            let offset = items.len().saturating_sub(1);
+            let page = fetch(offset).await?;
+            let whole = page.len() >= limit;
+            let mut page = page.into_iter();
+            if let Some(last) = items.last() {
+                if page.next().is_none_or(|first| key(&first) != key(last)) {
+                    again += 1;
+                    if again > AGAIN {
+                        return Err(changed(what, again));
+                    }
+                    continue 'anew;
+                }
+            }
+            items.extend(page);
+            if !whole || limit < 2 {
+                return Ok(items);
+            }
+        }
+        return Err(Failure::new(Class::Garbled)
+            .fact(format!("the listing of {what} has no end, after {} objects", items.len()))
+            .hint("this is a defect of the array: look for a newer firmware"));
+    }
+}
+
+fn changed(what: &str, again: u32) -> Failure {
+    Failure::new(Class::Busy)
+        .object(what)
+        .fact(format!("the listing of {what} changed {again} times while it was read"))
+        .hint("try again when fewer are made and removed at the same time")
 }
 
 /// The header `Content-Range: 0-999/2100`: first, last, and how many there are, if it is known.

@@ -164,6 +164,13 @@ impl<V: Vendor> Rest<V> {
         &self.session.login().client
     }
 
+    /// Logs in, unless that is done: so that a wrong password shows when a driver is opened.
+    pub async fn connect(&self, cx: &Cx) -> Outcome<()> {
+        let keeper = self.session.login();
+        let work = || async { self.session.ticket(cx).await.map(drop) };
+        keeper.vendor.retry().run(cx, &keeper.chance, Effect::Changes, work).await
+    }
+
     /// Sends a request within the session, and answers a reply that is one of success, or that the
     /// vendor's table calls done.
     ///

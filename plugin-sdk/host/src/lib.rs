@@ -2,7 +2,11 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`block`] | SCSI disks by their SCSIid; sizes, rescans, removal; what lies on a device |
+//! | [`iscsi`] | open-iscsi: discovery, sessions, CHAP, who needs which target |
+//! | [`mount`] | file systems of servers that may stop answering, NFS above all |
 //! | [`lvm`] | LVM by its JSON reports; SRs whose VDIs are logical volumes |
+//! | [`multipath`] | maps of dm-multipath and what their paths are worth |
 //!
 //! Programs are run by argument vector, with the deadline of the call; waiting is for a condition,
 //! never for a time. Errors are those of the model, with SMAPI's numbers.
@@ -10,4 +14,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod block;
+pub mod iscsi;
 pub mod lvm;
+pub mod mount;
+pub mod multipath;

@@ -257,6 +257,7 @@ impl Folder {
             health,
             usage: Some(space::usage(&self.path, &nodes)?),
             warnings: space::warnings(&nodes),
+            paths: None,
         })
     }
 

@@ -17,6 +17,7 @@ mod config;
 mod driver;
 mod errors;
 mod job;
+mod legacy_xml;
 mod maintain;
 mod mirror;
 mod output;

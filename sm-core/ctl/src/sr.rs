@@ -12,6 +12,7 @@ use sm_model::{Changed, DeviceConfig, SrUuid};
 use crate::cli::sr::SrCommand;
 use crate::config;
 use crate::errors::Result;
+use crate::legacy_xml;
 use crate::output::{Align, Block, Report, Table, escape, timestamp, yes};
 use crate::session::Session;
 use crate::shell;
@@ -23,7 +24,7 @@ pub(crate) async fn run(session: &Session, command: &SrCommand) -> Result<Report
     let op = &session.op;
     let json = session.json;
     match command {
-        SrCommand::Probe { config } => probe(session, config).await,
+        SrCommand::Probe { config, legacy_xml } => probe(session, config, *legacy_xml).await,
         SrCommand::Create { name, new, uuid } => {
             let new = NewSr {
                 driver: session.driver_name()?,
@@ -201,6 +202,12 @@ fn info_lines(block: &mut Block, info: &SrInfo) {
         let parts = format!("VDIs {vdis}, base copies {base_copies}, other {overhead}");
         block.line("takes", format!("{} ({parts})", usage.total()));
     }
+    if let Some(paths) = &info.paths {
+        block.line("paths", format!("{} of {} up", paths.up, paths.max));
+        for down in &paths.down {
+            block.text("down", down);
+        }
+    }
     for vdi in &info.quarantined {
         block.line("quarantined", vdi.to_string());
     }
@@ -239,13 +246,16 @@ fn recovered_text(recovered: &SrRecovered) -> String {
     text
 }
 
-async fn probe(session: &Session, words: &[String]) -> Result<Report> {
+async fn probe(session: &Session, words: &[String], legacy_xml: bool) -> Result<Report> {
     let driver = session.driver_name()?;
     let manifest = session.manager.driver(&driver)?.manifest;
     let typed = config::device_config(words)?;
     let mut wanted = typed.clone();
     config::fetch_secrets(session, &manifest, &mut wanted).await?;
     let probed = session.manager.probe(&session.op, &driver, wanted).await?;
+    if legacy_xml {
+        return Ok(Report::new(false, &probed, || legacy_xml::render(&probed)));
+    }
     // What is printed must not repeat a secret that was typed in clear.
     let shown: DeviceConfig = typed
         .into_iter()

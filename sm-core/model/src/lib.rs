@@ -27,6 +27,7 @@
 #![deny(missing_docs)]
 
 pub mod access;
+pub mod candidate;
 pub mod error;
 pub mod host;
 pub mod id;

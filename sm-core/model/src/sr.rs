@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::candidate::Candidate;
 use crate::id::{SrUuid, VdiUuid};
 use crate::size::Bytes;
 use crate::vdi::{Health, VdiInfo};
@@ -38,6 +39,9 @@ pub struct ProbeItem {
     /// More for people: vendor, size, LUN number, ...
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra_info: BTreeMap<String, String>,
+    /// What it is, where toolstacks have a form of their own for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Candidate>,
 }
 
 /// An SR that a probe found.
@@ -283,6 +287,21 @@ pub struct SrInfo {
     /// What will become a problem if nobody does anything, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The ways from this host to the backend, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<SrPaths>,
+}
+
+/// The ways from a host to the backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrPaths {
+    /// How many of them requests can take now.
+    pub up: u32,
+    /// How many there should be.
+    pub max: u32,
+    /// The others: each where it leads, and what is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<String>,
 }
 
 /// What an SR takes on its backend: the sum of all fields.

@@ -1,7 +1,9 @@
 //! The array: its state, how it is changed, and its data path.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,6 +74,8 @@ struct Shared {
     requests: Requests,
     /// Until when only reads are answered: a controller takes over.
     read_only: Mutex<Option<Instant>>,
+    portal: Mutex<Option<SocketAddr>>,
+    changes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -224,6 +228,8 @@ impl Array {
             faults: Faults::default(),
             requests: Requests::default(),
             read_only: Mutex::new(None),
+            portal: Mutex::new(None),
+            changes: AtomicU64::new(0),
         })))
     }
 
@@ -299,6 +305,7 @@ impl Array {
         let mut change = Change::new(&mut state, self.0.clock.now());
         let done = work(&mut change);
         let collect = change.collect;
+        self.0.changes.fetch_add(1, Ordering::SeqCst);
         match done {
             Ok(value) => {
                 let changed = state.objects.commit().map_err(Trouble::from)?;
@@ -479,6 +486,26 @@ impl Array {
             || state.left.get(target).is_some_and(|left| now < left + settle)
     }
 
+    /// Bytes of a page.
+    pub fn page(&self) -> u64 {
+        self.0.page
+    }
+
+    /// How often its objects may have changed: who keeps something derived from them looks here.
+    pub fn changes(&self) -> u64 {
+        self.0.changes.load(Ordering::SeqCst)
+    }
+
+    /// Where its LUNs are served.
+    pub fn portal(&self) -> Option<SocketAddr> {
+        *self.0.portal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says where its LUNs are served.
+    pub fn set_portal(&self, portal: SocketAddr) {
+        *self.0.portal.lock().unwrap_or_else(PoisonError::into_inner) = Some(portal);
+    }
+
     /// The other controller takes over: all sessions are lost, and changes are refused for a while.
     pub fn fail_over(&self, milliseconds: u64) {
         self.sessions().drop_all();
@@ -498,6 +525,7 @@ impl Array {
         *state = State::open(&self.0.folder, self.0.page)?;
         state.drop_holds()?;
         drop(state);
+        self.0.changes.fetch_add(1, Ordering::SeqCst);
         self.sessions().drop_all();
         Ok(())
     }

@@ -11,6 +11,7 @@ mod model;
 mod objects;
 mod requests;
 mod sessions;
+mod vendor;
 
 pub use array::{Array, Options, Space};
 pub use change::{Change, NewVolume};
@@ -23,3 +24,4 @@ pub use model::{
 pub use objects::{Record, View};
 pub use requests::{Asked, Requests};
 pub use sessions::{Session, Sessions, TooMany};
+pub use vendor::Vendor;

@@ -189,8 +189,9 @@ pub struct VolumeRow {
     pub status: String,
 }
 
-/// Reads `volume show`.
-pub fn volumes(lines: &[String]) -> Vec<VolumeRow> {
+/// Reads `volume show`. An error is a line that may be a volume of ours and cannot be read: a listing
+/// that leaves it out would lose a disk.
+pub fn volumes(lines: &[String]) -> Result<Vec<VolumeRow>, String> {
     let table = Table::read(lines, |_| true);
     let (size, snapshots, status) =
         (table.column("size", 1), table.column("snapshots", 2), table.column("status", 3));
@@ -199,6 +200,9 @@ pub fn volumes(lines: &[String]) -> Vec<VolumeRow> {
         let cell = |n: usize| row.get(n).map_or("", String::as_str);
         // A line of words that is no row: `No volumes found`, a title.
         if row.len() < 4 || parse_text(cell(size)).is_none() {
+            if cell(0).starts_with("sm") && cell(0).len() > 3 {
+                return Err(row.join(" "));
+            }
             continue;
         }
         found.push(VolumeRow {
@@ -208,7 +212,7 @@ pub fn volumes(lines: &[String]) -> Vec<VolumeRow> {
             status: cell(status).to_owned(),
         });
     }
-    found
+    Ok(found)
 }
 
 /// Reads `volume select NAME snapshot show`: the names.
@@ -329,7 +333,7 @@ Name: not-this
              \x20 q-6193\n\
              nightly         5.5TB      1         online  read-only  0           N\n",
         );
-        let rows = volumes(&wrapped);
+        let rows = volumes(&wrapped).unwrap();
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["payroll", "smv-bmfqwcyrceragmztireegorgmq-6193", "nightly"]);
         assert_eq!(rows[1].size, Some(Bytes(102_405 << 20)));
@@ -340,11 +344,13 @@ Name: not-this
              --------------- ---------- --------- ------- ---------- ----------- -\n\
              smv-bmfqwcyrceragmztireegorgmq-6193 15MB 0 online read-write 0 Y\n",
         );
-        assert_eq!(volumes(&wide)[0].name, "smv-bmfqwcyrceragmztireegorgmq-6193");
-        assert_eq!(volumes(&wide)[0].size, Some(Bytes(15 << 20)));
+        assert_eq!(volumes(&wide).unwrap()[0].name, "smv-bmfqwcyrceragmztireegorgmq-6193");
+        assert_eq!(volumes(&wide).unwrap()[0].size, Some(Bytes(15 << 20)));
         let bare = lines("payroll 10GB 0 online read-write 2 N\nNo more volumes.\n");
-        assert_eq!(volumes(&bare).len(), 1);
-        assert_eq!(volumes(&lines("No volumes found.")), []);
+        assert_eq!(volumes(&bare).unwrap().len(), 1);
+        assert_eq!(volumes(&lines("No volumes found.")), Ok(Vec::new()));
+        let cut = volumes(&lines("payroll 10GB 0 online read-write 2 N\nsmv-bmfq\n"));
+        assert_eq!(cut, Err("smv-bmfq".to_owned()));
     }
 
     #[test]

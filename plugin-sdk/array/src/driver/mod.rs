@@ -104,9 +104,21 @@ pub trait Product: Send + Sync + Sized + 'static {
 }
 
 /// The manifest of an array's driver: `name`, `title`, then any other field of
-/// [`Manifest`]. The operations are those that [`Offload`] serves.
+/// [`Manifest`]. The operations are those that [`Offload`] serves. `control_only` before them is for
+/// a driver whose [`Connector`] cannot reach a volume yet: it has no attach.
 #[macro_export]
 macro_rules! array_manifest {
+    (control_only, name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
+        plugin_sdk::manifest! {
+            name: $name,
+            title: $title,
+            operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
+                sr_stat, sr_update, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
+                vdi_clone, vdi_revert, vdi_destroy],
+            services: &["kv"]
+            $(, $field: $value)*
+        }
+    };
     (name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
         plugin_sdk::manifest! {
             name: $name,
@@ -163,7 +175,8 @@ impl<P: Product> Offload<P> {
     }
 
     fn text(&self, document: &Document) -> Result<String> {
-        document.write(self.array.capabilities().metadata.limit())
+        let limit = self.array.capabilities().metadata.limit();
+        document.write_as(limit, |text| self.array.text_size(text))
     }
 }
 
@@ -177,7 +190,8 @@ impl<P: Product> Driver for Offload<P> {
 
     async fn open(config: P::Config, sr: SrUuid, cx: &Cx) -> Result<Self> {
         let pool = P::pool(&config);
-        let (array, connector) = P::open(config, cx).await?;
+        let (mut array, connector) = P::open(config, cx).await?;
+        array.assign(sr);
         let codec = Codec::new(array.capabilities().names, sr)?;
         Ok(Self { sr, array, connector, codec, pool, recent: Recent::default() })
     }

@@ -127,6 +127,9 @@ impl<P: Product> Offload<P> {
         for item in self.items(cx).await? {
             self.remove_volume(cx, &item.volume, item.is_snapshot).await?;
         }
+        // A host that never detached the SR would leave its entry behind.
+        let initiator = self.connector.initiator(cx).await?;
+        self.array.revoke(cx, &initiator).await?;
         let changed = Self::ledger(cx)
             .delete(&record.name, None, |cx| {
                 let record = &record;
@@ -165,6 +168,7 @@ impl<P: Product> Offload<P> {
             health: Health::Ok,
             usage: None,
             warnings: Vec::new(),
+            paths: None,
         })
     }
 

@@ -18,6 +18,6 @@ mod tls;
 
 pub use client::{Client, Limits};
 pub use reply::Reply;
-pub use request::{Method, Request};
+pub use request::{Method, Request, basic};
 pub use tls::Trust;
 pub(crate) use tls::problem;

@@ -1,5 +1,7 @@
 //! A request, before anybody has signed or sent it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use plugin_sdk::Secret;
 use serde::Serialize;
@@ -35,6 +37,12 @@ impl Method {
             Self::Delete => "DELETE",
         }
     }
+}
+
+/// The header `Authorization` of RFC 7617 for a user and a password.
+pub fn basic(user: &str, password: &Secret) -> Secret {
+    let pair = Secret::from(format!("{user}:{}", password.reveal()));
+    Secret::from(format!("Basic {}", STANDARD.encode(pair.reveal())))
 }
 
 /// A request to an array's API. Cheap to clone, so that it can be sent again.

@@ -45,6 +45,11 @@ impl fmt::Display for Devices {
 }
 
 impl Devices {
+    /// One device.
+    pub fn one(path: impl Into<String>) -> Self {
+        Self(vec![path.into()])
+    }
+
     /// The devices by the names that the kernel has for them now. Asked anew for each command: a
     /// stable name may lead somewhere else after a reboot.
     pub fn resolved(&self) -> Result<Vec<String>> {
@@ -224,6 +229,7 @@ fn parse_candidates(json: &[u8], names: &BTreeMap<String, String>) -> Result<Vec
                 .into_iter()
                 .filter_map(|(name, text)| Some((name.to_owned(), text.filter(|t| !t.is_empty())?)))
                 .collect(),
+            candidate: None,
         });
     }
     Ok(items)

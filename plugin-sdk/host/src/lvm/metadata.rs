@@ -377,7 +377,7 @@ mod tests {
     /// there once.
     #[test]
     fn a_listing_has_every_disk_once_whatever_was_cut() {
-        let report = Report::parse(include_bytes!("../../tests/fixtures/thin.json")).unwrap();
+        let report = Report::parse(include_bytes!("../../tests/fixtures/lvm/thin.json")).unwrap();
         let mut group = report.groups.into_iter().next().unwrap();
         // The fixture's tags are no document; give them one.
         for volume in &mut group.volumes {

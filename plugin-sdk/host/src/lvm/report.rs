@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_group_is_read_with_its_volumes() {
-        let report = recorded(include_str!("../../tests/fixtures/thin.json"));
+        let report = recorded(include_str!("../../tests/fixtures/lvm/thin.json"));
         let [group] = &report.groups[..] else { panic!("{report:?}") };
         assert_eq!((group.size, group.free, group.extent), (528_482_304, 377_487_360, 4 << 20));
         assert_eq!(group.devices, ["/dev/ubda", "/dev/ubdb"]);
@@ -308,21 +308,21 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_full_is_told() {
-        let report = recorded(include_str!("../../tests/fixtures/missing.json"));
+        let report = recorded(include_str!("../../tests/fixtures/lvm/missing.json"));
         let group = &report.groups[0];
         assert_eq!((group.missing, group.devices[1].as_str()), (1, "[unknown]"));
         assert!(group.volumes.iter().filter(|v| v.is_thin).all(|v| v.health == "partial"));
-        let report = recorded(include_str!("../../tests/fixtures/full.json"));
+        let report = recorded(include_str!("../../tests/fixtures/lvm/full.json"));
         let pool = report.groups[0].volume("pool").unwrap();
         assert_eq!((pool.health.as_str(), pool.data), ("out_of_data", Some(10_000)));
     }
 
     #[test]
     fn devices_without_a_group_and_groups_without_volumes_are_there() {
-        let report = recorded(include_str!("../../tests/fixtures/orphan_and_empty.json"));
+        let report = recorded(include_str!("../../tests/fixtures/lvm/orphan_and_empty.json"));
         assert_eq!(report.orphans, ["/dev/ubda"]);
         assert_eq!((report.groups[0].name.as_str(), report.groups[0].volumes.len()), ("empty", 0));
-        let none = recorded(include_str!("../../tests/fixtures/nothing.json"));
+        let none = recorded(include_str!("../../tests/fixtures/lvm/nothing.json"));
         assert!(none.groups.is_empty() && none.orphans.is_empty());
     }
 
@@ -330,7 +330,7 @@ mod tests {
     fn what_is_no_report_is_an_error() {
         assert!(Report::parse(b"").is_err());
         assert!(Report::parse(b"{}").is_err());
-        let odd = include_str!("../../tests/fixtures/thin.json").replace("528482304", "504m");
+        let odd = include_str!("../../tests/fixtures/lvm/thin.json").replace("528482304", "504m");
         let error = Report::parse(odd.as_bytes()).unwrap_err();
         assert_eq!(error.message, r#"lvm reports "504m" as vg_size, which is no number"#);
         for (text, value) in [

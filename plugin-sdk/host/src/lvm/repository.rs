@@ -114,9 +114,15 @@ impl Repository {
         self.sr.destroy(cx).await
     }
 
-    /// Lets the group have all of devices that have become larger. Whether any has.
-    pub async fn grow(&self, cx: &Cx) -> Result<bool> {
-        self.sr.grow_devices(cx).await
+    /// Names of its volumes that have a device on this host, by device-mapper's own word: also if
+    /// the disks below do not answer.
+    pub fn active_volumes(&self) -> Vec<String> {
+        let prefix = format!("{}-", self.sr.name().replace('-', "--"));
+        let of = |mapped: crate::block::Mapped| {
+            let volume = mapped.name.strip_prefix(&prefix)?.replace("--", "-");
+            mapped.uuid.starts_with("LVM-").then_some(volume)
+        };
+        crate::block::mapped().into_iter().filter_map(of).collect()
     }
 
     /// Lists the VDIs.
@@ -124,7 +130,7 @@ impl Repository {
         vdis::scan(&self.sr, cx).await
     }
 
-    /// Finishes or undoes what a crash left.
+    /// Finishes or undoes what a crash left, and takes what the devices have grown by.
     pub async fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
         self.sr.recover(cx).await
     }

@@ -11,7 +11,7 @@ use crate::lvm::lock::{self, Held};
 use crate::lvm::metadata::{Metadata, SrDocument, difference, vdis};
 use crate::lvm::names::Names;
 use crate::lvm::pool;
-use crate::lvm::report::{Group, Report, Volume};
+use crate::lvm::report::{Device, Group, Report, Volume};
 use crate::lvm::repository::{Allocation, Found};
 use crate::lvm::vdis::zero;
 
@@ -260,20 +260,15 @@ impl Sr {
 
     /// Gives the group what its devices have got since. Whether it got any: a device that has not
     /// grown by an extent is left alone.
-    pub(crate) async fn grow_devices(&self, cx: &Cx) -> Result<bool> {
-        let _held = lock::exclusive(cx, &self.name()).await?;
-        let before = self.group(cx).await?;
-        self.whole(&before)?;
-        let larger = |device: &&crate::lvm::report::Device| {
-            device.size.saturating_sub(device.used_to) >= before.extent
-        };
+    async fn grow_devices(&self, cx: &Cx, group: &Group) -> Result<bool> {
+        let larger = |device: &&Device| device.size.saturating_sub(device.used_to) >= group.extent;
         let devices: Vec<&str> =
-            before.sizes.iter().filter(larger).map(|device| device.name.as_str()).collect();
+            group.sizes.iter().filter(larger).map(|device| device.name.as_str()).collect();
         if devices.is_empty() {
             return Ok(false);
         }
         self.lvm.change(cx, "pvresize", &devices).await?;
-        step!("sr_scan.devices_grown");
+        step!("sr_recover.devices_grown");
         Ok(true)
     }
 
@@ -332,6 +327,7 @@ impl Sr {
             health,
             usage: None,
             warnings: pool::warnings(&group),
+            paths: None,
         })
     }
 
@@ -342,8 +338,12 @@ impl Sr {
         self.recover_from(cx, group).await
     }
 
-    async fn recover_from(&self, cx: &Cx, group: Group) -> Result<SrRecovered> {
+    async fn recover_from(&self, cx: &Cx, mut group: Group) -> Result<SrRecovered> {
         let mut recovered = SrRecovered::default();
+        if self.grow_devices(cx, &group).await? {
+            recovered.completed.push("growth of the SR: its devices had become larger".to_owned());
+            group = self.group(cx).await?;
+        }
         self.grow(cx, &group).await;
         if !group.volumes.iter().any(|volume| is_unfinished(self.names, volume)) {
             return Ok(recovered);

@@ -27,6 +27,9 @@ pub(crate) enum SrCommand {
         /// How to reach the backend, as far as known
         #[arg(value_name = "KEY=VALUE")]
         config: Vec<String>,
+        /// Answer with the XML of XenServer's drivers
+        #[arg(long, conflicts_with = "json")]
+        legacy_xml: bool,
     },
     /// Make an SR on a backend, and enter it in the catalog
     #[command(

@@ -1,0 +1,272 @@
+//! The same wish twice: because the answer was lost, because somebody died, because of nothing.
+
+use sm_model::sr::{SrCreate, SrUpdate};
+use sm_model::vdi::{VdiDestroy, VdiResize, VdiRevert};
+use sm_model::{Bytes, Changed};
+
+use super::{Check, DATA, DISKS, Setup};
+use crate::verdict::{must, same};
+use crate::world::World;
+
+const SNAPSHOTS: &[&str] = &[
+    "sr_create",
+    "sr_attach",
+    "sr_scan",
+    "vdi_create",
+    "vdi_destroy",
+    "vdi_attach",
+    "vdi_activate",
+    "vdi_snapshot",
+];
+const CLONES: &[&str] = &[
+    "sr_create",
+    "sr_attach",
+    "sr_scan",
+    "vdi_create",
+    "vdi_destroy",
+    "vdi_attach",
+    "vdi_activate",
+    "vdi_clone",
+];
+const REVERTS: &[&str] = &[
+    "sr_create",
+    "sr_attach",
+    "sr_scan",
+    "vdi_create",
+    "vdi_destroy",
+    "vdi_attach",
+    "vdi_activate",
+    "vdi_snapshot",
+    "vdi_revert",
+];
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "K05",
+        needs: SNAPSHOTS,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2", "DRV-IDEM-5"],
+        explain: "The answer to a snapshot is lost; the source is written meanwhile; the same wish \
+            comes again, in a new process. It must find the snapshot that it made, with the \
+            content of then, and not take another.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, mut content) = world.filled("source")?;
+            let (id, request) = (world.new_operation(), world.snapshot_of(vdi));
+            let made = world.call_as(id, &request)?;
+            let then = content.clone();
+            world.fill(vdi, &mut content, &[0, 1, 2], 2)?;
+            world.reopen()?;
+            let again = world.call_as(id, &request)?;
+            same("changed of a retry", again.changed, Changed::Already)?;
+            let uuids = |vdis: &[sm_model::vdi::VdiInfo]| -> Vec<_> {
+                vdis.iter().map(|vdi| (vdi.uuid, vdi.snapshot_of, vdi.snapshot_time)).collect()
+            };
+            same("the snapshot of a retry", uuids(&again.vdis), uuids(&made.vdis))?;
+            same("VDIs in the listing", world.list()?.len(), 2)?;
+            for snapshot in &made.vdis {
+                world.verify(snapshot.uuid, &then, "a snapshot that was asked for twice")?;
+            }
+            world.verify(vdi, &content, "the source of a snapshot that was asked for twice")
+        },
+    },
+    Check {
+        id: "K06",
+        needs: CLONES,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2", "DRV-IDEM-5"],
+        explain: "The answer to a clone is lost; the clone is written; the same wish comes again, \
+            in a new process. What was written must still be there.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, mut content) = world.filled("source")?;
+            let (id, request) = (world.new_operation(), world.clone_of(vdi));
+            let made = world.call_as(id, &request)?.vdi;
+            world.fill(made.uuid, &mut content, &[3, 4], 2)?;
+            world.reopen()?;
+            let again = world.call_as(id, &request)?;
+            same("changed of a retry", again.changed, Changed::Already)?;
+            same("VDIs in the listing", world.list()?.len(), 2)?;
+            world.verify(made.uuid, &content, "a clone that was asked for twice")
+        },
+    },
+    Check {
+        id: "K03",
+        needs: DATA,
+        sentences: &["DRV-IDEM-1", "DRV-VDI-3"],
+        explain: "The answer to a create is lost; the disk is written; the same wish comes again, \
+            in a new process: one disk, with what was written.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (id, request) = (world.new_operation(), world.disk("once"));
+            let made = world.call_as(id, &request)?.vdi;
+            let mut content = crate::oracle::Content::default();
+            world.fill(made.uuid, &mut content, &[0, 9], 1)?;
+            world.reopen()?;
+            let again = world.call_as(id, &request)?;
+            same("changed of a retry", again.changed, Changed::Already)?;
+            same("VDIs in the listing", world.list()?.len(), 1)?;
+            world.verify(made.uuid, &content, "a disk that was asked for twice")
+        },
+    },
+    Check {
+        id: "K04",
+        needs: DISKS,
+        sentences: &["DRV-IDEM-1", "DRV-VDI-6"],
+        explain: "The answer to a destroy is lost, and the same wish comes again in a new process: \
+            success, and only that VDI is gone.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (one, two) = (world.create("one")?.uuid, world.create("two")?.uuid);
+            let id = world.new_operation();
+            world.call_as(id, &VdiDestroy { vdi: one })?;
+            world.reopen()?;
+            let again = world.call_as(id, &VdiDestroy { vdi: one })?.changed;
+            same("changed of a retry", again, Changed::Already)?;
+            let listed: Vec<_> = world.list()?.into_keys().collect();
+            same("the listing", listed, vec![two])
+        },
+    },
+    Check {
+        id: "K07",
+        needs: REVERTS,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-6"],
+        explain: "The answer to a revert is lost; the disk is written; the same wish comes again. \
+            It must not throw away what was written after it was done.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, content) = world.filled("disk")?;
+            let snapshot = world.snapshot(vdi)?.uuid;
+            world.fill(vdi, &mut content.clone(), &[1], 2)?;
+            let id = world.new_operation();
+            world.call_as(id, &VdiRevert { vdi, snapshot })?;
+            let mut now = content.clone();
+            world.fill(vdi, &mut now, &[2, 3], 3)?;
+            world.reopen()?;
+            world.call_as(id, &VdiRevert { vdi, snapshot })?;
+            world.verify(vdi, &now, "a disk whose revert was asked for twice")?;
+            world.verify(snapshot, &content, "a snapshot that was reverted to twice")
+        },
+    },
+    Check {
+        id: "K10",
+        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy"],
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2", "DRV-SR-1"],
+        explain: "The answer to the create of the SR is lost, and the same wish comes again when \
+            there are VDIs in it: `already`, and the VDIs stay.",
+        setup: Setup::Nothing,
+        run: |world| {
+            world.own_sr()?;
+            world.reopen()?;
+            let (id, request) = (
+                world.new_operation(),
+                SrCreate { name: world.name("sr"), description: String::new() },
+            );
+            same("changed", world.call_as(id, &request)?.changed, Changed::Created)?;
+            world.call(sm_model::sr::SrAttach {})?;
+            let vdi = world.create("kept")?.uuid;
+            world.reopen()?;
+            same("changed of a retry", world.call_as(id, &request)?.changed, Changed::Already)?;
+            must(world.list()?.contains_key(&vdi), || "a VDI is gone after a retry".into())?;
+            world.destroy(vdi)
+        },
+    },
+    Check {
+        id: "K01",
+        needs: DISKS,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2"],
+        explain: "Every changing operation that the driver declares is called twice with the same \
+            operation id and request, one after the other: both succeed, and after the second \
+            the listing is as after the first.",
+        setup: Setup::Sr,
+        run: |world| twice(world, 2),
+    },
+    Check {
+        id: "K02",
+        needs: DISKS,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2"],
+        explain: "As K01, ten times.",
+        setup: Setup::Sr,
+        run: |world| twice(world, 10),
+    },
+    Check {
+        id: "K13",
+        needs: CLONES,
+        sentences: &["DRV-IDEM-3"],
+        explain: "A create under the UUID of a clone, and a clone under the UUID of a disk, are \
+            not the same wish again: both must be refused with `exists`, and nothing may change.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (source, _) = world.filled("source")?;
+            let (disk, of_disk) = world.filled("disk")?;
+            let mut request = world.clone_of(source);
+            request.uuid = disk;
+            let answer = world.call(request);
+            World::refused("a clone under the UUID of a disk", "exists", answer)?;
+            world.verify(disk, &of_disk, "a disk that was to become a clone")
+        },
+    },
+];
+
+fn twice(world: &mut World<'_>, times: usize) -> crate::verdict::Verdict {
+    /// Calls the same thing several times, and compares the listing after the first with the last.
+    macro_rules! repeat {
+        ($what:literal, $request:expr) => {{
+            let (id, request) = (world.new_operation(), $request);
+            world.call_as(id, &request)?;
+            let first = world.list()?;
+            for _ in 1..times {
+                world.call_as(id, &request)?;
+            }
+            let last = world.list()?;
+            must(first == last, || {
+                format!(
+                    "{} changed the listing when it came again: {last:?}, and was {first:?}",
+                    $what
+                )
+            })?;
+        }};
+    }
+    let request = world.disk("first");
+    let vdi = request.uuid;
+    repeat!("vdi_create", request);
+    if world.can("vdi_update") {
+        repeat!(
+            "vdi_update",
+            sm_model::vdi::VdiUpdate {
+                vdi,
+                name: Some(world.name("renamed")),
+                description: None,
+                vdi_type: None,
+                read_only: None,
+                keys: [("k".to_owned(), Some("v".to_owned()))].into(),
+                incomplete: None,
+            }
+        );
+    }
+    if world.can("vdi_resize") {
+        let virtual_size = Bytes(world.size() * 2);
+        repeat!("vdi_resize", VdiResize { vdi, virtual_size });
+    }
+    if world.can("vdi_snapshot") {
+        let request = world.snapshot_of(vdi);
+        let taken = request.snapshots.first().map(|spec| spec.uuid);
+        repeat!("vdi_snapshot", request);
+        if let Some(snapshot) = taken
+            && world.can("vdi_revert")
+        {
+            repeat!("vdi_revert", VdiRevert { vdi, snapshot });
+        }
+    }
+    if world.can("vdi_clone") {
+        repeat!("vdi_clone", world.clone_of(vdi));
+    }
+    if world.can("sr_update") {
+        let name = Some(world.name("renamed"));
+        repeat!("sr_update", SrUpdate { name, description: None });
+    }
+    if world.can("sr_recover") {
+        repeat!("sr_recover", sm_model::sr::SrRecover {});
+    }
+    repeat!("sr_attach", sm_model::sr::SrAttach {});
+    repeat!("vdi_destroy", VdiDestroy { vdi });
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Killed at every step that it marks, and asked again.
+
+use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiSnapshot};
+use sm_model::{Bytes, Error, Kind, OperationId, VdiUuid};
+
+use super::{Check, Setup};
+use crate::oracle::Content;
+use crate::verdict::{Stop, Verdict, fail, must, said, same};
+use crate::world::World;
+
+const BASE: &[&str] = &[
+    "sr_create",
+    "sr_attach",
+    "sr_scan",
+    "vdi_create",
+    "vdi_destroy",
+    "vdi_attach",
+    "vdi_activate",
+    "vdi_stat",
+];
+
+macro_rules! crash {
+    ($id:literal, $needs:expr, $act:expr, $explain:literal) => {
+        Check {
+            id: $id,
+            needs: $needs,
+            sentences: &["DRV-CRASH-1", "DRV-CRASH-3", "DRV-IDEM-1", "DRV-IDEM-8", "DRV-SR-2"],
+            explain: $explain,
+            setup: Setup::Sr,
+            run: |world| everywhere(world, $act),
+        }
+    };
+}
+
+pub(super) const CHECKS: &[Check] = &[
+    crash!(
+        "N03",
+        &[
+            "sr_create",
+            "sr_attach",
+            "sr_scan",
+            "vdi_create",
+            "vdi_destroy",
+            "vdi_attach",
+            "vdi_activate",
+            "vdi_stat",
+            "vdi_snapshot"
+        ],
+        |world, vdi| Act::Snapshot(world.snapshot_of(vdi)),
+        "The driver is killed at each step of a snapshot that it marks. Then, once, the same wish \
+         comes again, and must make exactly one snapshot with the right content; and once, \
+         nobody asks again: after an attach the SR is as before or as after, a second attach \
+         finds nothing to do, and what is left over at the end is a leak."
+    ),
+    crash!(
+        "N04",
+        &[
+            "sr_create",
+            "sr_attach",
+            "sr_scan",
+            "vdi_create",
+            "vdi_destroy",
+            "vdi_attach",
+            "vdi_activate",
+            "vdi_stat",
+            "vdi_clone"
+        ],
+        |world, vdi| Act::Clone(world.clone_of(vdi)),
+        "As N03, of a clone: a half-made clone that is found by its name and called done is the \
+         classic loss of data."
+    ),
+    crash!(
+        "N05",
+        &[
+            "sr_create",
+            "sr_attach",
+            "sr_scan",
+            "vdi_create",
+            "vdi_destroy",
+            "vdi_attach",
+            "vdi_activate",
+            "vdi_stat",
+            "vdi_resize"
+        ],
+        |world, vdi| { Act::Resize(VdiResize { vdi, virtual_size: Bytes(world.size() * 2) }) },
+        "As N03, of a growth."
+    ),
+    crash!("N02", BASE, |_, vdi| Act::Destroy(VdiDestroy { vdi }), "As N03, of a destroy."),
+    crash!("N01", BASE, |world, _| Act::Create(world.disk("new")), "As N03, of a create."),
+    Check {
+        id: "N11",
+        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "sr_recover"],
+        sentences: &["DRV-SR-5", "DRV-CRASH-2"],
+        explain: "Recovery three times, when there is nothing to recover, must answer nothing and \
+            change nothing.",
+        setup: Setup::Sr,
+        run: |world| {
+            world.create("kept")?;
+            let (listed, files) = (world.list()?, world.files()?);
+            for _ in 0..3 {
+                let done = world.call(sm_model::sr::SrRecover {})?;
+                same("what a recovery did", done, sm_model::sr::SrRecovered::default())?;
+            }
+            same("the listing after recoveries", world.list()?, listed)?;
+            same("the backend after recoveries", world.files()?, files)
+        },
+    },
+];
+
+/// What is cut.
+#[derive(Clone, Debug)]
+enum Act {
+    Create(VdiCreate),
+    Destroy(VdiDestroy),
+    Snapshot(VdiSnapshot),
+    Clone(VdiClone),
+    Resize(VdiResize),
+}
+
+impl Act {
+    fn call(&self, world: &mut World<'_>, id: OperationId) -> Result<(), Error> {
+        match self {
+            Self::Create(request) => world.call_as(id, request).map(drop),
+            Self::Destroy(request) => world.call_as(id, request).map(drop),
+            Self::Snapshot(request) => world.call_as(id, request).map(drop),
+            Self::Clone(request) => world.call_as(id, request).map(drop),
+            Self::Resize(request) => world.call_as(id, request).map(drop),
+        }
+    }
+
+    /// The VDI that it makes.
+    fn makes(&self) -> Option<VdiUuid> {
+        match self {
+            Self::Create(request) => Some(request.uuid),
+            Self::Clone(request) => Some(request.uuid),
+            Self::Snapshot(request) => request.snapshots.first().map(|spec| spec.uuid),
+            Self::Destroy(_) | Self::Resize(_) => None,
+        }
+    }
+
+    /// What must be true when it is done; the content is the source's.
+    fn done(&self, world: &mut World<'_>, source: VdiUuid, content: &Content) -> Verdict {
+        if let Some(made) = self.makes() {
+            let content =
+                if matches!(self, Self::Create(_)) { &Content::default() } else { content };
+            world.verify(made, content, "what was made by a call that was cut")?;
+        }
+        match self {
+            Self::Destroy(_) => {
+                must(!world.list()?.contains_key(&source), || "the destroyed VDI is listed".into())
+            }
+            Self::Resize(request) => {
+                let size = world.stat(source)?.virtual_size;
+                must(
+                    size >= request.virtual_size && size.0 < request.virtual_size.0 * 3 / 2,
+                    || format!("{} were asked for, {size} are there", request.virtual_size),
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The act, cut at each step it passes, each time upon a new disk.
+fn everywhere(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) -> Verdict {
+    if world.bench.inspection.steps.is_empty() {
+        return Err(Stop::NotTestable("the driver marks no crash points (`step!`)".into()));
+    }
+    for step in passed(world, act)? {
+        for again in [true, false] {
+            cut(world, act, &step, again).map_err(|stop| match stop {
+                Stop::Fail(why) => Stop::Fail(format!("killed at {step}: {why}")),
+                other => other,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The steps that the act passes.
+fn passed(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) -> Verdict<Vec<String>> {
+    let (vdi, _) = world.filled("log")?;
+    let other = world.filled("other")?;
+    let log = world.bench.steps_log();
+    let _ = std::fs::remove_file(&log);
+    let path = log.to_string_lossy().into_owned();
+    let act = act(world, vdi);
+    world.reopen_with(vec![(sm_step_log(), path)])?;
+    let id = world.new_operation();
+    act.call(world, id)?;
+    world.reopen()?;
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    let mut steps: Vec<String> = text.lines().map(str::to_owned).collect();
+    steps.sort();
+    steps.dedup();
+    world.verify(other.0, &other.1, "a disk beside")?;
+    Ok(steps)
+}
+
+fn cut(
+    world: &mut World<'_>,
+    act: fn(&mut World<'_>, VdiUuid) -> Act,
+    step: &str,
+    again: bool,
+) -> Verdict {
+    let (vdi, content) = world.filled("cut")?;
+    let before = world.list()?;
+    let act = act(world, vdi);
+    let id = world.new_operation();
+    world.reopen_with(vec![("SM_STEP_KILL", step.to_owned())])?;
+    match act.call(world, id) {
+        // Threads took another turn this time.
+        Ok(()) => return act.done(world, vdi, &content),
+        Err(error) if error.kind == Kind::Unknown => {}
+        Err(error) => return fail(format!("the call that was cut: {}", said(&error))),
+    }
+    world.reopen()?;
+    world.call(sm_model::sr::SrAttach {})?;
+    let is_done = if again {
+        act.call(world, id)?;
+        true
+    } else {
+        let second = world.call(sm_model::sr::SrAttach {})?;
+        let idle =
+            second.completed.is_empty() && second.undone.is_empty() && second.removed.is_empty();
+        must(idle, || format!("a second attach still recovers: {second:?}"))?;
+        let now = world.list()?;
+        let ill = now.values().find(|vdi| vdi.health != sm_model::vdi::Health::Ok);
+        must(ill.is_none(), || format!("after recovery a VDI is not well: {ill:?}"))?;
+        let expected = before.len() + usize::from(act.makes().is_some());
+        match &act {
+            Act::Destroy(_) => !now.contains_key(&vdi),
+            Act::Resize(_) => {
+                now.get(&vdi).map(|vdi| vdi.virtual_size)
+                    != before.get(&vdi).map(|v| v.virtual_size)
+            }
+            _ => now.len() == expected,
+        }
+    };
+    if is_done {
+        act.done(world, vdi, &content)?;
+    }
+    if !(is_done && matches!(act, Act::Destroy(_))) {
+        world.verify(vdi, &content, "the disk of a call that was cut")?;
+    }
+    let now = world.list()?;
+    for other in before.keys().filter(|uuid| **uuid != vdi) {
+        must(now.contains_key(other), || format!("{other}, which nobody touched, is gone"))?;
+    }
+    for gone in [act.makes(), Some(vdi)].into_iter().flatten() {
+        world.call(VdiDestroy { vdi: gone })?;
+    }
+    Ok(())
+}
+
+/// The variable that names a file for the steps that are passed.
+const fn sm_step_log() -> &'static str {
+    "SM_STEP_LOG"
+}

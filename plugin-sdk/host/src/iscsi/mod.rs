@@ -1,0 +1,266 @@
+//! iSCSI by open-iscsi: discovery, sessions, and who needs them.
+//!
+//! | what | how |
+//! |---|---|
+//! | which sessions there are, in what state, which disks they brought | sysfs: no command |
+//! | discovery, login, logout | `iscsiadm`, one command each |
+//! | names and passwords | written into the node's record, mode 0600, in `record.rs`: an argument of `iscsiadm` could be read by every user of the host |
+//! | logout when nobody needs a target any more | [`uses`] |
+//!
+//! A portal is tried by TCP before `iscsiadm` is: that tries for half a minute and more what is
+//! refused at once.
+
+mod failure;
+mod names;
+mod record;
+mod session;
+pub mod uses;
+
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use plugin_sdk::model::{Changed, Kind};
+use plugin_sdk::{Cx, Error, Result, Secret};
+
+pub use failure::Failure;
+pub use names::{Iqn, Portal, Target};
+pub use session::{Session, sessions};
+
+use crate::block;
+
+/// Most time for a portal to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Most time for a discovery, a login, a logout.
+const ADMIN: Duration = Duration::from_secs(45);
+/// Where the name of this host's initiator is.
+const INITIATOR: &str = "/etc/iscsi/initiatorname.iscsi";
+
+/// A name and its password.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The name.
+    pub user: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// How both sides say who they are.
+#[derive(Clone, Debug, Default)]
+pub struct Chap {
+    /// What this host tells the target.
+    pub outgoing: Option<Credentials>,
+    /// What the target must tell this host: mutual CHAP.
+    pub incoming: Option<Credentials>,
+}
+
+impl Chap {
+    /// Whether there is anything to tell.
+    pub fn is_set(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
+    /// What goes into a record, whose keys for it begin with `prefix`.
+    fn settings(&self, prefix: &str) -> Vec<(String, Secret)> {
+        let key = |end: &str| format!("{prefix}.auth.{end}");
+        let mut settings = Vec::new();
+        if let Some(Credentials { user, password }) = &self.outgoing {
+            settings.push((key("authmethod"), Secret::from("CHAP")));
+            settings.push((key("username"), Secret::from(user.as_str())));
+            settings.push((key("password"), password.clone()));
+        }
+        if let Some(Credentials { user, password }) = &self.incoming {
+            settings.push((key("username_in"), Secret::from(user.as_str())));
+            settings.push((key("password_in"), password.clone()));
+        }
+        settings
+    }
+}
+
+/// The name of this host's initiator. Error kind `config` with SMAPI's 97.
+pub fn initiator_name() -> Result<String> {
+    let text = std::fs::read_to_string(INITIATOR).unwrap_or_default();
+    let name = text.lines().find_map(|line| line.trim().strip_prefix("InitiatorName="));
+    name.map(|name| name.trim().to_owned()).ok_or_else(|| {
+        Error::config(format!("{INITIATOR} has no name of this host's initiator"))
+            .legacy(97)
+            .hint("write InitiatorName=iqn.... into it (open-iscsi makes one at installation)")
+    })
+}
+
+/// Whether somebody listens there. Errors: SMAPI's 140 for a name that is not known, 141 for a
+/// portal that refuses or does not answer.
+pub async fn connectable(cx: &Cx, portal: &Portal) -> Result<()> {
+    let place = (portal.address.clone(), portal.port);
+    let limit = CONNECT.min(cx.remaining() / 2);
+    let portal = portal.clone();
+    cx.blocking(move |_| {
+        let addresses = place.to_socket_addrs().map_err(|error| {
+            Error::config(format!("the name {} cannot be resolved", portal.address))
+                .legacy(140)
+                .source(&error)
+                .hint("give an address, or a name that this host's resolver knows")
+        })?;
+        let mut last = None;
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, limit.max(Duration::from_millis(1))) {
+                Ok(_) => return Ok(()),
+                Err(error) => last = Some(error),
+            }
+        }
+        let fact = match last.as_ref().map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::ConnectionRefused) => "refuses the connection".to_owned(),
+            Some(std::io::ErrorKind::TimedOut) => {
+                format!("does not answer within {:.0} s", limit.as_secs_f64())
+            }
+            _ => "cannot be reached".to_owned(),
+        };
+        let error = Error::new(Kind::Unreachable, format!("the portal {portal} {fact}"))
+            .legacy(141)
+            .hint("is the target up, is this its address and port, and is the network?");
+        Err(match last {
+            Some(last) => error.backend(last.to_string()),
+            None => error,
+        })
+    })
+    .await
+}
+
+/// Asks a portal which targets there are, at which portals. Errors: those of [`connectable`];
+/// kind `auth` with SMAPI's 68; SMAPI's 83.
+pub async fn discover(cx: &Cx, portal: &Portal, chap: &Chap) -> Result<Vec<Target>> {
+    connectable(cx, portal).await?;
+    let place = portal.to_string();
+    let words = ["-m", "discovery", "-t", "st", "-p", &place, "-o", "nonpersistent"];
+    match admin(cx, &words, None).await? {
+        Ok(text) => names::targets(&text),
+        // Most targets let everybody see their names; those that do not get a record.
+        Err((Failure::Auth | Failure::Login, _)) if chap.is_set() => {
+            discover_with_password(cx, portal, chap).await
+        }
+        Err(failed) => Err(not_discovered(portal, failed)),
+    }
+}
+
+async fn discover_with_password(cx: &Cx, portal: &Portal, chap: &Chap) -> Result<Vec<Target>> {
+    let place = portal.to_string();
+    let all = |end: &[&'static str]| {
+        let mut words = vec!["-m", "discoverydb", "-t", "st", "-p", place.as_str()];
+        words.extend(end);
+        words.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = async |end: &[&'static str]| {
+        let words = all(end);
+        admin(cx, &words.iter().map(String::as_str).collect::<Vec<_>>(), None).await
+    };
+    if let Err(failed) = run(&["-o", "new"]).await? {
+        return Err(not_discovered(portal, failed));
+    }
+    let settings = chap.settings("discovery.sendtargets");
+    let file = record::of_discovery(portal)?;
+    let found = async {
+        record::set(&file, &settings)?;
+        run(&["--discover", "-o", "nonpersistent"]).await
+    };
+    let found = found.await;
+    // The password is in it. What cannot be removed is as safe as before: mode 0600.
+    if let Err((_, words)) = run(&["-o", "delete"]).await? {
+        plugin_sdk::tracing::warn!(%portal, words, "the record of a discovery stays");
+    }
+    match found? {
+        Ok(text) => names::targets(&text),
+        Err(failed) => Err(not_discovered(portal, failed)),
+    }
+}
+
+fn not_discovered(portal: &Portal, (failure, words): (Failure, String)) -> Error {
+    let what = format!("the targets of {portal}");
+    match failure {
+        Failure::Auth | Failure::Login => failure.error(&what, 68),
+        _ => failure.error(&what, 83),
+    }
+    .backend(words)
+}
+
+/// Logs in at one portal of a target, and waits until the kernel has looked at its disks.
+/// `already` if there is a session.
+///
+/// Errors: kind `auth` with SMAPI's 68; `unreachable` with 141; 68 for all else that a target says
+/// to a login.
+pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
+    if sessions().iter().any(|session| session.is_of(target)) {
+        return Ok(Changed::Already);
+    }
+    connectable(cx, &target.portal).await?;
+    let portal = target.portal.to_string();
+    let node = ["-m", "node", "-T", target.iqn.as_str(), "-p", &portal];
+    let what = format!("{} at {portal}", target.iqn);
+    if let Err((failure, words)) = admin(cx, &node, Some(&["-o", "new"])).await? {
+        return Err(failure.error(&what, 68).backend(words));
+    }
+    let file = record::of_node(target)?;
+    let mut settings = record::timeouts();
+    settings.extend(chap.settings("node.session"));
+    record::set(&file, &settings)?;
+    let answer = admin(cx, &node, Some(&["--login"])).await;
+    match answer {
+        Ok(Ok(_)) => {}
+        Ok(Err((Failure::Exists, _))) => return Ok(Changed::Already),
+        // Nothing goes on trying behind our back, and no password is left.
+        other => {
+            let cx = cx.shielded();
+            let _ = admin(&cx, &node, Some(&["--logout"])).await;
+            let _ = admin(&cx, &node, Some(&["-o", "delete"])).await;
+            return match other {
+                Ok(Err((failure, words))) => Err(failure.error(&what, 68).backend(words)),
+                Err(error) if error.kind == Kind::DeadlineExceeded => {
+                    Err(Failure::Timeout.error(&what, 68))
+                }
+                Err(error) => Err(error),
+                Ok(Ok(_)) => Ok(Changed::Created),
+            };
+        }
+    }
+    if let Some(session) = sessions().iter().find(|session| session.is_of(target)) {
+        block::scan_host(cx, session.host).await?;
+    }
+    Ok(Changed::Created)
+}
+
+/// Ends a session, and forgets its record with the password in it. `already` if there is none.
+pub async fn logout(cx: &Cx, session: &Session) -> Result<Changed> {
+    let portal = session.portal.to_string();
+    let node = ["-m", "node", "-T", session.iqn.as_str(), "-p", &portal];
+    let what = format!("{} at {portal}", session.iqn);
+    let changed = match admin(cx, &node, Some(&["--logout"])).await? {
+        Ok(_) => Changed::Modified,
+        Err((Failure::NoRecords | Failure::NoSession, _)) => Changed::Already,
+        Err((failure, words)) => return Err(failure.error(&what, 69).backend(words)),
+    };
+    if let Err((failure, words)) = admin(cx, &node, Some(&["-o", "delete"])).await?
+        && failure != Failure::NoRecords
+    {
+        plugin_sdk::tracing::warn!(target = %what, words, "the record of a target stays");
+    }
+    Ok(changed)
+}
+
+/// Has the kernel look for new disks of a session. Those that are there stay as they are; for their
+/// size see [`block::Disk::refresh`].
+pub async fn rescan(cx: &Cx, session: &Session) -> Result<()> {
+    block::scan_host(cx, session.host).await
+}
+
+/// Runs `iscsiadm`: what it said, or why it failed and what it said to that.
+async fn admin(
+    cx: &Cx,
+    words: &[&str],
+    more: Option<&[&str]>,
+) -> Result<std::result::Result<String, (Failure, String)>> {
+    let command = cx.within(ADMIN).command("iscsiadm").args(words).args(more.unwrap_or_default());
+    let output = command.output().await?;
+    if output.status == 0 {
+        return Ok(Ok(output.text().into_owned()));
+    }
+    let words = failure::last_words(&String::from_utf8_lossy(&output.stderr));
+    Ok(Err((Failure::of(output.status), words)))
+}
