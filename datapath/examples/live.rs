@@ -83,7 +83,7 @@ fn told(line: &str, drive: &Arc<Drive>, options: &DriveOptions, work: &mut Work)
         (("mirror", uri), Work::Nothing) => {
             let target = NbdTarget::connect(uri.parse()?, ClientOptions::default(), true);
             let target = Arc::new(target.map_err(|failure| failure.what)?);
-            let mirror = Mirror::start(drive, target, tuned(), end)?;
+            let mirror = Mirror::start(drive, target, Options::default(), end)?;
             mirror.wait_ready(end)?;
             *work = Work::Mirror(mirror);
         }
@@ -138,14 +138,4 @@ fn converge(merge: &LeafMerge, mut plan: Plan, end: Instant) -> Result<()> {
     std::fs::rename(&parent.path, &plan.leaf.path)?;
     plan.leaf.format = parent.format;
     Ok(converged.switch(&plan)?)
-}
-
-fn tuned() -> Options {
-    let load = |name: &str, usual: datapath::sync::Load| {
-        let Ok(text) = std::env::var(name) else { return usual };
-        let (a, b) = text.split_once(',').unwrap_or_default();
-        datapath::sync::Load { in_flight: a.parse::<u64>().unwrap_or(1) << 10, piece: b.parse::<u64>().unwrap_or(1) << 10 }
-    };
-    let usual = Options::default();
-    Options { idle: load("T_IDLE", usual.idle), busy: load("T_BUSY", usual.busy), ..usual }
 }

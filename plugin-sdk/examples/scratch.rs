@@ -70,8 +70,9 @@ impl Driver for Scratch {
     }
 
     async fn vdi_create(&self, cx: &Cx, mut request: VdiCreate) -> Result<VdiDone> {
-        let size = request.virtual_size.round_up(Bytes(512)).unwrap_or(Bytes(u64::MAX));
-        request.virtual_size = size; // What is too large, the file system refuses.
+        let size = request.virtual_size.round_up(Bytes(512)).filter(|size| size.0 < 1 << 63);
+        let size = size.ok_or_else(|| Error::new(Kind::Limit, "a file is smaller than 8 EiB"))?;
+        request.virtual_size = size;
         let this = self.clone();
         cx.blocking(move |_| match this.read(request.uuid) {
             Ok(vdi) if vdi.virtual_size == size => Ok(VdiDone { changed: Changed::Already, vdi }),

@@ -50,6 +50,7 @@ impl Simulator {
         let certificate = plan.tls.then(|| Certificate::open(folder)).transpose()?;
         let vendor: Arc<dyn Vendor> = web.clone();
         let targets = iscsi::serve(plan.iscsi, array.clone(), vendor.clone()).await?;
+        vendor.prepare(&array)?;
         let admin = admin::serve(plan.admin, array.clone(), vendor).await?;
         let server = http::serve(plan.listen, array.clone(), web, certificate.as_ref()).await?;
         let certificate = certificate.map(|own| (own, folder.join("certificate.pem")));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sm_loader::{DriverPort as _, Loader, LoaderOptions, Placement, port};
+use sm_loader::{Loader, LoaderOptions, Placement, port};
 use sm_model::host::OpenRequest;
 use sm_model::sr::{SrAttach, SrDestroy, SrDetach};
 use sm_model::vdi::VdiDestroy;

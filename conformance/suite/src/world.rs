@@ -94,6 +94,9 @@ impl<'a> World<'a> {
             world.fill(warm.uuid, &mut content, &[0], 1)?;
         }
         world.destroy(warm.uuid)?;
+        if world.can("sr_maintain") {
+            world.call(sm_model::sr::SrMaintain::default())?;
+        }
         world.empty = world.files()?;
         Ok(world)
     }

@@ -345,9 +345,8 @@ impl Served {
         let moved = match self.record(&switched, running, asked.verify, begin) {
             Ok(moved) => moved,
             Err(failure) => {
-                // The disk goes on, and the target is of no use any more.
-                switched.back();
-                *self.mirroring.running() = None;
+                // The target has everything still, or what it lacks is copied again.
+                switched.go_on(&running.mirror);
                 return Err(failure);
             }
         };
@@ -376,8 +375,12 @@ impl Served {
         verify: bool,
         begin: Instant,
     ) -> Result<Moved, Failure> {
-        if verify && let Some(at) = switched.verify().map_err(|error| failure(&error))? {
-            let text = format!("the target differs from the disk at byte {at}; the mirror is over");
+        if verify && let Some(found) = switched.verify().map_err(|error| failure(&error))? {
+            let text = format!(
+                "the target differs from the disk, first at byte {}: {} bytes are copied again, and \
+                 the mirror goes on",
+                found.first, found.bytes
+            );
             return Err(Failure::new(FailureKind::Differs, text));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

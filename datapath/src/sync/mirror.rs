@@ -5,6 +5,7 @@
 //! Mirror::wait_ready the target lags behind by what is in flight, and stays so
 //! Mirror::switch     the disk is paused, the target has everything, durably
 //! Switched::finish   the disk ends: what waits, and what comes, is refused
+//! Switched::go_on    the switch did not work out: the disk and its mirror go on
 //! Switched::back     the new place did not work out: the disk goes on as if nothing had been
 //! ```
 //!
@@ -15,14 +16,24 @@ use std::time::Instant;
 
 use super::engine::Copy;
 use super::options::{Options, Progress};
+use super::regions::REGION;
 use super::target::Target;
 use super::watched::Watched;
 use crate::disk::{Drive, Paused, WatcherId};
 use crate::error::{Errno, Error, Result};
 use crate::export::Export;
 
-/// Bytes compared at a time.
+/// Bytes compared at a time: whole regions.
 const COMPARED: u64 = 1 << 20;
+
+/// How a target differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The first byte.
+    pub first: u64,
+    /// Bytes of the regions that differ.
+    pub bytes: u64,
+}
 
 /// A disk that is copied to another place while it is in use. Dropped, it leaves the disk alone;
 /// [`Mirror::cancel`] also tells when that is done.
@@ -83,11 +94,13 @@ impl Switched {
         &self.paused
     }
 
-    /// Compares every byte of both. Answers where they differ first. Takes as long as reading both;
-    /// why not sums of them: both have to be read for those as well.
-    pub fn verify(&self) -> Result<Option<u64>> {
+    /// Compares every byte of both; none if they are alike. Takes as long as reading both; why not
+    /// sums of them: both have to be read for those as well. What differs is marked to be copied
+    /// again, which a mirror that goes on does.
+    pub fn verify(&self) -> Result<Option<Difference>> {
         let size = self.paused.drive().size();
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let mut found: Option<Difference> = None;
         let mut at = 0;
         while at < size {
             let length = (size - at).min(COMPARED) as usize;
@@ -96,13 +109,20 @@ impl Switched {
             self.paused.read(at, &mut ours)?;
             let read = self.copy.target.read(at, &mut theirs);
             read.map_err(|failure| Error::new(Errno::Io, failure.what))?;
-            if let Some(index) = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs)
-            {
-                return Ok(Some(at + index as u64));
+            let regions = ours.chunks(REGION as usize).zip(theirs.chunks(REGION as usize));
+            for ((ours, theirs), start) in regions.zip((at..).step_by(REGION as usize)) {
+                let Some(index) = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs)
+                else {
+                    continue;
+                };
+                let difference =
+                    found.get_or_insert(Difference { first: start + index as u64, bytes: 0 });
+                difference.bytes += ours.len() as u64;
+                self.copy.regions.mark(&(start..start + ours.len() as u64));
             }
             at += length as u64;
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// The target is the disk now. This one ends: requests that wait are refused, its files are
@@ -110,6 +130,11 @@ impl Switched {
     pub fn finish(self) -> Result<()> {
         self.leave();
         self.paused.end()
+    }
+
+    /// The disk goes on where it is, and so does `mirror`, which this is the switch of.
+    pub fn go_on(mut self, mirror: &Mirror) {
+        mirror.0.put_back(self.watcher.take());
     }
 
     /// The disk goes on where it is. The target is of no use any more.

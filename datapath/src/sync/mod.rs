@@ -14,6 +14,6 @@ mod work;
 
 pub use engine::Copy;
 pub use leaf::{Converged, LeafMerge};
-pub use mirror::{Mirror, Switched};
+pub use mirror::{Difference, Mirror, Switched};
 pub use options::{Load, Options, Phase, Progress};
 pub use target::{Failure, LocalTarget, NbdTarget, Piece, PieceKind, Sent, Source, Target};

@@ -71,13 +71,18 @@ impl Watched {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Gives back what [`Watched::take_watcher`] took.
+    pub(super) fn put_back(&self, watcher: Option<WatcherId>) {
+        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = watcher;
+    }
+
     /// Ends it. Waits for requests and threads until `deadline`.
     pub(super) fn cancel(&self, what: &str, deadline: Instant) -> Result<()> {
         self.copy.end();
         if let Some(watcher) = self.take_watcher() {
             self.drive.remove_watcher(watcher, deadline).inspect_err(|_| {
                 // For another try, or for the drop.
-                *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
+                self.put_back(Some(watcher));
             })?;
         }
         if self.copy.wait_ended(deadline) {

@@ -55,7 +55,7 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
     Ok(SrProbed { items })
 }
 
-fn fact(key: &str, value: impl ToString) -> (String, String) {
+fn fact(key: &str, value: &(impl ToString + ?Sized)) -> (String, String) {
     (key.to_owned(), value.to_string())
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn targets(asked: &[Portal], found: &[Target]) -> Vec<ProbeItem> {
             .collect();
         items.push(ProbeItem {
             configuration: [fact("targetIQN", &target.iqn)].into(),
-            extra_info: [fact("portals", portals.join(", "))].into(),
+            extra_info: [fact("portals", &portals.join(", "))].into(),
             candidate: Some(Candidate::IscsiTarget {
                 address: target.portal.address.clone(),
                 port: target.portal.port,
@@ -110,9 +110,9 @@ pub(crate) fn luns(shown: &[Disk]) -> Vec<ProbeItem> {
             extra_info: [
                 fact("vendor", &disk.vendor),
                 fact("serial", &disk.serial),
-                fact("LUNid", disk.lun),
-                fact("size", Bytes(disk.size)),
-                fact("paths", paths),
+                fact("LUNid", &disk.lun),
+                fact("size", &Bytes(disk.size)),
+                fact("paths", &paths),
             ]
             .into(),
             candidate: Some(Candidate::Lun {
@@ -133,13 +133,13 @@ fn repository(found: Found) -> ProbeItem {
         Found::Sr { sr, size, devices, missing, .. } => ProbeItem {
             complete: missing == 0,
             sr: Some(sr),
-            extra_info: [fact("size", size)].into(),
+            extra_info: [fact("size", &size)].into(),
             candidate: Some(Candidate::VolumeGroup { devices, size }),
             ..ProbeItem::default()
         },
         Found::Occupied(by) => ProbeItem {
             complete: true,
-            extra_info: [fact("occupied", by)].into(),
+            extra_info: [fact("occupied", &by)].into(),
             ..ProbeItem::default()
         },
         Found::Nothing => ProbeItem { complete: true, ..ProbeItem::default() },

@@ -13,7 +13,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use plugin_sdk::tokio::io::{AsyncRead, AsyncWrite};
 use plugin_sdk::tokio::net::TcpStream;
 use plugin_sdk::tokio::sync::{mpsc, oneshot};
-use plugin_sdk::tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use plugin_sdk::tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use plugin_sdk::{Cx, Error, Result, tokio};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -216,7 +216,8 @@ async fn carry(mut wire: Wire, mut queue: mpsc::Receiver<Outgoing>, limits: Limi
     let mut waiting: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
     let mut heard = Instant::now();
     // A peer that is gone without a word answers no ping either; one that works for long does.
-    let mut ticks = interval((limits.read / 3).max(Duration::from_millis(10)));
+    let period = (limits.read / 3).max(Duration::from_millis(10));
+    let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

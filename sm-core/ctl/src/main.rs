@@ -27,6 +27,7 @@ mod run;
 mod session;
 mod shell;
 mod sr;
+mod trace;
 mod transfer;
 mod tree;
 mod vdi;

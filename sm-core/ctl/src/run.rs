@@ -13,7 +13,7 @@ use crate::cli::{Cli, ColorWhen, Command};
 use crate::errors::{Failure, Result, Status};
 use crate::output::{self, Report, Style};
 use crate::session::{Retry, Session, SharedRetry};
-use crate::{driver, job, pages, sr, vdi, vhd};
+use crate::{driver, job, pages, sr, trace, vdi, vhd};
 
 /// The whole program.
 pub(crate) fn run() -> ExitCode {
@@ -28,7 +28,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn perform(cli: &Cli, argv: Vec<String>) -> Status {
     let global = &cli.global;
-    start_log(global.verbose);
+    trace::start(global.verbose, global.trace_requests);
     let id = global.operation_id.map_or_else(OperationId::random, OperationId);
     let retry = SharedRetry::new(Retry::new(argv, id));
     let errors = Style::choose(global.color, &std::io::stderr());
@@ -96,22 +96,6 @@ async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
     };
     session.manager.close().await;
     result
-}
-
-/// The log goes to stderr, and only if asked for: a script reads stderr too.
-fn start_log(verbose: u8) {
-    use tracing_subscriber::filter::LevelFilter;
-    let level = match verbose {
-        0 => return,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
 }
 
 /// Help and version go to stdout; a wrong command line to stderr, in the form of all our errors.

@@ -94,7 +94,9 @@ impl Tree {
             sm_step::step!("vdi_resize.writer_went_on");
         }
         self.complete_resize(&record, uuid)?;
-        Ok(Change::new(Outcome::Modified, size))
+        // The operation is noted in either case, so that it is known when it comes again.
+        let outcome = if size == from { Outcome::Already } else { Outcome::Modified };
+        Ok(Change::new(outcome, size))
     }
 
     /// What a cut leaves in the middle of a fixed image can only be cleared by who has it alone.

@@ -1,2 +1,173 @@
-//! Wrong on demand.
+//! A good driver of raw files, and on demand one that has a single defect.
+//!
+//! The key `defect` of its device configuration names a row of [`DEFECTS`]; without it the driver
+//! keeps the contract, and a conformance suite must find nothing. It copies where an array would
+//! share, so that each line is plain; what is wrong with it is at the place where a real driver had
+//! it wrong, behind `self.is("name")`.
+
 #![forbid(unsafe_code)]
+
+mod defects;
+mod disk;
+mod store;
+
+use std::time::Duration;
+
+use plugin_sdk::prelude::*;
+
+pub use defects::{DEFECTS, Defect};
+use store::Store;
+
+device_config! {
+    /// Where the files lie, and what is wrong.
+    pub struct Config {
+        /// Directory that holds the SRs.
+        pub location: Utf8PathBuf,
+        /// A name of the list of defects.
+        pub defect: Option<String>,
+        /// Given only to see where it goes.
+        pub password: Option<Secret>,
+    }
+}
+
+/// One SR.
+#[derive(Clone)]
+pub struct Faulty(Store);
+
+impl Driver for Faulty {
+    type Config = Config;
+    const MANIFEST: Manifest = manifest! {
+        name: "faulty",
+        title: "Raw files, right or wrong as asked",
+        operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_stat,
+            sr_recover, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot, vdi_clone,
+            vdi_revert, vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach],
+        features: &[
+            Feature::new(feature::THIN),
+            Feature::new(feature::RAW),
+            Feature::limit(feature::MAX_VDI_SIZE, 64 << 30, "chosen, so that it can be tried"),
+        ],
+        services: &["secret"],
+    };
+
+    async fn probe(config: RawConfig, _: &Cx) -> Result<SrProbed> {
+        store::probe(&config.complete::<Config>()?.location)
+    }
+
+    async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
+        let defect = config.defect.unwrap_or_default();
+        if !defect.is_empty() && !DEFECTS.iter().any(|known| known.name == defect) {
+            return Err(Error::config("the value of defect is no defect"));
+        }
+        let secret = config.password.map(|secret| secret.reveal().to_owned()).unwrap_or_default();
+        if defect == "secret-in-log" {
+            plugin_sdk::tracing::info!(password = secret, "logging in");
+        }
+        Ok(Self(Store::new(&config.location, sr, defect, secret)))
+    }
+
+    async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
+        let changed = self.0.create_sr(&request)?;
+        Ok(SrCreated { changed, device_config: cx.device_config().clone() })
+    }
+
+    async fn sr_attach(&self, _: &Cx, _: SrAttach) -> Result<SrRecovered> {
+        self.0.recover()
+    }
+
+    async fn sr_recover(&self, _: &Cx, _: SrRecover) -> Result<SrRecovered> {
+        self.0.recover()
+    }
+
+    async fn sr_detach(&self, _: &Cx, _: SrDetach) -> Result<SrDone> {
+        Ok(SrDone { changed: Changed::Already })
+    }
+
+    async fn sr_destroy(&self, _: &Cx, _: SrDestroy) -> Result<SrDone> {
+        Ok(SrDone { changed: self.0.destroy_sr()? })
+    }
+
+    async fn sr_scan(&self, _: &Cx, request: SrScan) -> Result<SrScanned> {
+        self.0.scan(request.cursor.as_deref())
+    }
+
+    async fn sr_stat(&self, _: &Cx, _: SrStat) -> Result<SrInfo> {
+        self.0.stat_sr()
+    }
+
+    async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
+        cx.check()?;
+        if self.0.is("slow-create") {
+            plugin_sdk::tokio::time::sleep(Duration::from_millis(1200)).await;
+        }
+        if self.0.is("panic-in-create") && request.virtual_size.0 == 1 << 63 {
+            return Err(broken());
+        }
+        if self.0.is("hang-in-create") && request.sharable {
+            std::future::pending::<()>().await;
+        }
+        if self.0.is("abort-in-create") && request.virtual_size.0 > 1 << 62 {
+            std::process::abort();
+        }
+        self.0.create(&request)
+    }
+
+    async fn vdi_stat(&self, _: &Cx, request: VdiStat) -> Result<VdiInfo> {
+        self.0.read(request.vdi)
+    }
+
+    async fn vdi_update(&self, _: &Cx, request: VdiUpdate) -> Result<VdiDone> {
+        self.0.update(&request)
+    }
+
+    async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
+        self.0.resize(cx.operation_id(), &request)
+    }
+
+    async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
+        self.0.snapshot(cx.operation_id(), &request)
+    }
+
+    async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
+        self.0.clone_vdi(cx.operation_id(), &request)
+    }
+
+    async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
+        self.0.revert(cx.operation_id(), &request)
+    }
+
+    async fn vdi_destroy(&self, _: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
+        Ok(VdiDestroyed { changed: self.0.destroy(request.vdi)? })
+    }
+
+    async fn vdi_attach(&self, _: &Cx, request: VdiAttach) -> Result<VdiAttached> {
+        let info = self.0.read(request.vdi)?;
+        let writes = request.mode == AttachMode::ReadWrite;
+        if writes && info.read_only && !self.0.is("snapshot-writable") {
+            let text = format!("VDI {} is read-only", request.vdi);
+            return Err(Error::new(Kind::Unsupported, text).context("vdi", request.vdi));
+        }
+        self.0.attach(request.vdi, writes)
+    }
+
+    async fn vdi_activate(&self, _: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
+        self.0.read(request.vdi)?;
+        Ok(VdiDatapathDone::default())
+    }
+
+    async fn vdi_deactivate(&self, _: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
+        self.0.deactivate(request.vdi)?;
+        Ok(VdiDatapathDone::default())
+    }
+
+    async fn vdi_detach(&self, _: &Cx, _: VdiDetach) -> Result<VdiDatapathDone> {
+        Ok(VdiDatapathDone::default())
+    }
+}
+
+#[expect(clippy::panic, reason = "that is what is asked for")]
+fn broken() -> Error {
+    panic!("a size that nobody thought of")
+}
+
+export_driver!(Faulty);

@@ -71,6 +71,11 @@ impl Target {
 
     /// Adds a logical unit.
     pub fn add(&mut self, lun: &Lun) -> Result<()> {
+        self.add_with_serial(lun, &format!("{:08x}{:024x}", lun.serial, 0))
+    }
+
+    /// Adds a logical unit with that serial number, whatever [`Lun::serial`] says.
+    pub fn add_with_serial(&mut self, lun: &Lun, serial: &str) -> Result<()> {
         let device = lun.on.starts_with("/dev/");
         if !device {
             self.guest.check(["truncate", "--size", &lun.bytes.to_string(), &lun.on])?;
@@ -87,7 +92,7 @@ impl Target {
         let mut steps = vec![
             Step::Directory(store.clone()),
             Step::Write(store.join("control"), control),
-            Step::Write(store.join("wwn/vpd_unit_serial"), format!("{:08x}{:024x}", lun.serial, 0)),
+            Step::Write(store.join("wwn/vpd_unit_serial"), serial.to_owned()),
             Step::Write(store.join("enable"), "1".into()),
         ];
         if !device {
@@ -98,6 +103,25 @@ impl Target {
         self.guest.steps(steps)?;
         self.luns.push(number);
         Ok(())
+    }
+
+    /// Takes a logical unit away from an initiator and from the target, while it is in use or not.
+    pub fn remove(&mut self, initiator: &str, number: u32) -> Result<()> {
+        let list = self.group().join("acls").join(initiator).join(format!("lun_{number}"));
+        let unit = self.group().join(format!("lun/lun_{number}"));
+        let script = "rm $0/unit && rmdir $0 && rm $1/store && rmdir $1 && \
+                      rmdir /sys/kernel/config/target/core/*/lun$2";
+        let (list, unit) = (list.display().to_string(), unit.display().to_string());
+        self.guest.check(["sh", "-c", script, &list, &unit, &number.to_string()])?;
+        self.luns.retain(|lun| *lun != number);
+        Ok(())
+    }
+
+    /// Shows a unit that was added later to an initiator that is let in already.
+    pub fn show(&self, initiator: &str, number: u32) -> Result<()> {
+        let place = self.group().join("acls").join(initiator).join(format!("lun_{number}"));
+        let unit = self.group().join(format!("lun/lun_{number}"));
+        self.guest.steps(vec![Step::Directory(place.clone()), Step::Link(unit, place.join("unit"))])
     }
 
     /// Shows all its units to an initiator.
@@ -120,6 +144,15 @@ impl Target {
             Step::Write(auth.join("userid"), user.into()),
             Step::Write(auth.join("password"), password.into()),
             Step::Write(self.group().join("attrib/authentication"), "1".into()),
+        ])
+    }
+
+    /// Has the target say who it is, too, to an initiator that [`Target::demand_chap`] is for.
+    pub fn answer_chap(&self, initiator: &str, user: &str, password: &str) -> Result<()> {
+        let auth = self.group().join("acls").join(initiator).join("auth");
+        self.guest.steps(vec![
+            Step::Write(auth.join("userid_mutual"), user.into()),
+            Step::Write(auth.join("password_mutual"), password.into()),
         ])
     }
 

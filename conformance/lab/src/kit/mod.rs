@@ -7,6 +7,7 @@ pub mod lvm;
 pub mod multipath;
 pub mod nbd;
 pub mod nfs;
+pub mod smctl;
 pub mod udev;
 
 use crate::error::Result;

@@ -341,6 +341,14 @@ impl Array {
         self.lock().contents.bytes(layer)
     }
 
+    /// Bytes of the layers from one down to another, which is not counted.
+    pub fn between(&self, top: u64, bottom: Option<u64>) -> u64 {
+        let state = self.lock();
+        let chain = state.chain(top);
+        let own = chain.iter().take_while(|number| Some(**number) != bottom);
+        own.map(|number| state.contents.bytes(*number)).sum()
+    }
+
     /// Reads a volume, or a snapshot of that key.
     pub fn read(&self, key: &str, offset: u64, length: usize) -> Result<Vec<u8>, Trouble> {
         let state = self.lock();

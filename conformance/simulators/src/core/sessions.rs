@@ -82,6 +82,11 @@ impl Sessions {
         Some(session.clone())
     }
 
+    /// Whether a session has not ended. It lives no longer for that.
+    pub fn is_open(&self, token: &str) -> bool {
+        self.lock().open.contains_key(token)
+    }
+
     /// Gives a session another second token.
     pub fn renew_csrf(&self, token: &str) -> Option<String> {
         let csrf = Uuid::new_v4().simple().to_string();

@@ -370,7 +370,7 @@ impl<'a> Rest<'a> {
     }
 
     fn snapshot(&mut self, volume: String) -> Result<Command, Wrong> {
-        let mut of = |rest: &mut Self, word: &str| {
+        let of = |rest: &mut Self, word: &str| {
             let snapshot = Some(rest.value(word)?);
             Ok::<_, Wrong>(Target { volume: volume.clone(), snapshot })
         };

@@ -75,8 +75,8 @@ pub trait Web: Vendor {
     }
 
     /// A conversation by WebSocket at this path, if there is one.
-    fn talk(&self, path: &str) -> Option<Box<dyn Talk>> {
-        let _ = path;
+    fn talk(&self, array: &Array, path: &str) -> Option<Box<dyn Talk>> {
+        let _ = (array, path);
         None
     }
 }

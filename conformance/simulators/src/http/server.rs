@@ -117,7 +117,7 @@ async fn request_of(
     shared: Arc<Shared>,
     reset: Reset,
 ) -> Result<Response<Answer>, Ends> {
-    if let Some(talk) = shared.web.talk(request.uri().path()) {
+    if let Some(talk) = shared.web.talk(&shared.array, request.uri().path()) {
         return socket::upgrade(request, talk, shared, reset);
     }
     let (parts, body) = request.into_parts();

@@ -10,7 +10,6 @@ pub(super) enum Done {
     Good,
     Data(Vec<u8>),
     Check(Sense),
-    Conflict,
 }
 
 /// Why not: key, code and qualifier.

@@ -151,7 +151,6 @@ impl Session {
             Done::Data(bytes) => self.data_in(&pdu, bytes, expected).await,
             Done::Good => self.status(&pdu, 0, &[], 0).await,
             Done::Check(sense) => self.status(&pdu, 2, &sense.bytes(), expected).await,
-            Done::Conflict => self.status(&pdu, 0x18, &[], expected).await,
         }
     }
 

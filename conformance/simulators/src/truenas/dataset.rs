@@ -271,7 +271,9 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
             let created = change.now();
             return change.put(&name, &Filesystem { created, comments, user });
         }
-        for wrong in ["aclmode", "acltype", "atime", "casesensitivity", "quota", "refquota", "recordsize"] {
+        for wrong in
+            ["aclmode", "acltype", "atime", "casesensitivity", "quota", "refquota", "recordsize"]
+        {
             if body.get(wrong).is_some() {
                 let at = format!("pool_dataset_create.{wrong}");
                 return Err(Failure::field(&at, "This field is not valid for VOLUME", EINVAL));
@@ -367,13 +369,19 @@ pub(super) fn delete(array: &Array, name: &str, options: &Value) -> Result<Value
         let below = format!("{name}/");
         let view = change.view();
         let doomed = |other: &str| other == name || other.starts_with(&below);
-        let datasets: Vec<String> = names(&view).into_iter().filter(|other| doomed(other)).collect();
+        let datasets: Vec<String> =
+            names(&view).into_iter().filter(|other| doomed(other)).collect();
         let snapshots: Vec<String> =
             snapshot::names(&view).into_iter().filter(|id| doomed(snapshot::dataset(id))).collect();
         let kind = if view.get::<Volume>(name).is_some() { "volume" } else { "filesystem" };
-        let fails = |text: &str| Failure::call(format!("Failed to delete dataset: cannot destroy '{name}': {text}"));
+        let fails = |text: &str| {
+            Failure::call(format!("Failed to delete dataset: cannot destroy '{name}': {text}"))
+        };
         if !flag("recursive") && (datasets.len() > 1 || !snapshots.is_empty()) {
-            return Err(fails(&format!("{kind} has children\nuse '-r' to destroy the following datasets:\n{}", snapshots.join("\n"))));
+            return Err(fails(&format!(
+                "{kind} has children\nuse '-r' to destroy the following datasets:\n{}",
+                snapshots.join("\n")
+            )));
         }
         for id in &snapshots {
             if change.clones_of(id).iter().any(|clone| !doomed(clone)) {
@@ -408,7 +416,9 @@ pub(super) fn promote(array: &Array, name: &str) -> Result<Value, Failure> {
         let volume = change.volume(name)?;
         if volume.origin.is_none() {
             return Err(Failure::Call(
-                format!("Failed to promote dataset: cannot promote '{name}': not a cloned filesystem"),
+                format!(
+                    "Failed to promote dataset: cannot promote '{name}': not a cloned filesystem"
+                ),
                 EINVAL,
             ));
         }

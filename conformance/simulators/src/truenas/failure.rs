@@ -52,9 +52,10 @@ impl Failure {
             Self::Call(message, errno) => {
                 Say::json(422, &json!({"message": message, "errno": errno}))
             }
-            Self::NoInstance(what) => {
-                Say::json(404, &json!({"message": format!("{what} does not exist"), "errno": ENOENT}))
-            }
+            Self::NoInstance(what) => Say::json(
+                404,
+                &json!({"message": format!("{what} does not exist"), "errno": ENOENT}),
+            ),
             Self::NoMethod(_) => Say::text(404, "404: Not Found"),
             Self::NotAuthenticated => Say::text(401, ""),
         }
@@ -122,7 +123,9 @@ impl From<Trouble> for Failure {
             Trouble::InUse(key, _) => {
                 Self::call(format!("cannot destroy '{key}': snapshot has dependent clones"))
             }
-            Trouble::NoSpace(pool) => Self::call(format!("cannot create in '{pool}': out of space")),
+            Trouble::NoSpace(pool) => {
+                Self::call(format!("cannot create in '{pool}': out of space"))
+            }
             Trouble::Limit(what, most) => Self::call(format!("limit of {most} {what} is reached")),
             Trouble::Invalid(text) => Self::Call(text, EINVAL),
             Trouble::Offline(key) => Self::call(format!("{key} is offline")),

@@ -130,7 +130,9 @@ impl Query {
                 found.push(object);
             }
         }
-        for field in self.options.get("order_by").and_then(Value::as_array).into_iter().flatten().rev() {
+        for field in
+            self.options.get("order_by").and_then(Value::as_array).into_iter().flatten().rev()
+        {
             let field = field.as_str().unwrap_or("");
             let (name, down) = field.strip_prefix('-').map_or((field, false), |name| (name, true));
             found.sort_by(|a, b| {

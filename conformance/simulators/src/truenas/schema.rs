@@ -141,7 +141,8 @@ pub(super) const SNAPSHOT_ROLLBACK: &[Field] = &[
     may("recursive_rollback", Bool),
 ];
 
-pub(super) const DESTROY_SNAPSHOTS: &[Field] = &[may("all", Bool), may("recursive", Bool), may("snapshots", Texts)];
+pub(super) const DESTROY_SNAPSHOTS: &[Field] =
+    &[may("all", Bool), may("recursive", Bool), may("snapshots", Texts)];
 
 const LISTEN: &[Field] = &[must("ip", Text), may("port", Int)];
 pub(super) const PORTAL: &[Field] = &[
@@ -223,13 +224,7 @@ pub(super) fn check(
 
 type Wrong = Vec<(String, String, i64)>;
 
-fn members(
-    schema: &str,
-    fields: &'static [Field],
-    object: &Value,
-    all: bool,
-    wrong: &mut Wrong,
-) {
+fn members(schema: &str, fields: &'static [Field], object: &Value, all: bool, wrong: &mut Wrong) {
     let mut say = |at: String, what: String| wrong.push((at, what, EINVAL));
     let Some(object) = object.as_object() else {
         say(schema.to_owned(), "A dict was expected".to_owned());

@@ -39,7 +39,11 @@ pub(super) fn update_user(
         let remove = item.get("remove") == Some(&Value::Bool(true));
         match (remove, field("value")) {
             (true, Some(_)) => {
-                return Err(Failure::field(at, "When \"value\" is set, \"remove\" cannot be", EINVAL));
+                return Err(Failure::field(
+                    at,
+                    "When \"value\" is set, \"remove\" cannot be",
+                    EINVAL,
+                ));
             }
             (true, None) => {
                 user.remove(key);
@@ -48,7 +52,11 @@ pub(super) fn update_user(
                 user.insert(key.to_owned(), value.to_owned());
             }
             (false, None) => {
-                return Err(Failure::field(at, "Either \"value\" or \"remove\" is required", EINVAL));
+                return Err(Failure::field(
+                    at,
+                    "Either \"value\" or \"remove\" is required",
+                    EINVAL,
+                ));
             }
         }
     }
@@ -125,8 +133,13 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
         check_key(key, "snapshot_create.properties")?;
     }
     let recursive = body.get("recursive") == Some(&Value::Bool(true));
-    let exclude: Vec<&str> =
-        body.get("exclude").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let exclude: Vec<&str> = body
+        .get("exclude")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let id = format!("{of}@{name}");
     array.change(|change| {
         let fails = |text: String| Failure::call(format!("Failed to snapshot {id}: {text}"));
@@ -137,7 +150,8 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
         }
         let below = format!("{of}/");
         let caught = |other: &String| {
-            *other == of || (recursive && other.starts_with(&below) && !exclude.contains(&other.as_str()))
+            *other == of
+                || (recursive && other.starts_with(&below) && !exclude.contains(&other.as_str()))
         };
         let now = change.now();
         for (volume, _) in view.all::<Volume>().into_iter().filter(|(other, _)| caught(other)) {
@@ -149,14 +163,18 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
                 })
             })?;
         }
-        for (dataset, _) in view.all::<Filesystem>().into_iter().filter(|(other, _)| caught(other)) {
+        for (dataset, _) in view.all::<Filesystem>().into_iter().filter(|(other, _)| caught(other))
+        {
             let key = format!("{dataset}@{name}");
             if change.get::<FilesystemSnapshot>(&key).is_some() {
                 return Err(fails("dataset already exists".to_owned()));
             }
             let user = serde_json::from_value(Value::Object(user.clone())).unwrap_or_default();
             let order = change.number("snapshot")?;
-            change.put::<_, Failure>(&key, &FilesystemSnapshot { dataset, created: now, order, user })?;
+            change.put::<_, Failure>(
+                &key,
+                &FilesystemSnapshot { dataset, created: now, order, user },
+            )?;
         }
         Ok(())
     })?;
@@ -185,7 +203,8 @@ fn remove(change: &mut Change<'_>, id: &str) -> Result<(), Failure> {
     }
     let held = change.snapshot(id)?.attributes.contains_key(HOLD);
     if held {
-        let text = format!("Failed to delete snapshot: cannot destroy snapshot {id}: dataset is busy");
+        let text =
+            format!("Failed to delete snapshot: cannot destroy snapshot {id}: dataset is busy");
         return Err(Failure::call(text));
     }
     let clones = change.clones_of(id);
@@ -223,7 +242,9 @@ pub(super) fn clone(array: &Array, body: &Value) -> Result<Value, Failure> {
     let field = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
     let (id, to) = (field("snapshot"), field("dataset_dst"));
     let mut user = Map::new();
-    for (key, value) in body.get("dataset_properties").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in
+        body.get("dataset_properties").and_then(Value::as_object).into_iter().flatten()
+    {
         if key.contains(':') {
             check_key(key, "snapshot_clone.dataset_properties")?;
             user.insert(key.clone(), value.clone());
@@ -231,7 +252,9 @@ pub(super) fn clone(array: &Array, body: &Value) -> Result<Value, Failure> {
     }
     array.change(|change| {
         let snapshot = change.snapshot(&id)?;
-        let fails = |text: &str| Failure::call(format!("Failed to clone snapshot: cannot create '{to}': {text}"));
+        let fails = |text: &str| {
+            Failure::call(format!("Failed to clone snapshot: cannot create '{to}': {text}"))
+        };
         if change.get::<Volume>(&to).is_some() || change.get::<Filesystem>(&to).is_some() {
             return Err(fails("dataset already exists"));
         }

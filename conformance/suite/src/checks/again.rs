@@ -126,7 +126,7 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
-        id: "K07",
+        id: "T02",
         needs: REVERTS,
         sentences: &["DRV-IDEM-1", "DRV-IDEM-6"],
         explain: "The answer to a revert is lost; the disk is written; the same wish comes again. \
@@ -144,6 +144,35 @@ pub(super) const CHECKS: &[Check] = &[
             world.call_as(id, &VdiRevert { vdi, snapshot })?;
             world.verify(vdi, &now, "a disk whose revert was asked for twice")?;
             world.verify(snapshot, &content, "a snapshot that was reverted to twice")
+        },
+    },
+    Check {
+        id: "K07",
+        needs: &[
+            "sr_create",
+            "sr_attach",
+            "sr_scan",
+            "vdi_create",
+            "vdi_destroy",
+            "vdi_attach",
+            "vdi_activate",
+            "vdi_resize",
+        ],
+        sentences: &["DRV-IDEM-1", "DRV-VDI-5"],
+        explain: "The answer to a growth is lost; the new part is written; the same wish comes \
+            again, in a new process: the size stays, and so does what was written.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, mut content) = world.filled("disk")?;
+            let request = VdiResize { vdi, virtual_size: Bytes(world.size() * 2) };
+            let id = world.new_operation();
+            let size = world.call_as(id, &request)?.vdi.virtual_size;
+            world.fill(vdi, &mut content, &[size.0 / crate::oracle::BLOCK - 1], 2)?;
+            world.reopen()?;
+            let again = world.call_as(id, &request)?;
+            same("changed of a retry", again.changed, Changed::Already)?;
+            same("the size after a retry", again.vdi.virtual_size, size)?;
+            world.verify(vdi, &content, "a disk whose growth was asked for twice")
         },
     },
     Check {

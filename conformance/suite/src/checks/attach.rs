@@ -96,7 +96,7 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
-        id: "G05",
+        id: "G03",
         needs: &[
             "sr_create",
             "sr_attach",

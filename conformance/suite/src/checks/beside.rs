@@ -98,7 +98,7 @@ pub(super) const CHECKS: &[Check] = &[
             "vdi_attach",
             "vdi_activate",
         ],
-        sentences: &[],
+        sentences: &["DRV-TIME-6"],
         explain: "The median of five creates must be at most 1 s, of five attaches 2 s, of five \
             destroys 2 s, of five listings 1 s. All times of all calls are in the certificate.",
         setup: Setup::Sr,

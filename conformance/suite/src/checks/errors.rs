@@ -2,7 +2,7 @@
 
 use sm_loader::Call;
 use sm_model::manifest::FieldKind;
-use sm_model::vdi::{VdiActivate, VdiAttach, VdiResize, VdiRevert, VdiUpdate};
+use sm_model::vdi::{VdiAttach, VdiResize, VdiRevert, VdiUpdate};
 use sm_model::{AttachMode, Bytes, Error, Kind, Operation, Retry};
 
 use super::{Check, DISKS, Setup};
@@ -29,7 +29,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "L02",
         needs: DISKS,
-        sentences: &["DRV-ERR-1"],
+        sentences: &["DRV-ERR-7", "DRV-ERR-1"],
         explain: "That a VDI does not exist does not change by trying again: such an error must \
             not say that it is temporary.",
         setup: Setup::Sr,
@@ -232,7 +232,7 @@ fn unknown(world: &mut World<'_>) -> Vec<(&'static str, Result<(), Error>)> {
         }
     );
     if !world.can("vdi_stat") {
-        answers.remove(0);
+        drop(answers.remove(0));
     }
     answers
 }

@@ -17,14 +17,17 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "A01",
         needs: &[],
-        sentences: &["DRV-LOAD-1", "DRV-LOAD-2", "DRV-LOAD-3"],
+        sentences: &["DRV-LOAD-1", "DRV-LOAD-2", "DRV-LOAD-3", "DRV-TIME-5"],
         explain: "The file is inspected without running its code, loaded into a process, its \
-            layout and its manifest compared with what the code answers, and opened.",
+            layout and its manifest compared with what the code answers, and opened; its session \
+            says that it is well.",
         setup: Setup::Nothing,
         run: |world| {
             world.reopen()?;
             let (said, read) = (world.port()?.manifest().clone(), world.manifest());
             same("the manifest of the code", &said, read)?;
+            let health = world.port()?.health();
+            must(health == sm_loader::PortHealth::Ok, || format!("a new session is {health:?}"))?;
             must(!read.name.is_empty() && !read.version.is_empty(), || "it has no name".into())
         },
     },
@@ -83,7 +86,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "A10",
         needs: DISKS,
-        sentences: &["DRV-LOAD-4"],
+        sentences: &["DRV-LOAD-11", "DRV-LOAD-4"],
         explain: "A request with a field that this driver's release does not know comes from a \
             newer host: it must be answered as if the field were not there.",
         setup: Setup::Sr,
@@ -99,7 +102,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "A14",
         needs: &[],
-        sentences: &["DRV-LOAD-4", "DRV-LOAD-5"],
+        sentences: &["DRV-LOAD-12", "DRV-LOAD-4", "DRV-LOAD-5"],
         explain: "The manifest must not contradict itself: no capability twice, no operation \
             without those that it is nothing without, no limit of zero. And each operation that \
             is not declared must be answered with `unsupported`: what works undeclared is a lie too.",
@@ -140,14 +143,27 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "A08",
-        needs: &[],
-        sentences: &["DRV-TIME-5"],
-        explain: "The health of a session is told at once, from memory, while it works.",
-        setup: Setup::Nothing,
+        needs: DISKS,
+        sentences: &["DRV-ATT-6", "DRV-CRASH-1", "DRV-IDEM-1"],
+        explain: "The session is closed while a create is under way. The call ends, one way or the \
+            other; the next session is sound, and the same wish, uttered again, is fulfilled once.",
+        setup: Setup::Sr,
         run: |world| {
+            let request = world.disk("busy");
+            let id = world.new_operation();
+            let (port, budget) = (world.port()?, world.bench.config.call_budget());
+            let call = Call::new(Operation::VdiCreate, id, budget);
+            let (busy, asked) = (std::sync::Arc::clone(&port), request.clone());
+            let under_way = world.bench.runtime.spawn(async move {
+                sm_loader::port::call(busy.as_ref(), call, &asked).await
+            });
+            world.close()?;
+            let answer = world.bench.runtime.block_on(under_way);
+            world.note("the call under way", "", &format!("{answer:?}"));
             world.reopen()?;
-            let health = world.port()?.health();
-            must(health == sm_loader::PortHealth::Ok, || format!("a new session is {health:?}"))
+            world.call(sm_model::sr::SrAttach {})?;
+            world.call_as(id, &request)?;
+            same("VDIs in the listing", world.list()?.len(), 1)
         },
     },
 ];

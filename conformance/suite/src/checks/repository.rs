@@ -154,17 +154,30 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "B08",
         needs: DISKS,
-        sentences: &["DRV-IDEM-2", "DRV-SR-1"],
-        explain: "The create of an SR that exists is `already`, in the same process and in another.",
-        setup: Setup::Sr,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-2", "DRV-SR-1"],
+        explain: "The create of an SR comes again with its operation id, in the same process and \
+            in another: `already`. Another wish to make an SR that exists is `already` or \
+            `exists`, and its VDI stays either way.",
+        setup: Setup::Nothing,
         run: |world| {
-            for _ in 0..2 {
-                let request = SrCreate { name: world.name("sr"), description: String::new() };
-                let done = world.call(request)?;
-                same("changed of a second create", done.changed, Changed::Already)?;
+            world.own_sr()?;
+            let id = world.new_operation();
+            let request = SrCreate { name: world.name("sr"), description: String::new() };
+            for wanted in [Changed::Created, Changed::Already, Changed::Already] {
                 world.reopen()?;
+                same("changed", world.call_as(id, &request)?.changed, wanted)?;
+                let again = world.call_as(id, &request)?.changed;
+                same("changed of a second create", again, Changed::Already)?;
             }
-            Ok(())
+            world.call(SrAttach {})?;
+            let vdi = world.create("kept")?.uuid;
+            match world.call(request) {
+                Ok(done) => same("changed of another wish", done.changed, Changed::Already)?,
+                Err(error) if error.kind == sm_model::Kind::Exists => {}
+                Err(error) => return Err(error.into()),
+            }
+            must(world.list()?.contains_key(&vdi), || "the VDI is gone".into())?;
+            world.destroy(vdi)
         },
     },
     Check {

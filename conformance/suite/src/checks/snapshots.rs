@@ -446,7 +446,7 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
-        id: "J04",
+        id: "J05",
         needs: &[
             "sr_create",
             "sr_attach",

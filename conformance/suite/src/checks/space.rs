@@ -22,7 +22,7 @@ pub(super) const CHECKS: &[Check] = &[
             "vdi_activate",
             "thin",
         ],
-        sentences: &["DRV-SR-8"],
+        sentences: &["DRV-VDI-11", "DRV-SR-8"],
         explain: "A driver that says it is thin must make an empty disk of 64 times the usual size \
             with less than 1 MiB, by its own word and by the backend's.",
         setup: Setup::Sr,
@@ -49,7 +49,7 @@ pub(super) const CHECKS: &[Check] = &[
             "vdi_activate",
             "vdi_stat",
         ],
-        sentences: &["DRV-SR-8"],
+        sentences: &["DRV-VDI-10", "DRV-SR-8"],
         explain: "When every block of a disk has been written, what it is said to take must be at \
             least that, and no more than a tenth and 4 MiB above it.",
         setup: Setup::Sr,
@@ -67,7 +67,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "H04",
         needs: DATA,
-        sentences: &["DRV-CRASH-3", "DRV-VDI-6"],
+        sentences: &["DRV-VDI-10", "DRV-CRASH-3", "DRV-VDI-6"],
         explain: "What a disk took on the backend must be given back by its destroy.",
         setup: Setup::Sr,
         run: |world| {

@@ -75,10 +75,10 @@ impl Screen {
                 return self.pager(&tail);
             }
             let text = plain(&self.buffer);
-            return match twice(&text, prompt) {
-                Some(rest) => Seen::Whole(rest.to_owned()),
-                None => Seen::More,
-            };
+            let Some(rest) = twice(&text, prompt).map(str::to_owned) else { return Seen::More };
+            self.buffer.clear();
+            self.paged = 0;
+            return Seen::Whole(rest);
         }
         let last = last_line(&tail);
         if let Some(prompt) = as_prompt(last).map(str::to_owned)
@@ -87,6 +87,8 @@ impl Screen {
             let text = plain(&self.buffer);
             let banner = twice(&text, &prompt).unwrap_or_default().to_owned();
             self.prompt = Some(prompt);
+            self.buffer.clear();
+            self.paged = 0;
             return Seen::Whole(banner);
         }
         self.pager(&tail)

@@ -253,6 +253,7 @@ fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
     known.extend(
         [
             "pool.grown",
+            "sr_recover.devices_grown",
             "vdi_activate.active",
             "vdi_activate.read_only",
             "vdi_deactivate.inactive",

@@ -8,32 +8,22 @@ use serde_json::Value;
 
 use crate::bench::{MIB, machine};
 
-/// `smctl` of a guest, with a state of its own there.
-pub(crate) struct Smctl<'a> {
-    guest: &'a Guest,
-    program: String,
-    /// Of this test: state and runtime directory.
-    folder: String,
-}
+/// `smctl` of a guest where LVM works, with what these tests ask of it.
+pub(crate) struct Smctl<'a>(lab::kit::smctl::Smctl<'a>);
 
 impl<'a> Smctl<'a> {
     pub(crate) fn new(guest: &'a Guest) -> Self {
         kit::lvm::prepare(guest).unwrap();
-        let program = artefact("smctl").display().to_string();
         assert!(artefact("libsm_driver_lvm.so").is_file());
-        Self { guest, program, folder: "/var/tmp/sm".to_owned() }
+        Self(kit::smctl::Smctl::new(guest, artefact("smctl").display().to_string()))
     }
 
     pub(crate) fn call(&self, words: &[&str]) -> lab::Call<'a> {
-        let all = std::iter::once(self.program.as_str()).chain(words.iter().copied());
-        self.guest
-            .command(all)
-            .env("SMCTL_STATE_DIR", format!("{}/state", self.folder))
-            .env("SM_RUN_DIR", format!("{}/run", self.folder))
+        self.0.call(words)
     }
 
     pub(crate) fn ok(&self, words: &[&str]) -> String {
-        self.call(words).check().unwrap()
+        self.0.check(words).unwrap()
     }
 
     /// Attaches; the device.
@@ -47,8 +37,7 @@ impl<'a> Smctl<'a> {
     }
 
     pub(crate) fn json(&self, words: &[&str]) -> Value {
-        let text = self.ok(&[words, &["--json"]].concat());
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        self.0.json(words).unwrap()
     }
 }
 

@@ -178,7 +178,8 @@ fn over_rpc<R: Send + 'static>(steps: Arc<Vec<Step>>, work: Work<R>) -> Outcome<
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let mut socket = accept_async(stream).await.unwrap();
-            while let Some(Ok(Message::Text(text))) = socket.next().await {
+            while let Some(Ok(message)) = socket.next().await {
+                let Message::Text(text) = message else { continue };
                 let call: Value = serde_json::from_str(&text).unwrap();
                 let method = call["method"].as_str().unwrap().to_owned();
                 let answer = match method.as_str() {

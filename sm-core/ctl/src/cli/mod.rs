@@ -140,6 +140,10 @@ pub(crate) struct Global {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = EVERYWHERE)]
     pub(crate) verbose: u8,
 
+    /// Print a line on stderr for each request to a storage array, without secrets
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
+    pub(crate) trace_requests: bool,
+
     /// Colour the output; NO_COLOR is respected
     #[arg(
         long,

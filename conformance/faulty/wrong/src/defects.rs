@@ -1,0 +1,95 @@
+//! The list of what can be wrong.
+
+/// A defect: one thing that a driver of the field got wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct Defect {
+    /// Value of the key `defect`.
+    pub name: &'static str,
+    /// The class, for the score.
+    pub class: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// The checks of which one must find it: those that name the sentence it breaks.
+    pub killers: &'static [&'static str],
+}
+
+macro_rules! defects {
+    ($($class:literal { $($name:literal: $what:literal, by $killers:expr;)* })*) => {
+        /// All of them.
+        pub const DEFECTS: &[Defect] = &[$($(
+            Defect { name: $name, class: $class, what: $what, killers: &$killers },
+        )*)*];
+    };
+}
+
+defects! {
+    "data" {
+        "clone-empty": "a clone has the size of its source and none of its data", by ["E08", "E05", "E07"];
+        "clone-partial": "a clone lacks the last megabyte of its source", by ["E08", "E05"];
+        "snapshot-live": "a snapshot is another name for its source", by ["E02"];
+        "snapshot-writable": "a snapshot can be attached for writing", by ["E03", "C19"];
+        "snapshot-destroy-wipes": "destroying a snapshot wipes its source", by ["E13", "E15"];
+        "source-destroy-wipes": "destroying a disk removes its snapshots' data", by ["E14", "E15"];
+        "clone-shares": "a clone is written together with its source", by ["E08", "E05", "E07"];
+        "resize-wipes": "a growth throws away what was there", by ["F03"];
+        "stale-space": "a new disk takes over a destroyed disk's file as it is", by ["C02", "Q07", "D13"];
+        "deactivate-wipes": "the end of an attachment loses the first block", by ["D01", "D02"];
+        "revert-nothing": "a revert answers success and does nothing", by ["E16"];
+        "create-again-wipes": "a repeated create makes the image anew", by ["C07", "K03"];
+        "depth-two": "a snapshot taken after another one gets the first one's data", by ["E02", "E13"];
+    }
+    "retry" {
+        "snapshot-again": "a repeated snapshot is taken anew", by ["K05", "K01"];
+        "clone-by-name": "a clone of another source under the same UUID is taken for done", by ["E25", "K13"];
+        "revert-again": "a revert that comes late throws away what was written since", by ["T02"];
+        "resize-late": "a resize that comes late is taken for an error", by ["F10"];
+        "half-clone": "a clone that was cut is found by its name and called done", by ["N04"];
+        "destroy-twice": "the destroy of what is gone is an error", by ["C11", "C12", "K04", "Q07"];
+        "exists-ignored": "a create with another size is answered with what is there", by ["C08"];
+    }
+    "restart" {
+        "memory-names": "a rename is kept in memory only", by ["C17"];
+        "memory-size": "a growth is kept in memory only", by ["F09", "F01"];
+    }
+    "leak" {
+        "destroy-leaves-image": "a destroy leaves the image behind", by ["C14", "Q07", "C02", "H04", "D11"];
+        "refusal-leaves": "a create above the limit leaves a file behind", by ["C04"];
+        "sr-destroy-leaves": "the destroy of an SR leaves its record", by ["B15"];
+        "process-left": "each session leaves a process behind", by ["A07"];
+        "descriptors": "each attach leaves a file open", by ["G01"];
+    }
+    "size" {
+        "rounds-down": "a size that does not fit is rounded down", by ["C01", "D13"];
+        "said-and-done": "the device is a sector smaller than is said", by ["D13", "C21", "F01"];
+        "shrinks": "a smaller size is obeyed", by ["F05"];
+        "used-never-grows": "the space that a disk takes is always said to be none", by ["H02"];
+        "thick-but-thin": "a disk takes all of its space, and thin is declared", by ["H01"];
+    }
+    "listing" {
+        "lost-page": "the second page of a listing is empty", by ["C15"];
+        "snapshot-of-itself": "a snapshot is said to be one of itself", by ["E01", "E24"];
+        "foreign-sr": "a disk is listed in another SR too", by ["B21"];
+    }
+    "errors" {
+        "wrong-kind": "what does not exist is an internal error", by ["L01", "L06", "C10", "G02"];
+        "retry-helps": "what does not exist is said to come later", by ["L02"];
+        "nameless": "an error names nothing", by ["L03"];
+        "limit-as-no-space": "a size above the limit is a lack of space", by ["C04"];
+        "full-sr-destroyed": "an SR with disks is destroyed", by ["B14"];
+        "panic-in-create": "an odd size is a panic", by ["L06"];
+        "abort-in-create": "an odd size ends the process", by ["L06"];
+        "hang-in-create": "a sharable disk is never made", by ["C19"];
+    }
+    "metadata" {
+        "trims-names": "names lose their spaces at both ends", by ["C06"];
+        "update-forgets": "an update clears what it does not name", by ["C17"];
+    }
+    "hygiene" {
+        "secret-in-log": "a password is logged at login", by ["Q01"];
+        "secret-on-disk": "a password lies in the SR's record", by ["Q01"];
+        "probe-makes": "a probe writes a file", by ["B05"];
+    }
+    "time" {
+        "slow-create": "each create takes 1.2 s more", by ["R02"];
+    }
+}

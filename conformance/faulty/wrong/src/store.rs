@@ -1,0 +1,224 @@
+//! The folder of an SR: `<vdi>.raw` the image, `<vdi>.json` the record, which is written last and
+//! removed first. `sr.json` tells that it is an SR. Images that are not there yet are `*.new`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plugin_sdk::model::sr::SrUsage;
+use plugin_sdk::prelude::*;
+use serde_json::json;
+
+use crate::disk::{Record, size_of};
+
+/// VDIs on a page of a listing.
+const PAGE: usize = 20;
+
+/// The folder of one SR.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub(crate) folder: Utf8PathBuf,
+    defect: String,
+    secret: String,
+    /// What a driver should not have: state that a restart loses.
+    pub(crate) memory: Arc<Mutex<Memory>>,
+}
+
+/// See [`Store::memory`].
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) names: BTreeMap<VdiUuid, String>,
+    pub(crate) sizes: BTreeMap<VdiUuid, Bytes>,
+    pub(crate) open: Vec<std::fs::File>,
+}
+
+impl Store {
+    pub(crate) fn new(location: &Utf8Path, sr: SrUuid, defect: String, secret: String) -> Self {
+        let folder = location.join(sr.to_string());
+        Self { folder, defect, secret, memory: Arc::default() }
+    }
+
+    /// Whether the driver has this defect.
+    pub(crate) fn is(&self, defect: &str) -> bool {
+        self.defect == defect
+    }
+
+    pub(crate) fn path(&self, vdi: VdiUuid, extension: &str) -> Utf8PathBuf {
+        self.folder.join(format!("{vdi}.{extension}"))
+    }
+
+    pub(crate) fn create_sr(&self, request: &SrCreate) -> Result<Changed> {
+        let record = self.folder.join("sr.json");
+        if record.exists() {
+            return Ok(Changed::Already);
+        }
+        std::fs::create_dir_all(&self.folder)?;
+        files::sync_directory_of(&self.folder)?;
+        let mut text = json!({"name": request.name, "description": request.description});
+        if self.is("secret-on-disk") {
+            text["login"] = self.secret.clone().into();
+        }
+        step!("sr_create.folder_made");
+        files::replace(&record, text.to_string().as_bytes())?;
+        Ok(Changed::Created)
+    }
+
+    pub(crate) fn recover(&self) -> Result<SrRecovered> {
+        self.must_be()?;
+        if self.is("process-left") {
+            leave_a_process();
+        }
+        let mut done = SrRecovered::default();
+        for entry in self.folder.read_dir_utf8()? {
+            let path = entry?.into_path();
+            let name = path.file_name().unwrap_or_default().to_owned();
+            let lone = path.extension() == Some("raw") && !path.with_extension("json").exists();
+            let kept =
+                self.is("half-clone") || self.is("stale-space") || self.is("destroy-leaves-image");
+            if name.ends_with(".new") || lone && !kept {
+                files::remove(&path)?;
+                done.removed.push(format!("{name}, which was never finished"));
+            }
+        }
+        Ok(done)
+    }
+
+    fn must_be(&self) -> Result<()> {
+        if self.folder.join("sr.json").exists() {
+            return Ok(());
+        }
+        Err(Error::not_found(format!("there is no SR in {}", self.folder)))
+    }
+
+    pub(crate) fn destroy_sr(&self) -> Result<Changed> {
+        if !self.folder.exists() {
+            return Ok(Changed::Already);
+        }
+        if !self.list()?.is_empty() && !self.is("full-sr-destroyed") {
+            return Err(Error::new(Kind::InUse, "the SR holds VDIs").legacy(39));
+        }
+        for entry in self.folder.read_dir_utf8()? {
+            let path = entry?.into_path();
+            if !(self.is("sr-destroy-leaves") && path.file_name() == Some("sr.json")) {
+                files::remove(&path)?;
+            }
+        }
+        if !self.is("sr-destroy-leaves") {
+            std::fs::remove_dir(&self.folder)?;
+        }
+        Ok(Changed::Modified)
+    }
+
+    pub(crate) fn scan(&self, cursor: Option<&str>) -> Result<SrScanned> {
+        self.must_be()?;
+        let mut all: Vec<VdiUuid> = self.list()?;
+        all.sort();
+        let from = cursor.and_then(|text| text.parse::<VdiUuid>().ok());
+        let rest: Vec<VdiUuid> =
+            all.into_iter().filter(|vdi| from.is_none_or(|from| *vdi > from)).collect();
+        let more = rest.len() > PAGE;
+        let mut page = SrScanned::default();
+        for vdi in rest.into_iter().take(PAGE) {
+            page.next = more.then(|| vdi.to_string());
+            match self.read(vdi) {
+                Ok(info) => page.vdis.push(info),
+                // Destroyed meanwhile.
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => {
+                    page.vdis.push(quarantined_vdi(vdi, ImageFormat::Raw, &*error.message));
+                }
+            }
+        }
+        if self.is("lost-page") && cursor.is_some() {
+            return Ok(SrScanned::default());
+        }
+        if self.is("foreign-sr") && cursor.is_none() {
+            page.vdis.extend(self.of_others());
+        }
+        Ok(page)
+    }
+
+    /// A disk of another SR beside this one.
+    fn of_others(&self) -> Option<VdiInfo> {
+        let others = self.folder.parent()?.read_dir_utf8().ok()?;
+        let other = others.flatten().find(|entry| *entry.path() != self.folder)?;
+        let files = other.path().read_dir_utf8().ok()?.flatten();
+        let text = files.filter(|file| file.path().extension() == Some("json"));
+        text.filter_map(|file| std::fs::read(file.path()).ok())
+            .find_map(|text| serde_json::from_slice::<Record>(&text).ok())
+            .map(|record| record.info)
+    }
+
+    pub(crate) fn stat_sr(&self) -> Result<SrInfo> {
+        self.must_be()?;
+        let text = std::fs::read(self.folder.join("sr.json"))?;
+        let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let said = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+        let mut virtual_allocation = 0;
+        let (mut usage, mut all) = (SrUsage::default(), 0);
+        let vdis = self.list()?;
+        for vdi in &vdis {
+            let info = self.read(*vdi)?;
+            virtual_allocation += info.virtual_size.0;
+            usage.vdis.0 += info.physical_utilisation.0;
+        }
+        for entry in self.folder.read_dir_utf8()? {
+            all += size_of(entry?.path());
+        }
+        usage.overhead = Bytes(all.saturating_sub(usage.vdis.0));
+        Ok(SrInfo {
+            uuid: self
+                .folder
+                .file_name()
+                .and_then(|name| name.parse().ok())
+                .unwrap_or_else(SrUuid::random),
+            name: said("name"),
+            description: said("description"),
+            physical_size: Bytes::gib(1024),
+            physical_utilisation: Bytes(all),
+            virtual_allocation: Bytes(virtual_allocation),
+            vdis: vdis.len() as u64,
+            quarantined: vec![],
+            health: Health::Ok,
+            usage: (!self.is("used-never-grows")).then_some(usage),
+            warnings: vec![],
+            paths: None,
+        })
+    }
+
+    /// The VDIs that have a record.
+    pub(crate) fn list(&self) -> Result<Vec<VdiUuid>> {
+        let entries = self.folder.read_dir_utf8()?.collect::<io::Result<Vec<_>>>()?;
+        Ok(entries
+            .iter()
+            .filter_map(|entry| entry.file_name().strip_suffix(".json"))
+            .filter_map(|name| name.parse().ok())
+            .collect())
+    }
+
+    pub(crate) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process that nobody waits for, and that ends by itself when nobody looks.
+fn leave_a_process() {
+    let mut command = std::process::Command::new("sleep");
+    command.arg("20").stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let _ = command.stderr(std::process::Stdio::null()).spawn();
+}
+
+/// The SRs in a folder.
+pub(crate) fn probe(location: &Utf8Path) -> Result<SrProbed> {
+    let mut items = vec![ProbeItem { complete: true, ..ProbeItem::default() }];
+    for entry in location.read_dir_utf8()? {
+        let path = entry?.into_path();
+        let Some(uuid) = path.file_name().and_then(|name| name.parse().ok()) else { continue };
+        if path.join("sr.json").exists() {
+            let sr = FoundSr { uuid, name: String::new(), description: String::new() };
+            items.push(ProbeItem { complete: true, sr: Some(sr), ..ProbeItem::default() });
+        }
+    }
+    Ok(SrProbed { items })
+}

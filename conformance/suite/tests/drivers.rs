@@ -1,0 +1,160 @@
+//! The suite is itself tested: good drivers pass it whole, and of the faulty ones none gets by.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use conformance::built;
+use faulty::{DEFECTS, Defect};
+use sm_conformance::{Certificate, Level, State};
+
+/// Share of the faulty drivers that must be found, in percent.
+const SCORE: usize = 95;
+
+/// Runs at the same time.
+const WORKERS: usize = 2;
+
+/// A folder in memory, that the user nobody can go through.
+fn folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::Builder::new().prefix("conformance").tempdir_in("/dev/shm").unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    folder
+}
+
+/// The driver with the defects, built as a dependency of this test.
+fn faulty_driver() -> PathBuf {
+    let path = std::env::current_exe().unwrap().with_file_name("libfaulty.so");
+    assert!(path.exists(), "{} was not built as a dev-dependency", path.display());
+    path
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sm-conformance"));
+    command.env("SM_DRIVER_HOST", built::artefact("sm-driver-host"));
+    command
+}
+
+/// What is given to a driver beside its place.
+fn config(more: &str) -> String {
+    format!(
+        "[device-config]\nlocation = \"{{scratch}}\"\n{more}\n\
+         [backend]\ndirectory = \"{{scratch}}\"\n[suite]\ncall-seconds = 8\n"
+    )
+}
+
+/// Runs the program on a driver, in a folder of the run's own.
+fn run(at: &Path, driver: &Path, config: &str, more: &[&str]) -> (Output, Option<Certificate>) {
+    std::fs::create_dir_all(at).unwrap();
+    let sr = at.join("sr.toml");
+    std::fs::write(&sr, config).unwrap();
+    let out = at.join("out");
+    let mut command = program();
+    command.arg("run").arg("--driver").arg(driver).arg("--config").arg(sr);
+    command.arg("--out").arg(&out).arg("--scratch").arg(at).args(more);
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o711)).unwrap();
+    let output = command.output().unwrap();
+    let text = std::fs::read_to_string(out.join("certificate.json"));
+    (output, text.ok().map(|text| Certificate::verify(&text).unwrap()))
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A good driver raises no alarm, at any level, and two runs with a seed give the same verdicts.
+fn is_good(driver: &Path, more: &str, level: Level, least: usize) {
+    let folder = folder();
+    let seed = "20261";
+    let arguments = ["--level", "L5", "--quiet", "--seed", seed];
+    let (output, certificate) = run(&folder.path().join("one"), driver, &config(more), &arguments);
+    let certificate = certificate.unwrap_or_else(|| panic!("{}", said(&output)));
+    let wrong: Vec<_> = certificate
+        .results
+        .iter()
+        .filter(|entry| entry.state == State::Fail)
+        .map(|entry| format!("{}: {:?}", entry.id, entry.reason))
+        .collect();
+    assert!(wrong.is_empty(), "false alarms: {wrong:#?}");
+    assert!(certificate.counts.pass >= least, "{:?}", certificate.counts);
+    assert!(certificate.level >= Some(level), "{}", said(&output));
+    assert_eq!(certificate.seed.to_string(), seed);
+    let time: u64 = certificate.results.iter().map(|entry| entry.milliseconds).sum();
+    println!("{}: {:?} in {time} ms", certificate.driver.name, certificate.counts);
+    let left: Vec<_> = std::fs::read_dir(folder.path().join("one"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().starts_with("smc-"))
+        .collect();
+    assert!(left.is_empty(), "a run leaves {left:?}");
+}
+
+#[test]
+fn the_file_driver_passes() {
+    is_good(&built::artefact("libsm_driver_file.so"), "", Level::L2, 90);
+}
+
+#[test]
+fn the_example_of_the_guide_passes() {
+    let folder = built::artefact("examples");
+    is_good(&folder.join("libscratch.so"), "", Level::L1, 45);
+}
+
+#[test]
+fn the_faulty_driver_without_a_defect_passes() {
+    let secret = "[secrets]\npassword = \"{canary}\"";
+    is_good(&faulty_driver(), secret, Level::L2, 80);
+}
+
+/// Which check finds a defect; none if it gets by.
+fn killer(folder: &Path, defect: &Defect) -> Result<String, String> {
+    let more = format!("defect = \"{}\"\n[secrets]\npassword = \"{{canary}}\"", defect.name);
+    let mut arguments = vec!["--quiet", "--seed", "7"];
+    for id in defect.killers {
+        arguments.extend(["--only", id]);
+    }
+    let (output, certificate) =
+        run(&folder.join(defect.name), &faulty_driver(), &config(&more), &arguments);
+    let certificate = certificate.ok_or_else(|| said(&output))?;
+    let found = certificate.results.iter().find(|entry| entry.state == State::Fail);
+    let found = found.ok_or_else(|| said(&output))?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    Ok(format!("{} {}", found.id, found.reason.clone().unwrap_or_default()))
+}
+
+#[test]
+fn a_faulty_driver_is_found_by_a_check_that_names_what_is_wrong() {
+    let folder = folder();
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    // Built before the first of them needs it.
+    built::artefact("sm-driver-host");
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(defect) = DEFECTS.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let killer = killer(folder.path(), defect);
+                    found.lock().unwrap().insert(defect.name, killer);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap();
+    let killed = found.values().filter(|killer| killer.is_ok()).count();
+    let mut text = String::new();
+    for defect in DEFECTS {
+        let _ = match &found[defect.name] {
+            Ok(by) => writeln!(text, "{} ({}): {by:.160}", defect.name, defect.class),
+            Err(why) => writeln!(text, "{} ({}) GETS BY:\n{why}", defect.name, defect.class),
+        };
+    }
+    println!("{text}");
+    println!("mutation score: {killed} of {} faulty drivers are found", DEFECTS.len());
+    assert!(killed * 100 >= DEFECTS.len() * SCORE, "{text}");
+}

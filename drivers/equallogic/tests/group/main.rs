@@ -1,0 +1,9 @@
+//! The driver over a simulated group, through real SSH.
+//!
+//! The simulator keeps what it says and does on real pages; nothing here was compared with a physical
+//! array.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
+
+mod faults;
+mod life;
+mod support;

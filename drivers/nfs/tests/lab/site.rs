@@ -1,0 +1,122 @@
+//! A server, a host, and `smctl` on it.
+
+use std::time::Duration;
+
+use conformance::built::artefact;
+use lab::kit::{self, nfs};
+use lab::{Guest, Lab, Network, Output};
+use serde_json::Value;
+
+/// What the server exports; with NFS 4 it is the root.
+pub(crate) const EXPORT: &str = "/srv/nfs";
+
+pub(crate) struct Site {
+    pub(crate) network: Network,
+    pub(crate) nas: Guest,
+    pub(crate) server: nfs::Server,
+    pub(crate) host: Guest,
+}
+
+impl Site {
+    pub(crate) fn new() -> lab::Result<Self> {
+        // Built before guests run, which see the files.
+        assert!(artefact("libsm_driver_nfs.so").is_file());
+        let lab = Lab::new()?;
+        let network = lab.network()?;
+        let [nas, host] = lab.boot([
+            lab.guest("nas").network(&network),
+            lab.guest("host").network(&network).memory(512),
+        ])?;
+        kit::xfs(&nas, "/srv/nfs.img", Some(512 << 20), EXPORT)?;
+        let server = nfs::Server::start(&nas, EXPORT)?;
+        let site = Self { network, nas, server, host };
+        site.ready()?;
+        Ok(site)
+    }
+
+    /// What a host needs that has just booted.
+    pub(crate) fn ready(&self) -> lab::Result<()> {
+        self.host.load(&["nfsv4", "nfsv3"])
+    }
+
+    /// The key `server`.
+    pub(crate) fn key(&self) -> String {
+        format!("server={}", self.address())
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.nas.address(&self.network).unwrap().to_string()
+    }
+
+    pub(crate) fn call(&self, words: &[&str]) -> lab::Call<'_> {
+        let program = artefact("smctl").display().to_string();
+        let all = std::iter::once(program.as_str()).chain(words.iter().copied());
+        self.host
+            .command(all)
+            .env("SMCTL_STATE_DIR", "/var/tmp/sm/state")
+            .env("SM_RUN_DIR", "/var/tmp/sm/run")
+    }
+
+    pub(crate) fn ok(&self, words: &[&str]) -> String {
+        self.call(words).check().unwrap()
+    }
+
+    pub(crate) fn json(&self, words: &[&str]) -> Value {
+        let text = self.ok(&[words, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// A command that fails: its error, as programs read it.
+    pub(crate) fn refused(&self, words: &[&str]) -> Value {
+        let output = self.call(&[words, &["--json"]].concat()).run().unwrap();
+        error_of(&output)
+    }
+
+    /// Creates an SR; its UUID.
+    pub(crate) fn create(&self, name: &str, keys: &[&str]) -> String {
+        let server = self.key();
+        let words = ["sr", "create", "--driver", "nfs", "--name", name, &server];
+        self.ok(&[&words[..], keys].concat())
+    }
+
+    /// Where an SR is mounted, as the kernel says it; empty if it is not.
+    pub(crate) fn mount(&self, sr: &str) -> String {
+        let mounts = String::from_utf8(self.host.read("/proc/mounts").unwrap()).unwrap();
+        let line = mounts.lines().find(|line| line.contains(&format!("/run/nfs/{sr}")));
+        line.unwrap_or_default().to_owned()
+    }
+
+    /// Attaches; where a client of NBD connects to.
+    pub(crate) fn attach(&self, vdi: &str) -> String {
+        let text = self.ok(&["vdi", "attach", vdi]);
+        let uri = text.split_whitespace().find(|word| word.starts_with("nbd+unix:"));
+        uri.unwrap_or_else(|| panic!("{text}")).to_owned()
+    }
+
+    /// Commands of `qemu-io` on a disk.
+    pub(crate) fn io(&self, uri: &str, commands: &[&str]) -> String {
+        let mut words = vec!["qemu-io", "-f", "raw"];
+        for command in commands {
+            words.extend(["-c", command]);
+        }
+        words.push(uri);
+        let said = self.host.check(words).unwrap();
+        assert!(!said.contains("Pattern verification failed"), "{said}");
+        said
+    }
+}
+
+pub(crate) fn error_of(output: &Output) -> Value {
+    assert_ne!(output.status, 0, "{}", output.text());
+    let both = format!("{}\n{}", output.text(), output.errors());
+    let begin = both.find('{').unwrap_or_else(|| panic!("no document: {both}"));
+    let document = both[begin..].lines().collect::<String>();
+    let parsed: Value = serde_json::Deserializer::from_str(&document)
+        .into_iter()
+        .next()
+        .unwrap()
+        .unwrap_or_else(|error| panic!("{error}: {both}"));
+    if parsed["error"].is_object() { parsed["error"].clone() } else { parsed }
+}
+
+pub(crate) const LONG: Duration = Duration::from_secs(90);
