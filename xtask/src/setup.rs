@@ -60,6 +60,11 @@ const PACKAGES: &[Package] = &[
         program: "nbd-client",
         purpose: "the kernel's client of our server",
     },
+    Package {
+        name: "libiscsi-bin",
+        program: "iscsi-inq",
+        purpose: "an initiator in user space, and its test suite, for the LUNs of simulated arrays",
+    },
     Package { name: "g++", program: "c++", purpose: "compiles the fuzzer's engine" },
     Package {
         name: "rustc-web",

@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use array_sim::equallogic::Group;
 use array_sim::truenas::TrueNas;
 use array_sim::{Plan, Simulator};
 
 const USAGE: &str = "usage: array-sim VENDOR --state FOLDER [options]
 
-  VENDOR             truenas
+  VENDOR             truenas, or equallogic (its command line is served by SSH)
   --state FOLDER     where its state is kept; made if it is not there
   --listen ADDRESS   management (default 127.0.0.1:0, any free port)
   --iscsi ADDRESS    LUNs (the same)
@@ -66,12 +67,23 @@ fn parse(mut words: VecDeque<String>) -> Result<Asked, Failure> {
 }
 
 async fn run(asked: Asked) -> Result<(), Failure> {
-    let simulator = match asked.vendor.as_str() {
-        "truenas" => Simulator::start(Arc::new(TrueNas), &asked.state, &asked.plan).await?,
-        other => return Err(format!("there is no vendor {other}").into()),
-    };
+    match asked.vendor.as_str() {
+        "truenas" => {
+            let simulator = Simulator::start(Arc::new(TrueNas), &asked.state, &asked.plan).await?;
+            serve(&simulator.describe()?).await
+        }
+        "equallogic" => {
+            let group = Group::start(&asked.state, &asked.plan).await?;
+            serve(&group.describe()).await
+        }
+        other => Err(format!("there is no vendor {other}").into()),
+    }
+}
+
+/// Says where everything is, and waits for the end.
+async fn serve(description: &serde_json::Value) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", simulator.describe()?)?;
+    writeln!(out, "{description}")?;
     out.flush()?;
     drop(out);
     tokio::signal::ctrl_c().await?;

@@ -340,7 +340,7 @@ mod tests {
         let reached = |results: &[(Level, State)]| {
             let results: Vec<Entry> =
                 results.iter().map(|(level, state)| entry(*level, *state)).collect();
-            super::reached(&options, &results)
+            reached(&options, &results)
         };
         let (l0, l1, l2, l5) = (Level::L0, Level::L1, Level::L2, Level::L5);
         assert_eq!(reached(&[(l0, State::Pass), (l1, State::Pass), (l2, State::Waived)]), Some(l1));

@@ -126,6 +126,11 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
             break;
         }
     }
+    if let Some(out) = &options.out {
+        let path = out.join("driver.log");
+        let text = logbook::text().replace(&bench.canary, "***");
+        std::fs::write(&path, text).map_err(|error| Error::file(&path, &error))?;
+    }
     if entries.iter().all(|entry| entry.state == State::NotApplicable) {
         return Err(Error::Nothing("none of the checks applies to this driver".into()));
     }
@@ -159,7 +164,9 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
             verdict
         });
         let verdict = probed.clone().and_then(|()| {
-            Err(Stop::NotApplicable(format!("the driver does not declare {need}, and refuses it")))
+            let refused = need.parse::<sm_model::Operation>().is_ok();
+            let refused = if refused { ", and refuses it" } else { "" };
+            Err(Stop::NotApplicable(format!("the driver does not declare {need}{refused}")))
         });
         return nothing(verdict);
     }

@@ -7,13 +7,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use datapath::control::{Place, Run};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use sm_core::model::{Bytes, VdiUuid};
 use sm_core::{NewVdi, Op};
 
 use crate::typed::text;
 use crate::{PLACEMENTS, Site};
+
+#[path = "../../../datapath/tests/common/certificates.rs"]
+mod certificates;
+
+use certificates::authority;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -132,26 +136,6 @@ fn end_of(mut load: Program) {
     assert!(load.0.wait().unwrap().success() && said.contains("err= 0"), "{said}");
 }
 
-/// An authority, and certificates of it for `server` and `client`.
-fn certificates(folder: &Path) {
-    std::fs::create_dir(folder).unwrap();
-    let put = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut root = CertificateParams::new([]).unwrap();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name.push(DnType::CommonName, "test authority");
-    put("ca-cert.pem", root.self_signed(&key).unwrap().pem());
-    let issuer = Issuer::new(root, key);
-    for who in ["server", "client"] {
-        let key = KeyPair::generate().unwrap();
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, who);
-        put(&format!("{who}-cert.pem"), params.signed_by(&key, &issuer).unwrap().pem());
-        put(&format!("{who}-key.pem"), key.serialize_pem());
-    }
-}
-
 fn files(who: &str) -> [String; 6] {
     [
         "--certificate".to_owned(),
@@ -173,7 +157,7 @@ fn with<'a>(words: &[&'a str], more: &'a [String]) -> Vec<&'a str> {
 async fn a_disk_under_load_moves_to_another_host() {
     let site = Site::new(PLACEMENTS[0]).await;
     let (from, to) = (site.large("from").await, site.large("to").await);
-    certificates(site.folder.join("ca").as_std_path());
+    authority(site.folder.join("ca").as_std_path(), &["localhost", "127.0.0.1"]);
     let uri = site.ok(&["vdi", "attach", "from"]);
     site.ok(&["vdi", "attach", "to"]);
     guest(&uri, &["write -P 9 0 8M", "flush"]);

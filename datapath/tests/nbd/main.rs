@@ -9,6 +9,8 @@
     reason = "a test that finds something else than it wants ends there"
 )]
 
+#[path = "../common/certificates.rs"]
+mod certificates;
 mod client;
 mod disks;
 mod full;

@@ -9,31 +9,12 @@ use datapath::nbd::protocol::{
 };
 use datapath::nbd::tls::{Identity, TlsClient, TlsServer};
 use datapath::nbd::uri::{Address, Uri};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
+use super::certificates::authority;
 use super::disks::{Disks, Memory, noise};
 use super::place::{Place, good, run};
 
 const MIB: u64 = 1 << 20;
-
-/// An authority and what it has signed, in a folder with the names that GnuTLS's users expect.
-fn authority(folder: &Path) {
-    fs::create_dir(folder).unwrap();
-    let put = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut root = CertificateParams::new([]).unwrap();
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name.push(DnType::CommonName, "test authority");
-    put("ca-cert.pem", root.self_signed(&key).unwrap().pem());
-    let issuer = Issuer::new(root, key);
-    for who in ["server", "client"] {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, who);
-        put(&format!("{who}-cert.pem"), params.signed_by(&key, &issuer).unwrap().pem());
-        put(&format!("{who}-key.pem"), key.serialize_pem());
-    }
-}
 
 fn paths(folder: &Path, who: &str) -> [std::path::PathBuf; 3] {
     [format!("{who}-cert.pem"), format!("{who}-key.pem"), "ca-cert.pem".to_owned()]
@@ -51,8 +32,8 @@ impl Secure {
         let disks = Disks::default().add("disk", Memory::new(16 * MIB));
         disks.get("disk").fill(&noise(8, 16 << 20));
         let place = Place::new(disks.clone());
-        authority(&place.path("ours"));
-        authority(&place.path("theirs"));
+        authority(&place.path("ours"), &["localhost"]);
+        authority(&place.path("theirs"), &["localhost"]);
         let [certificates, key, authorities] = paths(&place.path("ours"), "server");
         let identity =
             Identity { certificates: &certificates, key: &key, authorities: &authorities };

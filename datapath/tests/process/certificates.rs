@@ -1,11 +1,14 @@
 //! Authorities and what they have signed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use datapath::control::protocol::Credentials;
 use datapath::nbd::tls::{Identity, TlsClient};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+#[path = "../common/certificates.rs"]
+mod made;
+
+use made::authority;
 
 /// A folder with an authority and two certificates of it, under the names that GnuTLS's users
 /// expect.
@@ -13,22 +16,7 @@ pub(crate) struct Authority(PathBuf);
 
 impl Authority {
     pub(crate) fn new(folder: &Path) -> Self {
-        fs::create_dir(folder).unwrap();
-        let put = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut root = CertificateParams::new([]).unwrap();
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        root.distinguished_name.push(DnType::CommonName, "test authority");
-        put("ca-cert.pem", root.self_signed(&key).unwrap().pem());
-        let issuer = Issuer::new(root, key);
-        for who in ["server", "client"] {
-            let key = KeyPair::generate().unwrap();
-            let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-            let mut params = CertificateParams::new(names).unwrap();
-            params.distinguished_name.push(DnType::CommonName, who);
-            put(&format!("{who}-cert.pem"), params.signed_by(&key, &issuer).unwrap().pem());
-            put(&format!("{who}-key.pem"), key.serialize_pem());
-        }
+        authority(folder, &["localhost", "127.0.0.1"]);
         Self(folder.to_owned())
     }
 

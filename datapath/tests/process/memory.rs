@@ -65,16 +65,18 @@ impl Drop for Server {
     }
 }
 
-/// Requests of two connections of a guest, all over the disk.
+/// Requests of four connections of a guest, all over the disk.
 #[test]
 fn a_disk_of_100_gib_with_busy_connections_takes_32_mib() {
     // The file system of temporary files may be memory, which takes no direct transfers.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (leaf, socket) = (chain(folder.path()), folder.path().join("s"));
     let server = Server::start(&leaf, &socket);
-    for (rw, block, depth) in [("randread", "4k", 64), ("randrw", "4k", 64)] {
+    let loads =
+        [("randread", "4k", 64), ("randrw", "4k", 64), ("randread", "1m", 16), ("randrw", "1m", 16)];
+    for (rw, block, depth) in loads {
         let output = Command::new("timeout")
-            .args(["60", "fio", "--name=load", "--ioengine=nbd", "--thread", "--numjobs=2"])
+            .args(["60", "fio", "--name=load", "--ioengine=nbd", "--thread", "--numjobs=4"])
             .args(["--norandommap=1", "--randrepeat=0", "--time_based", "--runtime=3"])
             .arg(format!("--uri=nbd+unix:///?socket={}", socket.display()))
             .args([format!("--rw={rw}"), format!("--bs={block}"), format!("--iodepth={depth}")])

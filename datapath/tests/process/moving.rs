@@ -256,13 +256,13 @@ fn a_mirror_is_slowed_down_and_cancelled_and_ends_with_the_activation() {
 }
 
 #[test]
-fn a_target_that_differs_is_found_and_the_disk_stays_here() {
+fn a_target_that_differs_is_found_and_mended_and_the_disk_stays_here() {
     let site = Site::new();
     let mut client = site.serve();
     let guest = site.connect();
     guest.write(1 << 20, &vec![7; 65536], true).unwrap();
     raw(&site, "t", SIZE);
-    let (_peer, uri) = qemu(&site, "t");
+    let (peer, uri) = qemu(&site, "t");
     client.mirror_start(to(&uri), LONG).unwrap();
     wait_ready(&site);
     // Somebody else writes there as well.
@@ -270,12 +270,22 @@ fn a_target_that_differs_is_found_and_the_disk_stays_here() {
     other.unwrap().write((1 << 20) + 4096, &[8], true).unwrap();
     let error = switch(&mut client, true).unwrap_err();
     assert_eq!(error.kind(), Some(FailureKind::Differs));
-    let words = "the target differs from the disk at byte 1052672; the mirror is over";
+    let words = "the target differs from the disk, first at byte 1052672: 65536 bytes are copied \
+                 again, and the mirror goes on";
     assert_eq!(error.to_string(), words);
-    assert_eq!((phase(&site), site.state()), (None, State::Active));
-    guest.write(0, &[9; 512], true).unwrap();
     assert!(site.place.moved().is_none());
+    guest.write(0, &[9; 512], true).unwrap();
+    guest.write((1 << 20) + 8192, &[6; 4096], true).unwrap();
+    wait_ready(&site);
+    assert_eq!(site.state(), State::Active);
+    assert!(switch(&mut client, true).unwrap().verified);
     client.end(LONG).unwrap();
+    drop(peer);
+    let there = std::fs::read(site.folder.path().join("t")).unwrap();
+    let mut wanted = vec![7; 65536];
+    wanted[8192..12288].fill(6);
+    assert!(there[1 << 20..(1 << 20) + 65536] == wanted, "what was found is there again");
+    assert_eq!((there[0], there[511], there[512]), (9, 9, 0), "what came later is, too");
 }
 
 #[test]

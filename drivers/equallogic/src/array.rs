@@ -158,8 +158,7 @@ impl EqualLogic {
 
     async fn snapshot_names(&self, cx: &Cx, volume: &str) -> Outcome<Vec<String>> {
         let object = Object::of(volume);
-        let reply =
-            self.on(cx, &object, "list_snapshots", Effect::Reads, "snapshot show").await?;
+        let reply = self.on(cx, &object, "list_snapshots", Effect::Reads, "snapshot show").await?;
         Ok(parse::snapshots(&reply.lines))
     }
 
@@ -202,6 +201,16 @@ impl EqualLogic {
         Ok(())
     }
 
+    /// Waits until a clone is whole, and lets nobody reach it who could reach its source.
+    async fn finish_clone(&self, cx: &Cx, name: &str, used: Option<Bytes>) -> Outcome<Volume> {
+        let made = self.filled(cx, name, used).await?;
+        let object = Object::of(name);
+        for record in self.access(cx, &object).await? {
+            self.forget_access(cx, &object, record.id).await?;
+        }
+        Ok(made)
+    }
+
     /// Waits until a volume is filled. The array tells how much of it is in use, which is as much as
     /// its source has when it is done.
     async fn filled(&self, cx: &Cx, name: &str, all: Option<Bytes>) -> Outcome<Volume> {
@@ -209,6 +218,10 @@ impl EqualLogic {
         let ask = || async {
             let details = self.details(cx, object).await?;
             let status = details.get("status").unwrap_or_default().to_ascii_lowercase();
+            if status.starts_with("failed") {
+                let failure = Failure::new(Class::NoSpace).object(name);
+                return Ok(State::Failed(failure.fact("the array's copy failed")));
+            }
             if !COPYING.iter().any(|word| status.starts_with(word)) {
                 return Ok(State::Done);
             }
@@ -221,7 +234,7 @@ impl EqualLogic {
             Ok(State::Running { permille })
         };
         let look = || async { self.get_object(cx, object).await.or_absent() };
-        let undo = |_| async { Ok(()) };
+        let undo = |left: Volume| async move { self.delete(cx, &left).await };
         job::wait_for(cx, "the array copies used pages", Poll::default(), ask, look, undo).await
     }
 }
@@ -297,20 +310,22 @@ impl Array for EqualLogic {
     }
 
     async fn get(&self, cx: &Cx, name: &str) -> Outcome<Volume> {
-        let found = self.get_object(cx, &Object::of(name)).await?;
-        let copying = |trouble: &String| COPYING.iter().any(|word| trouble.contains(word));
-        // A clone whose reply was lost is waited for by who asks for it again.
-        if cx.operation() == "vdi_clone" && found.trouble.as_ref().is_some_and(copying) {
-            return self.filled(cx, name, None).await;
+        let object = &Object::of(name);
+        let details = self.details(cx, object).await?;
+        // A clone whose reply was lost, and that is looked for: it still has its source's text.
+        let description = details.get("description").unwrap_or_default();
+        if cx.operation() == "vdi_clone" && text::is_inherited(name, description) {
+            return self.finish_clone(cx, name, None).await;
         }
-        Ok(found)
+        Self::volume(object, &details)
     }
 
     async fn list(&self, cx: &Cx, prefix: &str) -> Outcome<Vec<Volume>> {
         let rows = self.rows(cx).await?;
         // A name that was cut is one of ours that would be missing.
-        if let Some(cut) =
-            rows.iter().find(|row| row.name.len() > 7 && row.name != prefix && prefix.starts_with(&row.name))
+        if let Some(cut) = rows
+            .iter()
+            .find(|row| row.name.len() > 7 && row.name != prefix && prefix.starts_with(&row.name))
         {
             return Err(garbled(format!("the array shows a part of a name: {:?}", cut.name)));
         }
@@ -330,7 +345,13 @@ impl Array for EqualLogic {
         Ok(volumes)
     }
 
-    async fn resize(&self, cx: &Cx, volume: &Volume, _: Bytes, to: Bytes) -> Outcome<Option<Bytes>> {
+    async fn resize(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        _: Bytes,
+        to: Bytes,
+    ) -> Outcome<Option<Bytes>> {
         self.run(cx, Command::resize(&volume.name, to)?).await?;
         Ok(None) // Read back: the array's own rounding is not known for certain.
     }
@@ -341,7 +362,9 @@ impl Array for EqualLogic {
         let records = self.access(cx, object).await?;
         if !records.is_empty() {
             let names: Vec<&str> = records.iter().map(|record| record.initiator.as_str()).collect();
-            return Err(Failure::new(Class::InUse).object(volume.name.clone()).words(names.join(", ")));
+            return Err(Failure::new(Class::InUse)
+                .object(volume.name.clone())
+                .words(names.join(", ")));
         }
         self.on(cx, object, "offline", Effect::Changes, "offline").await?;
         step!("equallogic.offline");
@@ -372,7 +395,8 @@ impl Array for EqualLogic {
     }
 
     async fn get_snapshot(&self, cx: &Cx, name: &str, of: Option<&Volume>) -> Outcome<Volume> {
-        let at = |volume: &str| Object { volume: volume.to_owned(), snapshot: Some(name.to_owned()) };
+        let at =
+            |volume: &str| Object { volume: volume.to_owned(), snapshot: Some(name.to_owned()) };
         if let Some(of) = of {
             return self.get_object(cx, &at(&of.name)).await;
         }
@@ -447,17 +471,10 @@ impl Array for EqualLogic {
         step!("equallogic.cloned");
         // From here on the clone is there: what fails leaves open how far it is.
         let open = |failure: Failure| match failure.class {
-            Class::Own => failure,
+            Class::Own | Class::NoSpace => failure,
             _ => failure.reclassed(Class::Unknown),
         };
-        let cx = &cx.shielded().within(cx.remaining());
-        let made = self.filled(cx, new.name, source.used).await.map_err(open)?;
-        // Nobody reaches it who could reach its source.
-        let object = Object::of(new.name);
-        for record in self.access(cx, &object).await.map_err(open)? {
-            self.forget_access(cx, &object, record.id).await.map_err(open)?;
-        }
-        Ok(made)
+        self.finish_clone(cx, new.name, source.used).await.map_err(open)
     }
 
     async fn describe(&self, cx: &Cx, volume: &Volume, metadata: &str) -> Outcome<()> {
@@ -491,8 +508,9 @@ impl Array for EqualLogic {
             details = self.details(cx, object).await?;
         }
         let iqn = details.get("iscsi name").map(str::to_owned).unwrap_or_default();
-        let scsi_id = scsi_id(&iqn)
-            .ok_or_else(|| garbled(format!("the target's name of {} cannot be read", volume.name)))?;
+        let scsi_id = scsi_id(&iqn).ok_or_else(|| {
+            garbled(format!("the target's name of {} cannot be read", volume.name))
+        })?;
         let target = Target { portal: self.portal.clone(), iqn };
         Ok(Mapping { lun: 0, scsi_id, targets: vec![target] })
     }

@@ -125,7 +125,7 @@ plugin_sdk::device_config! {
         #[key = "session-directory"]
         pub session_directory: Option<Utf8PathBuf>,
         /// Qualified name of this host's initiator, if it is not that of /etc/iscsi/initiatorname.iscsi.
-        pub localiqn: Option<String>,
+        pub initiator: Option<String>,
     }
 }
 
@@ -135,7 +135,8 @@ impl Config {
         if let Some(directory) = &self.session_directory {
             return directory.clone().into_std_path_buf();
         }
-        let base = std::env::var_os("SM_RUN_DIR").filter(|base| !base.is_empty()).map(PathBuf::from);
+        let base =
+            std::env::var_os("SM_RUN_DIR").filter(|base| !base.is_empty()).map(PathBuf::from);
         let user = rustix::process::getuid();
         let base = base.unwrap_or_else(|| match user.is_root() {
             true => PathBuf::from("/run/sm"),

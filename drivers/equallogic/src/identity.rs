@@ -8,7 +8,8 @@
 
 /// What `scsi_id` prints for the LUN of a target; `None` where the name is not of this form.
 pub fn scsi_id(iqn: &str) -> Option<String> {
-    let (_, rest) = iqn.to_ascii_lowercase().split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned()))?;
+    let (_, rest) =
+        iqn.to_ascii_lowercase().split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned()))?;
     let mut parts = rest.splitn(5, '-');
     let mut part = |length: usize| {
         let part = parts.next()?;
@@ -33,7 +34,8 @@ mod tests {
         // The bytes of the public example naa.6090a038f0cd4e5bdaa8248e6856d4fe, turned around.
         let iqn = "iqn.2001-05.com.equallogic:0-8a0906-5b4ecdf03-fed456688e24a8da-x";
         assert_eq!(scsi_id(iqn).as_deref(), Some("36090a038f0cd4e5bdaa8248e6856d4fe"));
-        for other in ["", "iqn.2004-01.example:disk", "iqn.a:0-8a0906-5b4e-fed4-x", "iqn.a:0-☃☃-x"] {
+        for other in ["", "iqn.2004-01.example:disk", "iqn.a:0-8a0906-5b4e-fed4-x", "iqn.a:0-☃☃-x"]
+        {
             assert_eq!(scsi_id(other), None, "{other}");
         }
     }

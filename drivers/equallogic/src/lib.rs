@@ -45,9 +45,9 @@ use array_kit::driver::{Offload, Product};
 use array_kit::ledger::Settle;
 use array_kit::retry::RetryPolicy;
 use plugin_sdk::config::RawConfig;
+use plugin_sdk::model::Kind;
 use plugin_sdk::model::manifest::feature;
 use plugin_sdk::model::sr::SrProbed;
-use plugin_sdk::model::Kind;
 use plugin_sdk::{Cx, Error, Feature, Manifest, Result};
 
 use array::EqualLogic;
@@ -72,6 +72,7 @@ impl Product for PsGroup {
     type Connector = Host;
 
     const MANIFEST: Manifest = array_manifest! {
+        control_only,
         name: "equallogic",
         title: "Dell EqualLogic PS groups: volumes, snapshots and clones by the group's command line",
         features: &[
@@ -124,8 +125,8 @@ impl Product for PsGroup {
             );
             cx.kv().put(HOST_KEY, &fingerprint).await?;
         }
-        let Config { localiqn, chapuser, chappassword, .. } = config;
-        let host = Host { iqn: localiqn, chap: chapuser.zip(chappassword) };
+        let Config { initiator, chapuser, chappassword, .. } = config;
+        let host = Host { iqn: initiator, chap: chapuser.zip(chappassword) };
         Ok((array, host))
     }
 
@@ -148,7 +149,11 @@ fn sessions(config: &Config, host_key: HostKey) -> Result<Sessions> {
         host_key,
         sessions: u32::from(config.max_sessions.clamp(1, 7)),
         quiet: Duration::from_secs(u64::from(config.reply_timeout.max(1))),
-        retry: RetryPolicy { first: Duration::from_millis(100), ..RetryPolicy::default() },
+        retry: RetryPolicy {
+            tries: 6,
+            first: Duration::from_millis(100),
+            ..RetryPolicy::default()
+        },
     };
     Sessions::new(options, &config.locks())
 }

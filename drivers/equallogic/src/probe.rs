@@ -30,8 +30,12 @@ pub(crate) async fn probe(raw: &RawConfig, cx: &Cx) -> Result<SrProbed> {
     };
     let known = host_key != HostKey::Unknown;
     let sessions = crate::sessions(&config, host_key)?;
-    let array =
-        EqualLogic::new(sessions, config.habits()?, config.chapuser.clone(), crate::portal(&config));
+    let array = EqualLogic::new(
+        sessions,
+        config.habits()?,
+        config.chapuser.clone(),
+        crate::portal(&config),
+    );
     let found = match array.pools(cx).await {
         Ok(pools) => items(&array, pools, cx).await,
         Err(failure) if failure.class == Class::Denied && !known => {
@@ -79,7 +83,8 @@ async fn items(array: &EqualLogic, pools: Vec<Pool>, cx: &Cx) -> Result<Vec<Prob
     let mut items: Vec<ProbeItem> = pools.iter().map(candidate).collect();
     let volumes = array.list(cx, "smr-").await.map_err(Error::from)?;
     for volume in volumes {
-        let Some(named) = NAMES.parse(&volume.name).filter(|named| named.role == Role::Record) else {
+        let Some(named) = NAMES.parse(&volume.name).filter(|named| named.role == Role::Record)
+        else {
             continue;
         };
         let Some(uuid) = named.sr else { continue };

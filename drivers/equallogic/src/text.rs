@@ -34,7 +34,9 @@ pub fn encode(name: &str, json: &str) -> String {
         match (key.as_str(), value) {
             ("v", Value::Number(version)) if version.as_u64() == Some(1) => {}
             ("sr", _) => {}
-            (_, Value::Object(inner)) if inner.values().all(Value::is_string) && !inner.is_empty() => {
+            (_, Value::Object(inner))
+                if inner.values().all(Value::is_string) && !inner.is_empty() =>
+            {
                 for (sub, value) in inner {
                     text.push_str(&format!(";{}.{}={}", escape(key), escape(sub), plain(value)));
                 }
@@ -77,6 +79,12 @@ pub fn decode(name: &str, description: &str) -> Option<String> {
         }
     }
     Some(Value::Object(members).to_string())
+}
+
+/// Whether a description is the text of another object: that of its source, which a clone began with.
+pub fn is_inherited(name: &str, description: &str) -> bool {
+    let whose = description.strip_prefix(MARK).and_then(|rest| rest.split(';').next());
+    whose.is_some_and(|whose| whose != tag(name))
 }
 
 fn member(members: &mut Map<String, Value>, part: &str) -> Option<()> {
@@ -200,6 +208,8 @@ mod tests {
         let text = encode(&name, &document(sr).write(1000).unwrap());
         let clone = name.replace("9574", "0001");
         assert_eq!(decode(&clone, &text), None);
+        assert!(is_inherited(&clone, &text) && !is_inherited(&name, &text));
+        assert!(!is_inherited(&name, "") && !is_inherited(&name, "made by hand"));
         assert_eq!(decode(&name, ""), None);
         assert_eq!(decode(&name, "made by hand"), Some("made by hand".to_owned()));
         for edited in ["sm1:9574;n=~", "sm1:9574;o=@!", "sm1:9574;k=+{", "sm1:9574;n=a;n.b=c"] {

@@ -31,6 +31,7 @@ pub(crate) const TABLE: Table = Table::new(&[
     Row::text("more recent snapshots").is(Class::InUse),
     Row::text("already exists").is(Class::AlreadyExists),
     Row::text("must be unique").is(Class::AlreadyExists),
+    Row::text("currently in use by extent").is(Class::AlreadyExists),
     Row::text("already in this target").is(Class::AlreadyExists),
     // Two associations at the same moment: the next try gets another number.
     Row::text("lun id is already being used").is(Class::Busy),
@@ -48,6 +49,8 @@ pub(crate) const TABLE: Table = Table::new(&[
     Row::text("instancenotfound").is(Class::NotFound),
     Row::text("no such").is(Class::NotFound),
     Row::text("enoent").is(Class::NotFound),
+    // What stopped somewhere in the middle; validation, which comes first, has other numbers.
+    Row::text("efault").is(Class::Unknown),
     // A proxy that did not wait: the work goes on.
     Row::of_status(504).is(Class::Unknown),
 ]);
@@ -88,7 +91,8 @@ impl Call {
         let mut rest = Request::get(operation, &path(namespace));
         for (field, operator, value) in filters {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let key = if *operator == "^" { format!("{field}__startswith") } else { (*field).into() };
+            let key =
+                if *operator == "^" { format!("{field}__startswith") } else { (*field).into() };
             rest = rest.query(&key, &text);
         }
         let params = vec![json!(filters), json!({})];
@@ -157,7 +161,12 @@ impl Call {
     }
 
     /// A method of one object, whose path ends with its name.
-    pub(crate) fn of_object(operation: &'static str, namespace: &str, id: &str, verb: &str) -> Self {
+    pub(crate) fn of_object(
+        operation: &'static str,
+        namespace: &str,
+        id: &str,
+        verb: &str,
+    ) -> Self {
         let rest = Request::post(operation, &format!("{}/id", path(namespace)));
         let rest = rest.segment(id).then(&format!("/{verb}")).json(&json!({}));
         Self::new(rest, operation, format!("{namespace}.{verb}"), vec![json!(id)])
@@ -284,6 +293,9 @@ impl Peer for Socket {
     }
 }
 
+/// The number of an error that has no better one.
+const EFAULT: i64 = 14;
+
 /// Collects what an error says: `message`, `reason`, and messages keyed by field, at any depth that
 /// the two APIs use.
 fn words(error: &Value, into: &mut Vec<String>) {
@@ -296,6 +308,10 @@ fn words(error: &Value, into: &mut Vec<String>) {
         }
         Value::Object(object) => {
             for (key, value) in object {
+                if key == "errno" && value.as_i64() == Some(EFAULT) {
+                    // JSON-RPC says it by name.
+                    into.push("EFAULT".to_owned());
+                }
                 if !matches!(key.as_str(), "trace" | "traceback" | "errno" | "code" | "type") {
                     words(value, into);
                 }

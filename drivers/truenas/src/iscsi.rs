@@ -107,9 +107,8 @@ impl TrueNas {
                 self.api.run(cx, &Call::create("target_create", TARGET, body)).await?
             }
         };
-        let ours = |one: &crate::object::Group| {
-            one.portal == portal.id && one.initiator == Some(group)
-        };
+        let ours =
+            |one: &crate::object::Group| one.portal == portal.id && one.initiator == Some(group);
         if found.groups.is_empty() || !found.groups.iter().all(ours) {
             return Err(Failure::new(Class::AlreadyExists)
                 .object(format!("target {name}"))
@@ -124,8 +123,7 @@ impl TrueNas {
             let port = listen.port.or(global.listen_port).unwrap_or(3260);
             Place { portal: format!("{ip}:{port}"), iqn: iqn.clone() }
         });
-        let door =
-            Door { initiator: to.iqn.clone(), target: found.id, places: places.collect() };
+        let door = Door { initiator: to.iqn.clone(), target: found.id, places: places.collect() };
         *known = Some(door.clone());
         Ok(door)
     }
@@ -239,7 +237,8 @@ impl TrueNas {
         let all = self.associations(cx, extent.id).await?;
         let mut others = 0;
         if !all.is_empty() {
-            let known = self.door.lock().await.as_ref().map(|door| (door.initiator.clone(), door.target));
+            let known =
+                self.door.lock().await.as_ref().map(|door| (door.initiator.clone(), door.target));
             let target = match known {
                 Some((initiator, target)) if initiator == from.iqn => Some(target),
                 _ => self.find_target(cx, &self.door_name(from)).await?.map(|target| target.id),
@@ -252,7 +251,8 @@ impl TrueNas {
                 // By force: the target is in use as long as this host has another LUN of it. The
                 // device of this one is gone here, and nobody else is admitted.
                 let (id, yes) = (json!(one.id), json!(true));
-                let call = Call::delete("association_delete", ASSOCIATION, &id, &yes, vec![yes.clone()]);
+                let call =
+                    Call::delete("association_delete", ASSOCIATION, &id, &yes, vec![yes.clone()]);
                 self.api.just(cx, &call).await.or_absent()?;
             }
         }
@@ -274,7 +274,9 @@ impl TrueNas {
     pub(crate) async fn remove_idle_extent(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
         let Some(extent) = self.find_extent(cx, volume).await? else { return Ok(()) };
         if !self.associations(cx, extent.id).await?.is_empty() {
-            return Err(Failure::new(Class::InUse).object(volume.name.clone()).fact("it is mapped"));
+            return Err(Failure::new(Class::InUse)
+                .object(volume.name.clone())
+                .fact("it is mapped"));
         }
         self.remove_extent(cx, extent.id).await
     }

@@ -60,8 +60,7 @@ impl ConfigValue for Address {
 
     fn parse(text: &str) -> std::result::Result<Self, String> {
         let text = text.trim_end_matches('/');
-        let url =
-            if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+        let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
         let address = Self(url);
         let plain = address.0.matches('/').count() == 2 && !address.0.contains(['@', '?', '#']);
         if plain && !address.host().is_empty() {
@@ -173,7 +172,7 @@ impl Product for TrueNasProduct {
         features: &[
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
-            Feature::new(feature::LIVE_SNAPSHOT),
+            Feature::new(feature::OFFLOAD),
         ],
     };
 
@@ -197,30 +196,20 @@ pub struct Here {
     iqn: Option<String>,
 }
 
-/// Where open-iscsi keeps the name of this host.
-const NAME_FILE: &str = "/etc/iscsi/initiatorname.iscsi";
-
 impl Connector for Here {
     async fn initiator(&self, _: &Cx) -> Result<Initiator> {
         let iqn = match &self.iqn {
             Some(iqn) => iqn.clone(),
-            None => {
-                let text = plugin_sdk::tokio::fs::read_to_string(NAME_FILE).await;
-                let text = text.map_err(|error| {
-                    Error::config(format!("this host has no iSCSI name in {NAME_FILE}"))
-                        .source(&error)
-                        .hint("install open-iscsi, or set initiator in the device configuration")
-                })?;
-                let name = text.lines().find_map(|line| line.trim().strip_prefix("InitiatorName="));
-                name.unwrap_or_default().trim().to_owned()
-            }
+            None => host_kit::iscsi::initiator_name()
+                .map_err(|error| error.hint("set initiator in the device configuration"))?,
         };
         let sound = |name: &str| ["iqn.", "eui.", "naa."].iter().any(|kind| name.starts_with(kind));
         if !sound(&iqn) || iqn.contains(char::is_whitespace) {
             return Err(Error::config("the iSCSI name of this host is none")
                 .hint("it looks like iqn.1993-08.org.debian:01:222; see initiator or its file"));
         }
-        Ok(Initiator { host: iqn.clone(), iqn, chap: None })
+        let host = iqn.clone();
+        Ok(Initiator { host, iqn, chap: None })
     }
 
     async fn connect(&self, _: &Cx, _: &Mapping, _: bool) -> Result<Utf8PathBuf> {

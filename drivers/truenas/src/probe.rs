@@ -25,13 +25,13 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
     let pool: Option<DatasetPath> = config.get("pool")?;
     let portal: Option<u64> = config.get("portal")?;
     let api = Api::open(cx, &target.0, &trust, credentials, choice).await?;
-    let portals: Vec<Portal> =
-        api.run(cx, &Call::query("portals", "iscsi.portal", &[])).await?;
+    let portals: Vec<Portal> = api.run(cx, &Call::query("portals", "iscsi.portal", &[])).await?;
     let folders = Call::query("folders", DATASET, &[("type", "=", json!("FILESYSTEM"))]).flat();
     let folders: Vec<Dataset> = api.run(cx, &folders).await?;
     api.close(cx).await;
 
-    let portals: Vec<&Portal> = portals.iter().filter(|one| portal.is_none_or(|id| one.id == id)).collect();
+    let portals: Vec<&Portal> =
+        portals.iter().filter(|one| portal.is_none_or(|id| one.id == id)).collect();
     let mut items = Vec::new();
     let mut add = |place: &str, sr: Option<FoundSr>, extra: BTreeMap<String, String>| {
         let mut configuration = BTreeMap::new();
@@ -40,7 +40,13 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
         }
         if portals.len() < 2 {
             let complete = !portals.is_empty();
-            items.push(ProbeItem { configuration, complete, sr, extra_info: extra, candidate: None });
+            items.push(ProbeItem {
+                configuration,
+                complete,
+                sr,
+                extra_info: extra,
+                candidate: None,
+            });
             return;
         }
         for portal in &portals {
@@ -51,7 +57,13 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
             if !portal.comment.is_empty() {
                 extra_info.insert("portal_comment".to_owned(), portal.comment.clone());
             }
-            items.push(ProbeItem { configuration, complete: true, sr: sr.clone(), extra_info, candidate: None });
+            items.push(ProbeItem {
+                configuration,
+                complete: true,
+                sr: sr.clone(),
+                extra_info,
+                candidate: None,
+            });
         }
     };
     for folder in &folders {

@@ -85,8 +85,7 @@ impl<P: Peer> Keeper<P> {
         cx.check()?;
         let turn = self.gate.pass(cx).await?;
         let (started, clock) = (SystemTime::now(), Instant::now());
-        let (sent, answer) =
-            connection.call(cx, &call.method, &call.params, call.mutating).await;
+        let (sent, answer) = connection.call(cx, &call.method, &call.params, call.mutating).await;
         drop(turn);
         let received = answer.as_ref().map_or(0, |(_, received)| *received);
         let outcome = answer.and_then(|(answer, _)| self.read(call, answer));
@@ -110,7 +109,8 @@ impl<P: Peer> Keeper<P> {
                 Some(result) => Ok(result.take()),
                 None => {
                     let class = if call.mutating { Class::Unknown } else { Class::Garbled };
-                    let fact = format!("the answer to {} has neither result nor error", call.method);
+                    let fact =
+                        format!("the answer to {} has neither result nor error", call.method);
                     Err(Failure::new(class).fact(fact))
                 }
             };

@@ -127,6 +127,48 @@ fn a_listing_is_whole_or_fails() {
     });
 }
 
+/// Each page begins with the last object of the one before, so a removal between two pages is seen
+/// without a count.
+#[test]
+fn a_listing_by_offset_leaves_nothing_out_that_is_there_all_the_time() {
+    with_cx(LIMIT, |_| async move {
+        let names: Vec<String> = (0..25).map(|n| format!("v{n:02}")).collect();
+        let (names, pages) = (&names, &AtomicU32::new(0));
+        let page = |removed: Option<usize>, offset: usize| {
+            let mut all = names.clone();
+            if let Some(removed) = removed {
+                all.remove(removed);
+            }
+            all.into_iter().skip(offset).take(10).collect::<Vec<_>>()
+        };
+        let quiet = |offset| {
+            pages.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(page(None, offset)) }
+        };
+        let all = pages::by_offset("volumes", 10, |name: &String| name, quiet).await?;
+        assert_eq!((all, pages.load(Ordering::SeqCst)), (names.clone(), 3));
+
+        let asked = &AtomicU32::new(0);
+        let shrinking = |offset| {
+            // Removed after the first page.
+            let removed = (asked.fetch_add(1, Ordering::SeqCst) > 0).then_some(3);
+            async move { Ok(page(removed, offset)) }
+        };
+        let all = pages::by_offset("volumes", 10, |name: &String| name, shrinking).await?;
+        assert!(names.iter().enumerate().all(|(n, name)| n == 3 || all.contains(name)), "{all:?}");
+        assert_eq!((all.len(), all.contains(&names[3])), (24, false));
+
+        // It never stands still.
+        let moving = |offset| {
+            let n = asked.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(page((n % 2 == 0).then_some(3), offset)) }
+        };
+        let failure = pages::by_offset("volumes", 10, |name: &String| name, moving).await;
+        assert_eq!(failure.unwrap_err().class, Class::Busy);
+        Ok(())
+    });
+}
+
 #[test]
 fn content_range_is_read() {
     assert_eq!(pages::content_range("0-999/2100"), Some((0, 999, Some(2100))));

@@ -15,6 +15,8 @@ use crate::block::{self, Disk, Mapped, ScsiId};
 const DAEMON: Duration = Duration::from_secs(10);
 /// Most time until a map is there that the daemon was asked for.
 const APPEARS: Duration = Duration::from_secs(30);
+/// How long the daemon has to hear of a disk by itself, before it is told.
+const HEARS: Duration = Duration::from_secs(2);
 /// Where the daemon listens (unix(7), abstract sockets; multipath-tools, `DEFAULT_SOCKET`).
 const SOCKET: &str = "@/org/kernel/linux/storage/multipathd";
 
@@ -161,15 +163,25 @@ pub async fn ensure(cx: &Cx, id: &ScsiId, disks: &[Disk]) -> Result<Mapped> {
     {
         cx.within(DAEMON).command("multipath").args(["-a", &disk.device()]).run().await?;
     }
-    for disk in disks {
-        if find(id).is_none_or(|map| !map.slaves.contains(&disk.name)) {
-            // A path that it has found by itself meanwhile is `ok`, too.
-            ask(cx, &["add", "path", &disk.name]).await?;
+    // It hears of new disks by itself, through udev, and refuses to be told of one that udev is
+    // not done with. Where it does not hear, being told helps.
+    let end = cx.within(APPEARS);
+    let what = format!("the multipath map {id}");
+    loop {
+        match block::wait(&end, HEARS, &what, || Ok(whole(id))).await {
+            Err(error) if end.remaining().is_zero() => return Err(error.legacy(433)),
+            Err(error) if error.kind != Kind::Unreachable => return Err(error),
+            Err(_) => {}
+            found => return found,
+        }
+        for disk in disks {
+            if find(id).is_none_or(|map| !map.slaves.contains(&disk.name))
+                && let Err(error) = ask(&end, &["add", "path", &disk.name]).await
+            {
+                plugin_sdk::tracing::debug!(%error, "not yet");
+            }
         }
     }
-    block::wait(cx, APPEARS, &format!("the multipath map {id}"), || Ok(whole(id)))
-        .await
-        .map_err(|error| error.legacy(433))
 }
 
 /// Has the map take the size that its paths have now.

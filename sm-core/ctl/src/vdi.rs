@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sm_core::{AttachmentRecord, Checks, Mirrored, NewSnapshot, NewVdi, Sr};
+use sm_model::manifest::feature;
 use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
 use sm_model::{Changed, VdiUuid};
 
@@ -47,7 +48,13 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
         VdiCommand::Clone { vdi, name, description } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
             let done = sr.vdi_clone(op, vdi, name, description).await?;
-            Ok(made(json, &done))
+            let report = made(json, &done);
+            let by_storage = done.changed == Changed::Created && offloads(session, &sr);
+            Ok(if by_storage {
+                report.note(json, "smctl: cloned by the storage; bytes copied by this host: 0")
+            } else {
+                report
+            })
         }
         VdiCommand::Revert { vdi, snapshot } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
@@ -174,6 +181,12 @@ fn update(vdi: VdiUuid, change: &Change) -> Result<VdiUpdate> {
         keys,
         ..no_update(vdi)
     })
+}
+
+/// Whether the storage clones by itself.
+fn offloads(session: &Session, sr: &Sr) -> bool {
+    let found = session.manager.driver(&sr.record().driver);
+    found.is_ok_and(|found| found.manifest.can(feature::OFFLOAD))
 }
 
 /// A VDI was made: its UUID, for the next command.

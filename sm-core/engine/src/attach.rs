@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use datapath::control::protocol::Status;
 use datapath::disk::{Limits, Plan};
 use sm_loader::port;
-use sm_model::manifest::feature;
 use sm_model::vdi::{VdiActivate, VdiAttach, VdiDeactivate, VdiDetach, VdiStat};
 use sm_model::{Access, AttachMode, Error, Kind, Operation, OperationId, Result, SrUuid, VdiUuid};
 use sm_step::step;
 
+use crate::attached::holders;
 use crate::automaton::{State, Step};
 use crate::catalog::{AttachmentRecord, Datapath};
 use crate::events::Event;
@@ -290,7 +290,7 @@ impl Sr {
     }
 
     /// Finishes what an earlier call could not, and keeps the record of it.
-    async fn finish(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
+    pub(crate) async fn finish(&self, op: &Op, record: &mut AttachmentRecord) -> Result<()> {
         let finished = async {
             self.settle_move(record.vdi).await?;
             if record.asked {
@@ -399,8 +399,8 @@ impl Sr {
         })
         .await?;
         record.access = vec![access];
-        self.raise_remote(record, status.as_ref()).await;
-        if wanted != Wanted::Active || status.as_ref().is_some_and(is_active) {
+        self.raise_remote(record, Some(&status)).await;
+        if wanted != Wanted::Active || is_active(&status) {
             return Ok(());
         }
         if let State::Activated(mode) = record.driver_state {
@@ -516,87 +516,6 @@ impl Sr {
             .context("vdi", record.vdi)
             .hint("deactivate it there first"))
     }
-
-    /// Refuses if the VDI is attached, unless the driver has the `live` capability. With a mode,
-    /// only an attachment of that mode counts.
-    pub(crate) async fn refuse_if_attached(
-        &self,
-        op: &Op,
-        vdi: VdiUuid,
-        live: &str,
-        mode: Option<AttachMode>,
-    ) -> Result<()> {
-        let Some(mut record) = self.attachment(vdi)? else { return Ok(()) };
-        self.finish(op, &mut record).await?;
-        let held = record.driver_state.mode();
-        if held.is_none() || mode.is_some_and(|mode| held != Some(mode)) {
-            return Ok(());
-        }
-        if self.driver_manifest()?.can(live) {
-            return Ok(());
-        }
-        Err(Error::new(Kind::InUse, format!("VDI {vdi} is attached by {}", holders(&record)))
-            .legacy(24)
-            .context("vdi", vdi)
-            .hint(detach_hint(&record)))
-    }
-
-    /// As [`Self::refuse_if_attached`], but lets pass what its data path can be told of. `live` is
-    /// what a driver has that can do it without.
-    pub(crate) async fn refuse_unless_live(
-        &self,
-        op: &Op,
-        vdi: VdiUuid,
-        live: &str,
-        mode: Option<AttachMode>,
-    ) -> Result<()> {
-        if let Some(mut record) = self.attachment(vdi)?
-            && record.served
-            && !record.datapaths.keys().any(|name| is_job(name))
-            && self.driver_manifest()?.can(feature::DATAPATH)
-        {
-            // One that was killed is there again after this.
-            self.finish(op, &mut record).await?;
-            return self.refuse_moved(vdi);
-        }
-        self.refuse_if_attached(op, vdi, live, mode).await
-    }
-
-    /// Refuses to resize a VDI that is attached, unless the driver can do that: one that has data
-    /// paths, of VDIs that nobody but a data path has open.
-    pub(crate) async fn refuse_resize(&self, op: &Op, vdi: VdiUuid) -> Result<()> {
-        let manifest = self.driver_manifest()?;
-        if !manifest.can(feature::DATAPATH) {
-            return self.refuse_if_attached(op, vdi, feature::LIVE_RESIZE, None).await;
-        }
-        let (live, never) = (manifest.can(feature::LIVE_RESIZE), "");
-        if let Some(mut record) = self.attachment(vdi)?
-            && live
-            && record.served
-            && !record.datapaths.keys().any(|name| is_job(name))
-        {
-            // One that was killed is there again after this.
-            return self.finish(op, &mut record).await;
-        }
-        self.refuse_if_attached(op, vdi, never, None).await
-    }
-
-    pub(crate) fn refuse_if_any_attached(&self) -> Result<()> {
-        let attached = self.attachments()?;
-        let Some(first) = attached.first() else { return Ok(()) };
-        Err(Error::new(
-            Kind::InUse,
-            format!(
-                "{} VDIs of SR {} are attached, among them {} by {}",
-                attached.len(),
-                self.uuid(),
-                first.vdi,
-                holders(first)
-            ),
-        )
-        .legacy(16)
-        .hint("detach them first; smctl vdi list --attached shows them"))
-    }
 }
 
 fn incomplete(vdi: VdiUuid) -> Error {
@@ -604,18 +523,4 @@ fn incomplete(vdi: VdiUuid) -> Error {
         "VDI {vdi} is not complete: an import or copy is filling it, or was interrupted"
     ))
     .hint("smctl job list shows which; resume it, or destroy the VDI")
-}
-
-fn detach_hint(record: &AttachmentRecord) -> String {
-    let commands: Vec<String> = record
-        .datapaths
-        .keys()
-        .map(|name| format!("smctl vdi detach {} --datapath {name}", record.vdi))
-        .collect();
-    commands.join("; ")
-}
-
-fn holders(record: &AttachmentRecord) -> String {
-    let names: Vec<String> = record.datapaths.keys().map(|name| format!("{name:?}")).collect();
-    if names.is_empty() { "nobody any more".to_owned() } else { names.join(", ") }
 }

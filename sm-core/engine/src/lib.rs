@@ -46,6 +46,7 @@
 #![deny(missing_docs)]
 
 mod attach;
+mod attached;
 pub mod automaton;
 pub mod catalog;
 mod changed;

@@ -100,27 +100,28 @@ impl Datapaths {
         client::find(&place).map_err(|error| told(vdi, &error))
     }
 
-    /// Starts the process of a VDI unless it is there. Answers how clients find the disk.
-    pub(crate) fn start(&self, vdi: VdiUuid) -> Result<Access> {
+    /// Starts the process of a VDI unless it is there. Answers how clients find the disk, and a
+    /// connection to it.
+    fn start(&self, vdi: VdiUuid) -> Result<(Access, Client)> {
         let place = self.place(vdi);
         let program = client::locate(self.program.as_deref()).map_err(|error| told(vdi, &error))?;
-        client::start(&place, &program).map_err(|error| told(vdi, &error))?;
+        let client = client::start(&place, &program).map_err(|error| told(vdi, &error))?;
         step!("core.datapath_started");
-        Ok(Access::Nbd { uri: place.uri() })
+        Ok((Access::Nbd { uri: place.uri() }, client))
     }
 
     /// As [`Datapaths::start`], and what it does. One that is being killed takes connections until
     /// its last thread has ended, which may wait for storage: then another one is started.
-    pub(crate) fn start_and_ask(&self, vdi: VdiUuid) -> Result<(Access, Option<Status>)> {
+    pub(crate) fn start_and_ask(&self, vdi: VdiUuid) -> Result<(Access, Status)> {
         let until = Instant::now() + SOON;
         loop {
-            let access = self.start(vdi)?;
-            match self.status(vdi) {
+            let (access, mut client) = self.start(vdi)?;
+            match client.status(SOON) {
                 Err(error) if Instant::now() < until => {
                     tracing::debug!(%vdi, %error, "a data path that was found does not answer");
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                other => return Ok((access, other?)),
+                other => return Ok((access, other.map_err(|error| told(vdi, &error))?)),
             }
         }
     }

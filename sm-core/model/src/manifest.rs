@@ -90,6 +90,8 @@ pub mod feature {
     pub const DATAPATH: &str = "datapath";
     /// Blocks that change are tracked, through snapshots ([`crate::vdi::VdiCbt`]).
     pub const CHANGED_BLOCKS: &str = "changed_blocks";
+    /// Snapshot, clone and revert are done by the storage: no data crosses the host.
+    pub const OFFLOAD: &str = "offload";
     /// Space is taken only when written.
     pub const THIN: &str = "thin";
     /// VDIs of format `raw`.

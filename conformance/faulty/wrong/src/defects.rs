@@ -73,7 +73,7 @@ defects! {
     "errors" {
         "wrong-kind": "what does not exist is an internal error", by ["L01", "L06", "C10", "G02"];
         "retry-helps": "what does not exist is said to come later", by ["L02"];
-        "nameless": "an error names nothing", by ["L03"];
+        "chatty": "an error is a page of text", by ["L03"];
         "limit-as-no-space": "a size above the limit is a lack of space", by ["C04"];
         "full-sr-destroyed": "an SR with disks is destroyed", by ["B14"];
         "panic-in-create": "an odd size is a panic", by ["L06"];

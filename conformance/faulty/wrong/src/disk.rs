@@ -44,7 +44,7 @@ impl Store {
                 return Err(match () {
                     () if self.is("wrong-kind") => Error::internal(format!("no record of {vdi}")),
                     () if self.is("retry-helps") => unknown(vdi).retry(Retry::Temporary),
-                    () if self.is("nameless") => Error::not_found("not found"),
+                    () if self.is("chatty") => Error::not_found("not found\n".repeat(40)),
                     () => unknown(vdi),
                 });
             }

@@ -51,7 +51,8 @@ impl Driver for Faulty {
     };
 
     async fn probe(config: RawConfig, _: &Cx) -> Result<SrProbed> {
-        store::probe(&config.complete::<Config>()?.location)
+        let config = config.complete::<Config>()?;
+        store::probe(&config.location, config.defect.as_deref() == Some("probe-makes"))
     }
 
     async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
@@ -61,7 +62,7 @@ impl Driver for Faulty {
         }
         let secret = config.password.map(|secret| secret.reveal().to_owned()).unwrap_or_default();
         if defect == "secret-in-log" {
-            plugin_sdk::tracing::info!(password = secret, "logging in");
+            plugin_sdk::tracing::info!("logging in as admin:{secret}");
         }
         Ok(Self(Store::new(&config.location, sr, defect, secret)))
     }

@@ -210,7 +210,10 @@ fn leave_a_process() {
 }
 
 /// The SRs in a folder.
-pub(crate) fn probe(location: &Utf8Path) -> Result<SrProbed> {
+pub(crate) fn probe(location: &Utf8Path, makes: bool) -> Result<SrProbed> {
+    if makes {
+        std::fs::write(location.join(".probed"), "")?;
+    }
     let mut items = vec![ProbeItem { complete: true, ..ProbeItem::default() }];
     for entry in location.read_dir_utf8()? {
         let path = entry?.into_path();

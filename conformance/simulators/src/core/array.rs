@@ -375,7 +375,9 @@ impl Array {
             let volume = online(&state, key)?;
             within(offset, bytes.len() as u64, volume.size)?;
             let needed = state.contents.needed(volume.layer, offset, bytes.len() as u64);
-            if let Some((reserve, depletion)) = volume.snapshot_reserve {
+            // Without snapshots nothing is kept, and the reserve is of no matter.
+            let reserve = volume.snapshot_reserve.filter(|_| !snapshots_of(&state, key).is_empty());
+            if let Some((reserve, depletion)) = reserve {
                 // Each page written anew keeps an old one for the snapshots.
                 if needed > 0 && kept(&state, key, &volume) + needed > reserve {
                     if !deplete(&mut state, key, &volume, depletion)? {

@@ -200,7 +200,6 @@ impl<'a> Change<'a> {
         self.remove::<Layer>(&empty.to_string());
         volume.origin = origin.then(|| from.to_owned());
         self.put::<_, Trouble>(key, &volume)?;
-        self.collect = true;
         Ok(volume)
     }
 

@@ -77,10 +77,11 @@ impl View {
 
     /// Everything, for the inventory: tables, keys, records.
     pub fn json(&self) -> Value {
-        let tables = self.tables.iter().map(|(name, table)| {
-            let records = table.iter().map(|(key, entry)| (key.clone(), entry.json.clone()));
-            (name.clone(), Value::Object(records.collect()))
-        });
+        let tables =
+            self.tables.iter().filter(|(_, table)| !table.is_empty()).map(|(name, table)| {
+                let records = table.iter().map(|(key, entry)| (key.clone(), entry.json.clone()));
+                (name.clone(), Value::Object(records.collect()))
+            });
         Value::Object(tables.collect())
     }
 

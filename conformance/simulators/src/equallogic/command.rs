@@ -126,7 +126,9 @@ impl Command {
         };
         match self {
             Self::Empty | Self::Logout | Self::WhoAmI => "other",
-            Self::Setting(..) | Self::ShowSettings | Self::Columns(_) | Self::Hardwrap(_) => "settings",
+            Self::Setting(..) | Self::ShowSettings | Self::Columns(_) | Self::Hardwrap(_) => {
+                "settings"
+            }
             Self::ShowGroup => "group.show",
             Self::ListPools => "pool.list",
             Self::ShowPool(_) => "pool.show",

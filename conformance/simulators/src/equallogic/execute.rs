@@ -338,7 +338,12 @@ fn pools(array: &Array, shown: &dyn Fn(u64) -> String) -> Result<Page, Refusal> 
         rows.push(cells.into_iter().chain(sizes).collect());
     }
     let columns = vec![
-        ("Name", 20), ("Default", 7), ("Members", 7), ("Volumes", 7), ("Capacity", 12), ("FreeSpace", 12),
+        ("Name", 20),
+        ("Default", 7),
+        ("Members", 7),
+        ("Volumes", 7),
+        ("Capacity", 12),
+        ("FreeSpace", 12),
     ];
     Ok(Page::default().table(Table { columns, indent: 2, rows }))
 }
@@ -376,14 +381,24 @@ fn volumes(array: &Array, shown: &dyn Fn(u64) -> String) -> Page {
         let (status, thin) = (status(&volume), if volume.thick { "N" } else { "Y" });
         let (taken, connections) = (taken.to_string(), connections.to_string());
         vec![
-            name, shown(volume.size), taken, status.to_owned(), "read-write".to_owned(), connections,
+            name,
+            shown(volume.size),
+            taken,
+            status.to_owned(),
+            "read-write".to_owned(),
+            connections,
             thin.to_owned(),
         ]
     });
     let rows = rows.collect();
     let columns = vec![
-        ("Name", 15), ("Size", 10), ("Snapshots", 9), ("Status", 7), ("Permission", 10),
-        ("Connections", 11), ("T", 1),
+        ("Name", 15),
+        ("Size", 10),
+        ("Snapshots", 9),
+        ("Status", 7),
+        ("Permission", 10),
+        ("Connections", 11),
+        ("T", 1),
     ];
     Page::default().table(Table { columns, indent: 2, rows })
 }
@@ -495,7 +510,11 @@ fn access(array: &Array, target: &Target) -> Result<Page, Refusal> {
     });
     let rows = rows.collect();
     let columns = vec![
-        ("ID", 3), ("Initiator", 29), ("Ipaddress", 15), ("AuthMethod", 10), ("UserName", 10),
+        ("ID", 3),
+        ("Initiator", 29),
+        ("Ipaddress", 15),
+        ("AuthMethod", 10),
+        ("UserName", 10),
         ("Apply-To", 8),
     ];
     Ok(Page::default().table(Table { columns, indent: 3, rows }))

@@ -18,24 +18,28 @@ pub mod screen;
 mod server;
 mod shell;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 pub use self::server::CommandLine;
-use crate::core::{Array, Export, Identity, Options, Settings, Snapshot, Trouble, Vendor, View, Volume, Who};
-use crate::iscsi;
+use crate::admin::{self, Admin};
+use crate::core::{
+    Array, Export, Identity, Options, Settings, Snapshot, Trouble, Vendor, View, Volume, Who,
+};
+use crate::{Plan, iscsi};
 
 /// The personality.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PsGroup;
 
-/// The options of a group: pages of 15 MB take long to fill in tests, so accounting is finer.
-pub fn options(pool: u64) -> Options {
+/// The plan of a group: pages of 15 MB take long to fill in tests, so accounting is finer.
+pub fn plan(pool: u64) -> Plan {
     let settings = Settings { sessions: Some(7), ..Settings::default() };
-    Options { page: 64 << 10, pools: vec![("default".to_owned(), pool)], settings }
+    let pools = vec![("default".to_owned(), pool)];
+    Plan { options: Options { page: 64 << 10, pools, settings }, ..Plan::default() }
 }
 
 /// Who reaches an object by its access records, and with which CHAP account.
@@ -56,26 +60,27 @@ impl Vendor for PsGroup {
     fn exports(&self, view: &View) -> Vec<Export> {
         let secrets = view.get::<Settings>("").map(|s| s.vendor.get("chap").cloned());
         let secrets = secrets.flatten().unwrap_or(Value::Null);
-        let export = |key: &str, uuid: &str, target, snapshot, (who, chap): (Who, Option<String>)| {
-            let secret = |user: &String| secrets[user].as_str().unwrap_or_default().to_owned();
-            Export {
-                target,
-                lun: 0,
-                volume: key.to_owned(),
-                snapshot,
-                who,
-                chap: chap.map(|user| (user.clone(), secret(&user))),
-                read_only: snapshot,
-                block: 512,
-                identity: Identity {
-                    vendor: "EQLOGIC".to_owned(),
-                    product: "100E-00".to_owned(),
-                    revision: "8.1".to_owned(),
-                    serial: names::naa(uuid).to_ascii_uppercase(),
-                    naa: names::naa(uuid),
-                },
-            }
-        };
+        let export =
+            |key: &str, uuid: &str, target, snapshot, (who, chap): (Who, Option<String>)| {
+                let secret = |user: &String| secrets[user].as_str().unwrap_or_default().to_owned();
+                Export {
+                    target,
+                    lun: 0,
+                    volume: key.to_owned(),
+                    snapshot,
+                    who,
+                    chap: chap.map(|user| (user.clone(), secret(&user))),
+                    read_only: snapshot,
+                    block: 512,
+                    identity: Identity {
+                        vendor: "EQLOGIC".to_owned(),
+                        product: "100E-00".to_owned(),
+                        revision: "8.1".to_owned(),
+                        serial: names::naa(uuid).to_ascii_uppercase(),
+                        naa: names::naa(uuid),
+                    },
+                }
+            };
         let mut exports = Vec::new();
         for (key, volume) in view.all::<Volume>() {
             let ready = volume.online && !volume.attributes.contains_key(execute::COPYING);
@@ -103,19 +108,29 @@ pub struct Group {
     /// Its command line.
     pub command_line: CommandLine,
     targets: iscsi::Targets,
-    folder: PathBuf,
+    admin: Admin,
 }
 
 impl Group {
-    /// Starts a group from the state in a folder if there is one.
-    pub async fn start(folder: &Path, options: &Options) -> Result<Self, Trouble> {
-        let array = Array::open(folder, options)?;
+    /// Starts a group from the state in a folder if there is one. There is no TLS.
+    pub async fn start(folder: &Path, plan: &Plan) -> Result<Self, Trouble> {
+        let array = Array::open(folder, &plan.options)?;
         array.set(|_| ())?;
         forget_copies(&array)?;
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let targets = iscsi::serve(any, array.clone(), Arc::new(PsGroup)).await?;
-        let command_line = server::serve(any, array.clone(), folder).await?;
-        Ok(Self { array, command_line, targets, folder: folder.to_owned() })
+        let targets = iscsi::serve(plan.iscsi, array.clone(), Arc::new(PsGroup)).await?;
+        let admin = admin::serve(plan.admin, array.clone(), Arc::new(PsGroup)).await?;
+        let command_line = server::serve(plan.listen, array.clone(), folder).await?;
+        Ok(Self { array, command_line, targets, admin })
+    }
+
+    /// What the program prints when it has started.
+    pub fn describe(&self) -> Value {
+        serde_json::json!({
+            "ssh": self.command_line.address.to_string(),
+            "fingerprint": self.command_line.fingerprint,
+            "portal": self.portal().to_string(),
+            "admin": format!("http://{}", self.admin.address),
+        })
     }
 
     /// Where its LUNs are.
@@ -129,11 +144,6 @@ impl Group {
         forget_copies(&self.array)
     }
 
-    /// Where its state is.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// All objects as lines: what a leak is looked for in.
     pub fn inventory(&self) -> Vec<String> {
         let view = self.array.current();
@@ -141,7 +151,8 @@ impl Group {
             format!("volume {key} {} online={} {:?}", volume.size, volume.online, volume.attributes)
         });
         let snapshots = view.all::<Snapshot>().into_iter();
-        let snapshots = snapshots.map(|(key, snapshot)| format!("snapshot {key} {:?}", snapshot.attributes));
+        let snapshots =
+            snapshots.map(|(key, snapshot)| format!("snapshot {key} {:?}", snapshot.attributes));
         volumes.chain(snapshots).collect()
     }
 }
@@ -157,4 +168,3 @@ fn forget_copies(array: &Array) -> Result<(), Trouble> {
         Ok(())
     })
 }
-

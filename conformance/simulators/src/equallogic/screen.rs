@@ -63,7 +63,10 @@ impl Page {
 
     /// ... and pairs.
     #[must_use]
-    pub fn pairs<K: Into<String>, V: Into<String>>(mut self, pairs: impl IntoIterator<Item = (K, V)>) -> Self {
+    pub fn pairs<K: Into<String>, V: Into<String>>(
+        mut self,
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
         let pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into()));
         self.parts.push(Part::Pairs(pairs.collect()));
         self
@@ -125,7 +128,8 @@ fn wrap(text: &str, columns: usize, lines: &mut Vec<String>) {
 impl Table {
     fn print(&self, lines: &mut Vec<String>) {
         let line = |cells: Vec<String>| {
-            let padded = cells.iter().zip(&self.columns).map(|(cell, (_, width))| format!("{cell:<width$}"));
+            let padded =
+                cells.iter().zip(&self.columns).map(|(cell, (_, width))| format!("{cell:<width$}"));
             padded.collect::<Vec<_>>().join(" ").trim_end().to_owned()
         };
         lines.push(line(self.columns.iter().map(|(head, _)| (*head).to_owned()).collect()));
@@ -198,9 +202,15 @@ mod tests {
         assert_eq!(size(1_084_479_243, false), "1.01GB");
         assert_eq!(size(102_405 << 20, true), "102405MB");
         assert_eq!(size(3 << 39, false), "1.5TB");
-        assert_eq!((size(0, false), size((1 << 20) + 1, false)), ("0MB".to_owned(), "1.01MB".to_owned()));
+        assert_eq!(
+            (size(0, false), size((1 << 20) + 1, false)),
+            ("0MB".to_owned(), "1.01MB".to_owned())
+        );
         assert_eq!(command::size("1.5GB"), Some(3 << 29));
-        assert_eq!((command::size("15"), command::size("1X"), command::size("GB")), (Some(15 << 20), None, None));
+        assert_eq!(
+            (command::size("15"), command::size("1X"), command::size("GB")),
+            (Some(15 << 20), None, None)
+        );
     }
 
     #[test]
@@ -215,7 +225,8 @@ mod tests {
             read("volume select web description 'a \"b\"'"),
             Command::Describe(web.clone(), "a \"b\"".into())
         );
-        let grant = Grant { initiator: Some("iqn.a".into()), address: None, chap: Some("u".into()) };
+        let grant =
+            Grant { initiator: Some("iqn.a".into()), address: None, chap: Some("u".into()) };
         assert_eq!(
             read("volume select web access create initiator iqn.a authmethod chap username u"),
             Command::Grant(web, grant)

@@ -43,7 +43,11 @@ fn host_key(folder: &Path) -> io::Result<PrivateKey> {
 }
 
 /// Opens the command line of an array whose state is in a folder.
-pub(super) async fn serve(listen: SocketAddr, array: Array, folder: &Path) -> io::Result<CommandLine> {
+pub(super) async fn serve(
+    listen: SocketAddr,
+    array: Array,
+    folder: &Path,
+) -> io::Result<CommandLine> {
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     let key = host_key(folder)?;
@@ -133,7 +137,11 @@ impl server::Handler for Connection {
         Ok(())
     }
 
-    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+    async fn shell_request(
+        &mut self,
+        id: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
         session.channel_success(id)?;
         let (input, lines) = mpsc::unbounded_channel();
         self.shell = Some(input);
@@ -149,7 +157,12 @@ impl server::Handler for Connection {
         Ok(())
     }
 
-    async fn data(&mut self, _: ChannelId, data: &[u8], _: &mut Session) -> Result<(), russh::Error> {
+    async fn data(
+        &mut self,
+        _: ChannelId,
+        data: &[u8],
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
         if let Some(shell) = &self.shell {
             // A shell that has ended reads nothing.
             let _ = shell.send(data.to_vec());

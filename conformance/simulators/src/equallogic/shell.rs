@@ -70,6 +70,8 @@ pub(super) struct Shell {
 struct Input {
     source: UnboundedReceiver<Vec<u8>>,
     bytes: std::collections::VecDeque<u8>,
+    /// A line that is not whole yet: who waits for it may stop waiting.
+    begun: Vec<u8>,
 }
 
 impl Input {
@@ -84,17 +86,16 @@ impl Input {
 
     /// A line, ended by `\r`, `\n` or both.
     async fn line(&mut self) -> Option<String> {
-        let mut line = Vec::new();
         loop {
             match self.byte().await? {
-                b'\r' => {
-                    if self.bytes.front() == Some(&b'\n') {
+                end @ (b'\r' | b'\n') => {
+                    if end == b'\r' && self.bytes.front() == Some(&b'\n') {
                         self.bytes.pop_front();
                     }
+                    let line = std::mem::take(&mut self.begun);
                     return Some(String::from_utf8_lossy(&line).into_owned());
                 }
-                b'\n' => return Some(String::from_utf8_lossy(&line).into_owned()),
-                byte if line.len() < 4096 => line.push(byte),
+                byte if self.begun.len() < 4096 => self.begun.push(byte),
                 _ => {}
             }
         }
@@ -102,6 +103,7 @@ impl Input {
 
     fn throw_away(&mut self) {
         self.bytes.clear();
+        self.begun.clear();
         while self.source.try_recv().is_ok() {}
     }
 }
@@ -114,13 +116,17 @@ impl Shell {
         let token = match self.array.sessions().open(&self.user) {
             Ok(token) => token,
             Err(_) => {
+                let requests = self.array.requests();
+                let number = requests.begin(self.array.clock().now(), "session.refused", "");
+                requests.end(number, 0, None);
                 let words = "% Error - Maximum number of sessions reached.";
                 let _ = self.write(&format!("\r\n{words}\r\n")).await;
                 self.end().await;
                 return;
             }
         };
-        let mut input = Input { source, bytes: std::collections::VecDeque::new() };
+        let (bytes, begun) = (std::collections::VecDeque::new(), Vec::new());
+        let mut input = Input { source, bytes, begun };
         let _ = self.serve(&token, &mut input).await;
         self.array.sessions().close(&token);
         self.end().await;
@@ -177,14 +183,22 @@ impl Shell {
         }
     }
 
-    async fn command(&mut self, own: &mut Own, token: &str, input: &mut Input, line: &str) -> Result<(), Over> {
+    async fn command(
+        &mut self,
+        own: &mut Own,
+        token: &str,
+        input: &mut Input,
+        line: &str,
+    ) -> Result<(), Over> {
         let command = match Command::read(line) {
             Ok(Command::Empty) => return Ok(()),
             Ok(Command::Logout) => return Err(Over),
             Ok(command) => command,
             Err(wrong) => return self.print(own, input, &wrong_page(&wrong)).await,
         };
-        if own.confirmation && let Some(question) = command.asks() {
+        if own.confirmation
+            && let Some(question) = command.asks()
+        {
             self.write(&format!("{question} (y/n) [n]")).await?;
             let answer = input.line().await.ok_or(Over)?;
             self.write("\r\n").await?;
@@ -326,7 +340,8 @@ impl Shell {
         }
         let (array, command) = (self.array.clone(), command.clone());
         let megabytes = own.look.megabytes;
-        let done = tokio::task::spawn_blocking(move || execute::execute(&array, &command, megabytes));
+        let done =
+            tokio::task::spawn_blocking(move || execute::execute(&array, &command, megabytes));
         let done = done.await.map_err(|_| Refusal("Internal error.".to_owned()))??;
         if let Some(copy) = done.copy {
             let fails = matches!(effect, Some(Effect::JobFails { .. } | Effect::JobLost));

@@ -24,6 +24,7 @@ const CAPACITY_CHANGED: Sense = Sense(6, 0x2a, 0x09);
 const WRITE_PROTECTED: Sense = Sense(7, 0x27, 0x00);
 const SPACE_USED_UP: Sense = Sense(7, 0x27, 0x07);
 const NOT_READY: Sense = Sense(2, 0x04, 0x03);
+const MISCOMPARE: Sense = Sense(0x0e, 0x1d, 0x00);
 const FAILED: Sense = Sense(4, 0x44, 0x00);
 
 impl Sense {
@@ -66,10 +67,14 @@ impl Unit {
         data: &[u8],
     ) -> Done {
         let export = own.iter().find(|export| export.lun == lun);
+        let cut = |mut answer: Vec<u8>, at: usize, length: usize| {
+            answer.truncate(number(cdb, at, length) as usize);
+            Ok(Done::Data(answer))
+        };
         let done = match (cdb[0], export) {
-            (0xa0, _) => Ok(Done::Data(report_luns(own))),
+            (0xa0, _) => cut(report_luns(own), 6, 4),
             (0x12, _) => inquiry(array, export, cdb),
-            (0x03, _) => Ok(Done::Data(Sense(0, 0, 0).bytes().to_vec())),
+            (0x03, _) => cut(Sense(0, 0, 0).bytes().to_vec(), 4, 1),
             (_, None) => Err(NO_SUCH_UNIT),
             (_, Some(export)) => self.of_unit(array, export, cdb, data),
         };
@@ -94,11 +99,22 @@ impl Unit {
         let big = |at: usize| number(cdb, at, 8);
         let word = |at: usize| number(cdb, at, 4);
         let short = |at: usize| number(cdb, at, 2);
+        let cut = |mut answer: Vec<u8>, at: usize, length: usize| {
+            answer.truncate(number(cdb, at, length) as usize);
+            Ok(Done::Data(answer))
+        };
+        // Blocks carry no protection information, so nobody may ask for some.
+        let moves = matches!(cdb[0], 0x28 | 0x2a | 0x88 | 0x8a | 0xa8 | 0xaa | 0x41 | 0x93);
+        if moves && cdb[1] >> 5 != 0 {
+            return Err(INVALID_FIELD);
+        }
         match cdb[0] {
-            0x00 | 0x1b | 0x35 | 0x91 | 0x1e | 0x2f | 0x8f => Ok(Done::Good),
+            0x00 | 0x1b | 0x35 | 0x91 | 0x1e => Ok(Done::Good),
+            0x2f => verify(array, export, cdb[1], word(2), short(7), data),
+            0x8f => verify(array, export, cdb[1], big(2), word(10), data),
             0x16 | 0x17 | 0x56 | 0x57 => Ok(Done::Good),
-            0x1a => Ok(Done::Data(mode_sense(export, false))),
-            0x5a => Ok(Done::Data(mode_sense(export, true))),
+            0x1a => cut(mode_sense(export, false), 4, 1),
+            0x5a => cut(mode_sense(export, true), 7, 2),
             0x25 => {
                 let last = u32::try_from(last).unwrap_or(u32::MAX);
                 let mut answer = last.to_be_bytes().to_vec();
@@ -111,7 +127,7 @@ impl Unit {
                 answer.resize(32, 0);
                 // Thin; unmapped blocks read as zeros.
                 answer[14] = 0xc0;
-                Ok(Done::Data(answer))
+                cut(answer, 10, 4)
             }
             0x08 => read(array, export, number(cdb, 1, 3) & 0x1f_ffff, six(cdb[4])),
             0x28 => read(array, export, word(2), short(7)),
@@ -152,7 +168,9 @@ fn size_of(array: &Array, export: &Export) -> Result<u64, Sense> {
 fn range(array: &Array, export: &Export, from: u64, count: u64) -> Result<(u64, u64), Sense> {
     let block = u64::from(export.block);
     let end = from.checked_add(count).and_then(|end| end.checked_mul(block)).ok_or(OUT_OF_RANGE)?;
-    if end > size_of(array, export)? {
+    let size = size_of(array, export)?;
+    // A range of no blocks must begin within the unit, too.
+    if end > size || from * block >= size {
         return Err(OUT_OF_RANGE);
     }
     Ok((from * block, count * block))
@@ -184,6 +202,27 @@ fn write(
     Ok(Done::Good)
 }
 
+fn verify(
+    array: &Array,
+    export: &Export,
+    flags: u8,
+    from: u64,
+    count: u64,
+    data: &[u8],
+) -> Result<Done, Sense> {
+    if flags >> 5 != 0 {
+        return Err(INVALID_FIELD);
+    }
+    let (offset, length) = range(array, export, from, count)?;
+    if flags & 0x02 != 0 {
+        let own = array.read(&export.volume, offset, data.len().min(length as usize))?;
+        if own != data.get(..own.len()).unwrap_or_default() {
+            return Err(MISCOMPARE);
+        }
+    }
+    Ok(Done::Good)
+}
+
 fn same(
     array: &Array,
     export: &Export,
@@ -193,6 +232,9 @@ fn same(
     data: &[u8],
 ) -> Result<Done, Sense> {
     writable(export)?;
+    if count == 0 {
+        return Err(INVALID_FIELD);
+    }
     let (offset, length) = range(array, export, from, count)?;
     if flags & 0x08 != 0 {
         array.unmap(&export.volume, offset, length)?;
@@ -211,6 +253,9 @@ fn unmap(array: &Array, export: &Export, data: &[u8]) -> Result<Done, Sense> {
     for at in (8..8 + length).step_by(16) {
         let Some(descriptor) = data.get(at..at + 16) else { break };
         let (from, count) = (number(descriptor, 0, 8), number(descriptor, 8, 4));
+        if count == 0 {
+            continue;
+        }
         let (offset, length) = range(array, export, from, count)?;
         array.unmap(&export.volume, offset, length)?;
     }
@@ -248,7 +293,8 @@ fn report_luns(own: &[Export]) -> Vec<u8> {
 }
 
 fn mode_sense(export: &Export, ten: bool) -> Vec<u8> {
-    let protected = if export.read_only || export.snapshot { 0x80 } else { 0 };
+    // Writes may ask to go through at once.
+    let protected = if export.read_only || export.snapshot { 0x90 } else { 0x10 };
     // The caching page: writes are cached.
     let mut caching = vec![0x08, 0x12, 0x04];
     caching.resize(20, 0);

@@ -69,7 +69,11 @@ impl Session {
                 None => Pdu::read(&mut self.stream).await?,
             };
             if !pdu.is_immediate() && pdu.opcode() != 0x05 {
-                self.agreed.cmd_sn = pdu.word(24).wrapping_add(1);
+                // Out of its turn on the only connection there is: not carried out.
+                if pdu.word(24) != self.agreed.cmd_sn {
+                    continue;
+                }
+                self.agreed.cmd_sn = self.agreed.cmd_sn.wrapping_add(1);
             }
             match pdu.opcode() {
                 0x00 => self.nop(&pdu).await?,
@@ -156,7 +160,7 @@ impl Session {
 
     /// Takes the data of a write: what came with the command, and what is asked for.
     async fn collect(&mut self, command: &Pdu, expected: usize) -> io::Result<Vec<u8>> {
-        let too_much = || io::Error::new(io::ErrorKind::InvalidData, "more data than announced");
+        let too_much = || io::Error::new(io::ErrorKind::InvalidData, "data that was not asked for");
         let mut data = command.data.clone();
         let mut asked = 0;
         let final_ = command.flags() & 0x80 != 0;
@@ -178,12 +182,15 @@ impl Session {
             r2t.write(&mut self.stream).await?;
             asked += 1;
             let until = data.len() + want;
+            let mut number = 0;
             while data.len() < until {
                 let pdu = Pdu::read(&mut self.stream).await?;
                 if pdu.opcode() == 0x05 && pdu.word(16) == command.word(16) {
-                    if pdu.word(40) as usize != data.len() || data.len() + pdu.data.len() > until {
+                    let in_turn = pdu.word(36) == number && pdu.word(40) as usize == data.len();
+                    if !in_turn || data.len() + pdu.data.len() > until {
                         return Err(too_much());
                     }
+                    number += 1;
                     data.extend_from_slice(&pdu.data);
                 } else {
                     self.waiting.push_back(pdu);

@@ -25,6 +25,12 @@ pub(super) fn standard(identity: Option<&Identity>) -> Vec<u8> {
     data.extend(padded(&identity.product, 16));
     data.extend(padded(&identity.revision, 4));
     data.resize(74, 0);
+    // SPC-4, SBC-3, iSCSI.
+    for (at, version) in [(58, 0x0460_u16), (60, 0x04c0), (62, 0x0960)] {
+        if let Some(place) = data.get_mut(at..at + 2) {
+            place.copy_from_slice(&version.to_be_bytes());
+        }
+    }
     data[4] = 69;
     data
 }

@@ -10,7 +10,7 @@ use super::objects::{Filesystem, FilesystemSnapshot};
 use super::query::Query;
 use super::schema::{self, DATASET_CREATE, DATASET_DELETE, DATASET_UPDATE};
 use super::snapshot;
-use crate::core::{Array, Change, NewVolume, Snapshot, View, Volume};
+use crate::core::{Array, Change, NewVolume, Pool, Snapshot, Space, View, Volume};
 
 /// A name is at most so long on Linux, `zvol/` not counted.
 const LONGEST: usize = 255;
@@ -71,10 +71,25 @@ fn used(array: &Array, view: &View, volume: &Volume) -> u64 {
     array.between(volume.layer, origin.map(|origin| origin.layer))
 }
 
-fn zvol(array: &Array, view: &View, name: &str, volume: &Volume) -> Value {
-    let free = array.space(&volume.pool).map_or(0, |space| space.free());
-    let referenced = array.referenced(volume.layer);
-    let written = used(array, view, volume);
+/// What datasets are shown by: their objects at one moment, and the space of pools, asked once.
+struct Show<'a> {
+    array: &'a Array,
+    view: View,
+    spaces: BTreeMap<String, Space>,
+}
+
+impl<'a> Show<'a> {
+    fn new(array: &'a Array, view: View) -> Self {
+        let pools = view.all::<Pool>().into_iter();
+        let spaces = pools.filter_map(|(name, _)| Some((name.clone(), array.space(&name).ok()?)));
+        Self { array, spaces: spaces.collect(), view }
+    }
+}
+
+fn zvol(show: &Show<'_>, name: &str, volume: &Volume) -> Value {
+    let free = show.spaces.get(&volume.pool).map_or(0, Space::free);
+    let referenced = show.array.referenced(volume.layer);
+    let written = used(show.array, &show.view, volume);
     let reserved = if volume.thick { volume.size } else { 0 };
     let block = volume.attributes.get("volblocksize").and_then(Value::as_str).unwrap_or("16K");
     let user = user_of(volume);
@@ -114,8 +129,8 @@ pub(super) fn created(at: u64) -> Value {
     property(&seconds, &seconds, json!({"$date": at / 1000 * 1000}), "NONE")
 }
 
-fn filesystem(array: &Array, name: &str, own: &Filesystem) -> Value {
-    let space = array.space(pool_of(name));
+fn filesystem(show: &Show<'_>, name: &str, own: &Filesystem) -> Value {
+    let space = show.spaces.get(pool_of(name));
     let (used, free) = space.map_or((0, 0), |s| (s.used + s.reserved, s.free()));
     let mut object = json!({
         "id": name, "name": name, "type": "FILESYSTEM", "pool": pool_of(name),
@@ -133,11 +148,17 @@ fn filesystem(array: &Array, name: &str, own: &Filesystem) -> Value {
     object
 }
 
-fn one(array: &Array, view: &View, name: &str) -> Option<Value> {
-    if let Some(volume) = view.get::<Volume>(name) {
-        return Some(zvol(array, view, name, &volume));
+fn one(show: &Show<'_>, name: &str) -> Option<Value> {
+    if let Some(volume) = show.view.get::<Volume>(name) {
+        return Some(zvol(show, name, &volume));
     }
-    Some(filesystem(array, name, &*view.get::<Filesystem>(name)?))
+    Some(filesystem(show, name, &*show.view.get::<Filesystem>(name)?))
+}
+
+/// A dataset as it is now.
+fn shown(array: &Array, name: &str) -> Result<Value, Failure> {
+    let found = one(&Show::new(array, array.current()), name);
+    found.ok_or_else(|| Failure::NoInstance(name.to_owned()))
 }
 
 /// The names of all datasets.
@@ -149,24 +170,24 @@ fn names(view: &View) -> Vec<String> {
 }
 
 pub(super) fn query(array: &Array, query: &Query) -> Result<Value, Failure> {
-    let view = array.view();
+    let show = Show::new(array, array.view());
     if let Some(name) = query.exactly("id").or_else(|| query.exactly("name")) {
         let nested = query.extra("retrieve_children") != Some(&json!(false));
-        let found = one(array, &view, name).map(|mut object| {
+        let found = one(&show, name).map(|mut object| {
             if nested && object.get("type") == Some(&json!("FILESYSTEM")) {
-                set(&mut object, "children", children(array, &view, name));
+                set(&mut object, "children", children(&show, name));
             }
             object
         });
         return query.run(found.into_iter().collect());
     }
-    let names = names(&view);
-    let mut all: Vec<Value> = names.iter().filter_map(|name| one(array, &view, name)).collect();
+    let names = names(&show.view);
+    let mut all: Vec<Value> = names.iter().filter_map(|name| one(&show, name)).collect();
     if query.extra("retrieve_children") != Some(&json!(false)) {
         for object in &mut all {
             if object.get("type") == Some(&json!("FILESYSTEM")) {
                 let name = object.get("id").and_then(Value::as_str).unwrap_or("").to_owned();
-                set(object, "children", children(array, &view, &name));
+                set(object, "children", children(&show, &name));
             }
         }
     }
@@ -182,12 +203,12 @@ fn set(object: &mut Value, name: &str, value: Value) {
     }
 }
 
-fn children(array: &Array, view: &View, of: &str) -> Value {
-    let own = names(view).into_iter().filter(|name| parent(name) == of);
+fn children(show: &Show<'_>, of: &str) -> Value {
+    let own = names(&show.view).into_iter().filter(|name| parent(name) == of);
     let own = own.filter_map(|name| {
-        let mut object = one(array, view, &name)?;
-        if view.get::<Filesystem>(&name).is_some() {
-            set(&mut object, "children", children(array, view, &name));
+        let mut object = one(show, &name)?;
+        if show.view.get::<Filesystem>(&name).is_some() {
+            set(&mut object, "children", children(show, &name));
         }
         Some(object)
     });
@@ -304,7 +325,7 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
         })?;
         Ok(())
     })?;
-    one(array, &array.current(), &name).ok_or_else(|| Failure::NoInstance(name))
+    shown(array, &name)
 }
 
 fn change_user(user: &mut BTreeMap<String, String>, body: &Value) -> Result<(), Failure> {
@@ -355,7 +376,7 @@ pub(super) fn update(array: &Array, name: &str, body: &Value) -> Result<Value, F
         change.resize(name, size)?;
         Ok(())
     })?;
-    one(array, &array.current(), name).ok_or_else(|| Failure::NoInstance(name.to_owned()))
+    shown(array, name)
 }
 
 pub(super) fn delete(array: &Array, name: &str, options: &Value) -> Result<Value, Failure> {

@@ -75,17 +75,30 @@ pub(super) fn names(view: &View) -> Vec<String> {
     names
 }
 
-fn one(array: &Array, view: &View, id: &str) -> Option<Value> {
+/// The clones that hang on each snapshot.
+fn clones(view: &View) -> BTreeMap<String, Vec<String>> {
+    let mut clones: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, volume) in view.all::<Volume>() {
+        if let Some(origin) = &volume.origin {
+            clones.entry(origin.clone()).or_default().push(name);
+        }
+    }
+    clones
+}
+
+fn one(
+    array: &Array,
+    view: &View,
+    clones: &BTreeMap<String, Vec<String>>,
+    id: &str,
+) -> Option<Value> {
     let mut properties = Map::new();
     let (user, at, order) = if let Some(snapshot) = view.get::<Snapshot>(id) {
         properties.insert("volsize".to_owned(), bytes(snapshot.size, "NONE"));
         let referenced = array.referenced(snapshot.layer);
         properties.insert("referenced".to_owned(), bytes(referenced, "NONE"));
         properties.insert("used".to_owned(), bytes(0, "NONE"));
-        let clones = view.all::<Volume>().into_iter();
-        let clones = clones.filter(|(_, volume)| volume.origin.as_deref() == Some(id));
-        let clones: Vec<String> = clones.map(|(name, _)| name).collect();
-        let clones = clones.join(",");
+        let clones = clones.get(id).map_or_else(String::new, |clones| clones.join(","));
         properties.insert("clones".to_owned(), property(&clones, &clones, json!(clones), "NONE"));
         (user_of(&snapshot), snapshot.created, snapshot.order)
     } else {
@@ -104,11 +117,19 @@ fn one(array: &Array, view: &View, id: &str) -> Option<Value> {
     }))
 }
 
+/// A snapshot as it is now.
+fn shown(array: &Array, id: &str) -> Result<Value, Failure> {
+    let view = array.current();
+    let found = one(array, &view, &clones(&view), id);
+    found.ok_or_else(|| Failure::NoInstance(id.to_owned()))
+}
+
 pub(super) fn query(array: &Array, query: &Query) -> Result<Value, Failure> {
     let view = array.view();
+    let clones = clones(&view);
     let all = match query.exactly("id").or_else(|| query.exactly("name")) {
-        Some(id) => one(array, &view, id).into_iter().collect(),
-        None => names(&view).iter().filter_map(|id| one(array, &view, id)).collect(),
+        Some(id) => one(array, &view, &clones, id).into_iter().collect(),
+        None => names(&view).iter().filter_map(|id| one(array, &view, &clones, id)).collect(),
     };
     query.run(all)
 }
@@ -178,7 +199,7 @@ pub(super) fn create(array: &Array, body: &Value) -> Result<Value, Failure> {
         }
         Ok(())
     })?;
-    one(array, &array.current(), &id).ok_or_else(|| Failure::NoInstance(id))
+    shown(array, &id)
 }
 
 pub(super) fn update(array: &Array, id: &str, body: &Value) -> Result<Value, Failure> {
@@ -190,7 +211,7 @@ pub(super) fn update(array: &Array, id: &str, body: &Value) -> Result<Value, Fai
         snapshot.attributes = user.into_iter().map(|(key, value)| (key, json!(value))).collect();
         change.put::<_, Failure>(id, &snapshot)
     })?;
-    one(array, &array.current(), id).ok_or_else(|| Failure::NoInstance(id.to_owned()))
+    shown(array, id)
 }
 
 fn remove(change: &mut Change<'_>, id: &str) -> Result<(), Failure> {

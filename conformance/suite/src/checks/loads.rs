@@ -68,6 +68,9 @@ pub(super) const CHECKS: &[Check] = &[
             let before = (crate::inventory::processes(me).len(), crate::inventory::held(me));
             for _ in 0..RELOADS {
                 let port = world.other(world.sr, HOST)?;
+                let id = world.new_operation();
+                let call = Call::new(Operation::SrAttach, id, world.bench.config.call_budget());
+                world.call_on(&port, call, &sm_model::sr::SrAttach {})?;
                 world.bench.runtime.block_on(port.close(std::time::Duration::from_secs(5)));
             }
             let after = (crate::inventory::processes(me).len(), crate::inventory::held(me));
@@ -154,9 +157,10 @@ pub(super) const CHECKS: &[Check] = &[
             let (port, budget) = (world.port()?, world.bench.config.call_budget());
             let call = Call::new(Operation::VdiCreate, id, budget);
             let (busy, asked) = (std::sync::Arc::clone(&port), request.clone());
-            let under_way = world.bench.runtime.spawn(async move {
-                sm_loader::port::call(busy.as_ref(), call, &asked).await
-            });
+            let under_way = world
+                .bench
+                .runtime
+                .spawn(async move { sm_loader::port::call(busy.as_ref(), call, &asked).await });
             world.close()?;
             let answer = world.bench.runtime.block_on(under_way);
             world.note("the call under way", "", &format!("{answer:?}"));

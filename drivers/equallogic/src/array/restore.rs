@@ -48,10 +48,11 @@ pub(super) async fn restore(
     }
     step!("equallogic.restored");
     let cx = &cx.shielded();
+    // The group names it by the volume and the time; of a long name it may keep the beginning.
+    let beginning: String = volume.name.chars().take(20).collect();
     for name in array.snapshot_names(cx, &volume.name).await.map_err(open)? {
-        let is_backup = NAMES.parse(&name).is_none()
-            && name.starts_with(&format!("{}-", volume.name))
-            && !before.contains(&name);
+        let is_backup =
+            NAMES.parse(&name).is_none() && name.starts_with(&beginning) && !before.contains(&name);
         if is_backup {
             let rest = format!("snapshot delete {}", word("name", &name)?);
             let gone = array.on(cx, object, "delete_snapshot", Effect::Changes, &rest).await;

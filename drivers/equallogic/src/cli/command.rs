@@ -53,7 +53,12 @@ impl Command {
     }
 
     /// `volume select NAME ...`.
-    pub fn volume(operation: &'static str, effect: Effect, volume: &str, rest: &str) -> Outcome<Self> {
+    pub fn volume(
+        operation: &'static str,
+        effect: Effect,
+        volume: &str,
+        rest: &str,
+    ) -> Outcome<Self> {
         Ok(Self::new(operation, effect, format!("volume select {} {rest}", name(volume)?)))
     }
 

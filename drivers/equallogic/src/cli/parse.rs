@@ -72,7 +72,9 @@ fn key(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.split_once(':')?;
     let words = name.starts_with(|c: char| c.is_ascii_uppercase() || c == 'i')
         && name.len() <= 40
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b' ' | b'-' | b'/' | b'_'));
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b' ' | b'-' | b'/' | b'_'));
     (words && (value.is_empty() || value.starts_with(' '))).then_some((name.trim(), value))
 }
 
@@ -245,7 +247,11 @@ pub fn access(lines: &[String]) -> Vec<AccessRecord> {
         let id = row.first()?.split_whitespace().next()?.parse().ok()?;
         let name = row.get(initiator)?.clone();
         let rest = row.iter().enumerate().filter(|(n, _)| *n != 0 && *n != initiator);
-        Some(AccessRecord { id, initiator: name, rest: rest.map(|(_, cell)| cell.clone()).collect() })
+        Some(AccessRecord {
+            id,
+            initiator: name,
+            rest: rest.map(|(_, cell)| cell.clone()).collect(),
+        })
     };
     table.rows.iter().filter_map(record).collect()
 }
@@ -314,7 +320,9 @@ Name: not-this
         assert_eq!(details.get("name"), Some("volume-74cf9c04-4543-47ae-a937-a9b7c6c921e7"));
         assert_eq!(
             details.get("iscsi name"),
-            Some("iqn.2001-05.com.equallogic:0-8a0906-19f91850c-067000000b4532c1-volume-74cf9c04-4543-47ae-a937-a9b7c6c921e7")
+            Some(
+                "iqn.2001-05.com.equallogic:0-8a0906-19f91850c-067000000b4532c1-volume-74cf9c04-4543-47ae-a937-a9b7c6c921e7"
+            )
         );
         assert_eq!(details.size("Size"), Some(Bytes(1 << 30)));
         assert_eq!(details.size("Snap-Reserve-Avail"), Some(Bytes(1_084_479_243)));

@@ -71,8 +71,10 @@ fn without_echo<'a>(text: &'a str, command: &str) -> &'a str {
 fn is_event(line: &str) -> bool {
     let mut parts = line.trim_start().splitn(7, ':');
     let mut part = || parts.next().unwrap_or_default();
-    let (process, time, file, number, level, code) = (part(), part(), part(), part(), part(), part());
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let (process, time, file, number, level, code) =
+        (part(), part(), part(), part(), part(), part());
+    let digits =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     !process.is_empty()
         && !process.contains(' ')
         && digits(time)
@@ -88,7 +90,8 @@ fn refusal(lines: &[String]) -> Option<String> {
     let mut said: Option<String> = None;
     for line in lines {
         let line = line.trim();
-        let begins = ["% Error", "Error:", "%Error"].iter().find_map(|word| line.strip_prefix(word));
+        let begins =
+            ["% Error", "Error:", "%Error"].iter().find_map(|word| line.strip_prefix(word));
         match (begins, &mut said) {
             (Some(rest), None) => {
                 said = Some(rest.trim_start_matches([' ', '-', ':']).trim().to_owned());
@@ -122,7 +125,8 @@ mod tests {
 
     #[test]
     fn echo_events_and_pagers_are_no_lines() {
-        let expected = vec!["Snapshot creation succeeded.".to_owned(), "Snapshot name is web-1.".to_owned()];
+        let expected =
+            vec!["Snapshot creation succeeded.".to_owned(), "Snapshot name is web-1.".to_owned()];
         for text in [
             "Snapshot creation succeeded.\nSnapshot name is web-1.\n",
             "volume select web snapshot create-now\nSnapshot creation succeeded.\nSnapshot name is web-1.\n",
@@ -171,7 +175,9 @@ mod tests {
         let asked = read("Are you sure you want to delete web? (y/n) [n]\n");
         assert_eq!(
             asked.refusal.as_deref(),
-            Some("the array asked for a confirmation: Are you sure you want to delete web? (y/n) [n]")
+            Some(
+                "the array asked for a confirmation: Are you sure you want to delete web? (y/n) [n]"
+            )
         );
         assert_eq!(read("Description: no Error: here\n").refusal, None);
     }

@@ -98,7 +98,8 @@ impl Screen {
     pub fn is_waiting(&self) -> bool {
         let from = self.buffer.len().saturating_sub(TAIL);
         let tail = plain(self.buffer.get(from..).unwrap_or_default());
-        as_prompt(last_line(&tail)).is_some_and(|found| self.prompt.as_deref().is_none_or(|p| p == found))
+        as_prompt(last_line(&tail))
+            .is_some_and(|found| self.prompt.as_deref().is_none_or(|p| p == found))
     }
 
     /// What has come so far, for an error.

@@ -271,7 +271,9 @@ fn failure(cx: &Cx, effect: Effect, lost: Lost) -> Failure {
     };
     let failure = Failure::new(class);
     match lost {
-        Lost::Ended => failure.fact("the array ended the session in the middle of a reply").legacy(176),
+        Lost::Ended => {
+            failure.fact("the array ended the session in the middle of a reply").legacy(176)
+        }
         Lost::Garbled => failure.fact("the array's reply has no end").legacy(174),
         _ => failure.fact("the array fell silent in the middle of a reply").legacy(176),
     }

@@ -61,7 +61,12 @@ pub enum Lost {
 
 impl Shell {
     /// Opens a shell and sets it up.
-    pub async fn open(cx: &Cx, connection: Connection, slot: Slot, quiet: Duration) -> Outcome<Self> {
+    pub async fn open(
+        cx: &Cx,
+        connection: Connection,
+        slot: Slot,
+        quiet: Duration,
+    ) -> Outcome<Self> {
         let channel = connection.shell(cx).await?;
         let screen = Screen::new();
         let mut shell = Self { connection, channel, screen, waits: false, slot };
@@ -128,7 +133,8 @@ impl Shell {
                 Some(ChannelMsg::Data { data }) => {
                     self.screen.push(&data);
                 }
-                None | Some(ChannelMsg::Eof | ChannelMsg::Close | ChannelMsg::ExitStatus { .. }) => {
+                None
+                | Some(ChannelMsg::Eof | ChannelMsg::Close | ChannelMsg::ExitStatus { .. }) => {
                     return false;
                 }
                 Some(_) => {}
@@ -244,7 +250,10 @@ mod tests {
     #[test]
     fn settings_are_read_back_if_they_can_be_understood() {
         let show = |text: &str| still_on(&Reply::read(text, SHOW));
-        assert_eq!(show("____ CLI Settings ____\nconfirmation: off\npaging: off\nevents: off\n"), None);
+        assert_eq!(
+            show("____ CLI Settings ____\nconfirmation: off\npaging: off\nevents: off\n"),
+            None
+        );
         assert_eq!(show("confirmation   off\nEvents         on\n"), Some("events"));
         assert_eq!(show("displayinMB: on\nidlelogout: on\n"), None);
         assert_eq!(show("% Error - bad command\n"), None);

@@ -8,9 +8,9 @@ use array_kit::outcome::{Class, Failure, Outcome};
 use plugin_sdk::tokio::net::TcpStream;
 use plugin_sdk::tokio::time::timeout;
 use plugin_sdk::{Cx, Secret};
-use russh::keys::PublicKeyOrCertificate;
 use russh::client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse, Msg};
 use russh::keys::HashAlg;
+use russh::keys::PublicKeyOrCertificate;
 use russh::{Channel, Preferred, cipher, kex, mac};
 
 /// How long a connection, and then a login, may take.
@@ -60,7 +60,10 @@ pub struct Keeper {
 impl client::Handler for Keeper {
     type Error = russh::Error;
 
-    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+    async fn check_server_key(
+        &mut self,
+        key: &PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
         let fits = match &self.expected {
@@ -150,7 +153,11 @@ impl Connection {
         let mut handle = match handshake {
             Ok(Ok(handle)) => handle,
             Ok(Err(russh::Error::UnknownKey)) => {
-                return Err(wrong_key(&place, key, fingerprint.as_deref().unwrap_or("of no known form")));
+                return Err(wrong_key(
+                    &place,
+                    key,
+                    fingerprint.as_deref().unwrap_or("of no known form"),
+                ));
             }
             Ok(Err(error @ russh::Error::NoCommonAlgo { .. })) => {
                 return Err(Failure::new(Class::Unsupported)
@@ -172,9 +179,8 @@ impl Connection {
         match timeout(LOGIN.min(cx.remaining()), log_in(&mut handle, address)).await {
             Ok(Ok(true)) => Ok(Self { handle, fingerprint }),
             Ok(Ok(false)) => Err(denied(&address.user)),
-            Ok(Err(error)) => {
-                Err(unreachable(format!("{place} ends the connection at the login")).words(error.to_string()))
-            }
+            Ok(Err(error)) => Err(unreachable(format!("{place} ends the connection at the login"))
+                .words(error.to_string())),
             Err(_) => {
                 cx.check()?;
                 Err(unreachable(format!("{place} is silent at the login")))

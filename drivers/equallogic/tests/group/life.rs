@@ -5,7 +5,7 @@ use plugin_sdk::prelude::*;
 use crate::support::{Fixture, MIB, Sr, clone, create, run, snapshot, vdi};
 
 /// Everything a user does with an SR, with the state checked at each step.
-pub async fn life(sr: &mut Sr) -> Result<()> {
+pub(crate) async fn life(sr: &mut Sr) -> Result<()> {
     let foreign = sr.fixture.group.inventory();
     sr.until_done(1, SrCreate { name: "vms".into(), description: "of the test".into() }).await?;
     sr.until_done(2, SrAttach {}).await?;
@@ -44,7 +44,8 @@ pub async fn life(sr: &mut Sr) -> Result<()> {
     assert_eq!(sr.fixture.content(4), 11, "the clone of the snapshot");
     assert_eq!(sr.fixture.content(5), 12, "the clone of the disk");
 
-    let grown = sr.until_done(16, VdiResize { vdi: vdi(2), virtual_size: Bytes(100 * MIB) }).await?;
+    let grown =
+        sr.until_done(16, VdiResize { vdi: vdi(2), virtual_size: Bytes(100 * MIB) }).await?;
     assert_eq!(grown.vdi.virtual_size, Bytes(105 * MIB), "grown once");
     let smaller = VdiResize { vdi: vdi(2), virtual_size: Bytes(15 * MIB) };
     let error = sr.driver.call(smaller).await.unwrap_err();
@@ -121,10 +122,11 @@ fn an_sr_lives_and_leaves_nothing_behind() {
 #[test]
 fn each_operation_takes_the_commands_that_it_needs() {
     run(async {
-        let mut sr = Sr::new(Fixture::new()).await?;
+        let waits = [("clone_waits", serde_json::json!(true))];
+        let mut sr = Sr::new(Fixture::with(&waits, 1 << 40)).await?;
         sr.until_done(1, SrCreate::default()).await?;
         sr.fixture.counts();
-        let mut took = |sr: &Sr, expected: &[(&str, u64)]| {
+        let took = |sr: &Sr, expected: &[(&str, u64)]| {
             let counts = sr.fixture.counts();
             let expected = expected.iter().map(|(call, n)| ((*call).to_owned(), *n)).collect();
             assert_eq!(counts, expected);
@@ -162,7 +164,10 @@ fn each_operation_takes_the_commands_that_it_needs() {
             ],
         );
         sr.listed().await?;
-        took(&sr, &[("volume.list", 2), ("volume.show", 1), ("snapshot.list", 1), ("snapshot.show", 1)]);
+        took(
+            &sr,
+            &[("volume.list", 2), ("volume.show", 1), ("snapshot.list", 1), ("snapshot.show", 1)],
+        );
         Ok(())
     })
     .unwrap();

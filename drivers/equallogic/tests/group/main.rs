@@ -4,6 +4,10 @@
 //! array.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
+mod copies;
 mod faults;
 mod life;
+mod login;
+mod reserve;
+mod sessions;
 mod support;

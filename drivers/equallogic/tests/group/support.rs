@@ -10,10 +10,11 @@ use array_kit::driver::{Connector, Offload, Product};
 use array_kit::ledger::Settle;
 use array_kit::names::{Codec, Role};
 use array_sim::core::{Effect, Fault};
-use array_sim::equallogic::{Group, options};
+use array_sim::equallogic::{Group, plan};
 use plugin_sdk::model::operation::Request;
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::prelude::*;
+pub(crate) use plugin_sdk::testing::run;
 use plugin_sdk::testing::{Opened, TestHost};
 use plugin_sdk::tokio;
 use sm_driver_equallogic::PsGroup;
@@ -21,19 +22,19 @@ use sm_driver_equallogic::array::{EqualLogic, NAMES};
 use sm_driver_equallogic::config::Config;
 
 /// The password of the simulator's account, and one that must not be seen anywhere.
-pub const PASSWORD: &str = "canary-of-the-password";
+pub(crate) const PASSWORD: &str = "canary-of-the-password";
 /// The same for CHAP.
-pub const CHAP: &str = "canary-of-chap-1";
+pub(crate) const CHAP: &str = "canary-of-chap-1";
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// The driver, with a host that needs no iSCSI.
-pub struct Tested;
+pub(crate) struct Tested;
 
-pub type Driver = Offload<Tested>;
+pub(crate) type Driver = Offload<Tested>;
 
 /// A host that is connected as soon as it is mapped.
-pub struct NoDisk {
+pub(crate) struct NoDisk {
     iqn: String,
 }
 
@@ -56,41 +57,39 @@ impl Product for Tested {
     type Array = EqualLogic;
     type Connector = NoDisk;
 
-    const MANIFEST: Manifest = PsGroup::MANIFEST;
-    const SETTLE: Settle = Settle {
-        stale: Duration::from_millis(100),
-        pause: Duration::from_millis(10),
-        tries: 4,
+    /// With attach, which the driver itself does not have yet.
+    const MANIFEST: Manifest = array_kit::array_manifest! {
+        name: "equallogic",
+        title: "EqualLogic, for tests",
+        workers: 2,
     };
+    const SETTLE: Settle =
+        Settle { stale: Duration::from_millis(100), pause: Duration::from_millis(10), tries: 4 };
 
     fn pool(config: &Config) -> Option<String> {
         PsGroup::pool(config)
     }
 
     async fn open(config: Config, cx: &Cx) -> Result<(EqualLogic, NoDisk)> {
-        let iqn = config.localiqn.clone().unwrap_or_else(|| "iqn.2004-01.example:h1".into());
+        let iqn = config.initiator.clone().unwrap_or_else(|| "iqn.2004-01.example:h1".into());
         let (array, _) = PsGroup::open(config, cx).await?;
         Ok((array, NoDisk { iqn }))
     }
 
-    async fn probe(config: plugin_sdk::config::RawConfig, cx: &Cx) -> Result<SrProbed> {
+    async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
         PsGroup::probe(config, cx).await
     }
 }
 
 /// The simulator's threads.
-pub fn simulator() -> &'static tokio::runtime::Runtime {
+pub(crate) fn simulator() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
     })
 }
 
-pub fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
-}
-
-pub fn vdi(n: u32) -> VdiUuid {
+pub(crate) fn vdi(n: u32) -> VdiUuid {
     VdiUuid(Uuid::from_u128(0xabc0 + u128::from(n)))
 }
 
@@ -99,22 +98,22 @@ fn op(n: u32) -> OperationId {
 }
 
 /// A group with somebody else's volumes on it.
-pub struct Fixture {
-    pub group: Arc<Group>,
-    pub folder: tempfile::TempDir,
-    pub uuid: SrUuid,
-    pub extra: Vec<(&'static str, String)>,
+pub(crate) struct Fixture {
+    pub(crate) group: Arc<Group>,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) uuid: SrUuid,
+    pub(crate) extra: Vec<(&'static str, String)>,
 }
 
 impl Fixture {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(&[], 1 << 40)
     }
 
     /// A group with habits, and a pool of so many bytes.
-    pub fn with(habits: &[(&str, serde_json::Value)], pool: u64) -> Self {
+    pub(crate) fn with(habits: &[(&str, serde_json::Value)], pool: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let group = simulator().block_on(Group::start(folder.path(), &options(pool))).unwrap();
+        let group = simulator().block_on(Group::start(folder.path(), &plan(pool))).unwrap();
         let group = Arc::new(group);
         group
             .array
@@ -134,7 +133,11 @@ impl Fixture {
                     let mut new = array_sim::core::NewVolume::thin("default", 30 * MIB);
                     new.attributes.insert("description".into(), "not ours".into());
                     change.create_volume(name, new)?;
-                    change.create_snapshot(name, &format!("{name}/nightly"), serde_json::Map::new())?;
+                    change.create_snapshot(
+                        name,
+                        &format!("{name}/nightly"),
+                        serde_json::Map::new(),
+                    )?;
                 }
                 Ok::<_, array_sim::core::Trouble>(())
             })
@@ -143,7 +146,7 @@ impl Fixture {
         Self { group, folder, uuid, extra: Vec::new() }
     }
 
-    pub fn config(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn config(&self) -> Vec<(&'static str, String)> {
         let line = &self.group.command_line;
         let mut config = vec![
             ("target", "127.0.0.1".to_owned()),
@@ -161,33 +164,33 @@ impl Fixture {
         config
     }
 
-    pub async fn open(&self, host: &TestHost) -> Result<Opened<Driver>> {
+    pub(crate) async fn open(&self, host: &TestHost) -> Result<Opened<Driver>> {
         let config = self.config();
         let pairs: Vec<(&str, &str)> = config.iter().map(|(k, v)| (*k, v.as_str())).collect();
         host.open::<Driver>(self.uuid, &pairs).await
     }
 
     /// The name of a VDI's volume.
-    pub fn name(&self, n: u32) -> String {
+    pub(crate) fn name(&self, n: u32) -> String {
         Codec::new(NAMES, self.uuid).unwrap().name(Role::Disk, vdi(n).0)
     }
 
-    pub fn fault(&self, call: &str, after: u64, effect: Effect) {
+    pub(crate) fn fault(&self, call: &str, after: u64, effect: Effect) {
         self.group.array.faults().add(Fault { call: call.to_owned(), after, times: 1, effect });
     }
 
     /// What a guest wrote is there.
-    pub fn write(&self, n: u32, content: u8) {
+    pub(crate) fn write(&self, n: u32, content: u8) {
         let bytes = vec![content; 64 << 10];
         self.group.array.write(&self.name(n), 1 << 20, &bytes).unwrap();
     }
 
-    pub fn content(&self, n: u32) -> u8 {
+    pub(crate) fn content(&self, n: u32) -> u8 {
         self.group.array.read(&self.name(n), 1 << 20, 64 << 10).unwrap()[7]
     }
 
     /// How often each call came since the last look.
-    pub fn counts(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
         let counts = self.group.array.requests().counts();
         self.group.array.requests().clear();
         counts.into_iter().filter(|(call, _)| call != "settings").collect()
@@ -195,22 +198,26 @@ impl Fixture {
 }
 
 /// An SR, and who wants something of it.
-pub struct Sr {
-    pub fixture: Fixture,
-    pub host: TestHost,
-    pub driver: Opened<Driver>,
-    pub repeated: u32,
+pub(crate) struct Sr {
+    pub(crate) fixture: Fixture,
+    pub(crate) host: TestHost,
+    pub(crate) driver: Opened<Driver>,
+    pub(crate) repeated: u32,
 }
 
 impl Sr {
-    pub async fn new(fixture: Fixture) -> Result<Self> {
+    pub(crate) async fn new(fixture: Fixture) -> Result<Self> {
         let host = TestHost::new();
         let driver = fixture.open(&host).await?;
         Ok(Self { fixture, host, driver, repeated: 0 })
     }
 
     /// Calls until it is done, as a host does that repeats a wish with the same id.
-    pub async fn until_done<R: Request + Clone>(&mut self, id: u32, request: R) -> Result<R::Reply> {
+    pub(crate) async fn until_done<R: Request + Clone>(
+        &mut self,
+        id: u32,
+        request: R,
+    ) -> Result<R::Reply> {
         let mut last = None;
         for _ in 0..6 {
             let call = self.driver.call(request.clone()).operation_id(op(id));
@@ -223,7 +230,7 @@ impl Sr {
         panic!("{} does not succeed: {last:?}", R::OPERATION)
     }
 
-    pub async fn listed(&self) -> Result<BTreeMap<VdiUuid, VdiInfo>> {
+    pub(crate) async fn listed(&self) -> Result<BTreeMap<VdiUuid, VdiInfo>> {
         let page = self.driver.call(SrScan::default()).await?;
         let count = page.vdis.len();
         let vdis: BTreeMap<_, _> = page.vdis.into_iter().map(|vdi| (vdi.uuid, vdi)).collect();
@@ -231,7 +238,11 @@ impl Sr {
         Ok(vdis)
     }
 
-    pub async fn holds(&self, expected: &[u32], when: &str) -> Result<BTreeMap<VdiUuid, VdiInfo>> {
+    pub(crate) async fn holds(
+        &self,
+        expected: &[u32],
+        when: &str,
+    ) -> Result<BTreeMap<VdiUuid, VdiInfo>> {
         let expected: BTreeSet<VdiUuid> = expected.iter().map(|n| vdi(*n)).collect();
         let listed = self.listed().await?;
         let found: BTreeSet<VdiUuid> = listed.keys().copied().collect();
@@ -243,7 +254,7 @@ impl Sr {
     }
 }
 
-pub fn create(n: u32, size: u64) -> VdiCreate {
+pub(crate) fn create(n: u32, size: u64) -> VdiCreate {
     VdiCreate {
         uuid: vdi(n),
         name: format!("disk {n}"),
@@ -257,7 +268,7 @@ pub fn create(n: u32, size: u64) -> VdiCreate {
     }
 }
 
-pub fn snapshot(of: u32, n: u32) -> VdiSnapshot {
+pub(crate) fn snapshot(of: u32, n: u32) -> VdiSnapshot {
     let spec = SnapshotSpec {
         vdi: vdi(of),
         uuid: vdi(n),
@@ -267,13 +278,13 @@ pub fn snapshot(of: u32, n: u32) -> VdiSnapshot {
     VdiSnapshot { snapshots: vec![spec], time: 1_700_000_000 }
 }
 
-pub fn clone(of: u32, n: u32) -> VdiClone {
+pub(crate) fn clone(of: u32, n: u32) -> VdiClone {
     let name = format!("clone {n}");
     VdiClone { vdi: vdi(of), uuid: vdi(n), name, description: String::new() }
 }
 
 /// Restarts the group as soon as a fault has befallen it.
-pub struct Restarter {
+pub(crate) struct Restarter {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -288,7 +299,7 @@ impl Drop for Restarter {
 }
 
 /// See [`Restarter`].
-pub fn restart_at_fault(group: &Arc<Group>) -> Restarter {
+pub(crate) fn restart_at_fault(group: &Arc<Group>) -> Restarter {
     let (stop, group) = (Arc::new(AtomicBool::new(false)), Arc::clone(group));
     let stopped = Arc::clone(&stop);
     let thread = std::thread::spawn(move || {

@@ -72,15 +72,6 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
             format!("{address}:/srv/nfs/ro cannot be mounted: the server refuses this host"),
         ),
         (
-            &["serverpath=/srv/nfs", "nfsversion=3"],
-            "unsupported",
-            73,
-            format!(
-                "{address}:/srv/nfs cannot be mounted: rpc.statd does not run on this host, which \
-                 locks of NFS 3 need"
-            ),
-        ),
-        (
             &["serverpath=/", "options=nonsense"],
             "config",
             73,

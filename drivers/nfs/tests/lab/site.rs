@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use conformance::built::artefact;
+use lab::kit::smctl::Smctl;
 use lab::kit::{self, nfs};
 use lab::{Guest, Lab, Network, Output};
 use serde_json::Value;
@@ -48,22 +49,20 @@ impl Site {
         self.nas.address(&self.network).unwrap().to_string()
     }
 
+    fn smctl(&self) -> Smctl<'_> {
+        Smctl::new(&self.host, artefact("smctl").display().to_string())
+    }
+
     pub(crate) fn call(&self, words: &[&str]) -> lab::Call<'_> {
-        let program = artefact("smctl").display().to_string();
-        let all = std::iter::once(program.as_str()).chain(words.iter().copied());
-        self.host
-            .command(all)
-            .env("SMCTL_STATE_DIR", "/var/tmp/sm/state")
-            .env("SM_RUN_DIR", "/var/tmp/sm/run")
+        self.smctl().call(words)
     }
 
     pub(crate) fn ok(&self, words: &[&str]) -> String {
-        self.call(words).check().unwrap()
+        self.smctl().check(words).unwrap()
     }
 
     pub(crate) fn json(&self, words: &[&str]) -> Value {
-        let text = self.ok(&[words, &["--json"]].concat());
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        self.smctl().json(words).unwrap()
     }
 
     /// A command that fails: its error, as programs read it.

@@ -77,13 +77,11 @@ pub(crate) fn refusal(field: &str, message: &str, errno: i64) -> Reply {
     Reply::Err(422, rest, json!({ "code": code, "message": "Method call error", "data": data }))
 }
 
-type Work<R> = for<'a> fn(&'a Cx, &'a TrueNas) -> Pin<Box<dyn Future<Output = Outcome<R>> + Send + 'a>>;
+type Work<R> =
+    for<'a> fn(&'a Cx, &'a TrueNas) -> Pin<Box<dyn Future<Output = Outcome<R>> + Send + 'a>>;
 
 /// Does the work over both APIs, checks what was asked, and that both have the same result.
-pub(crate) fn both<R: Debug + Send + 'static>(
-    steps: Vec<Step>,
-    work: Work<R>,
-) -> Outcome<R> {
+pub(crate) fn both<R: Debug + Send + 'static>(steps: Vec<Step>, work: Work<R>) -> Outcome<R> {
     let steps = Arc::new(steps);
     let rest = over_rest(Arc::clone(&steps), work);
     let rpc = over_rpc(steps, work);
@@ -196,10 +194,13 @@ fn over_rpc<R: Send + 'static>(steps: Arc<Vec<Step>>, work: Work<R>) -> Outcome<
                 let (id, version) = (&call["id"], "2.0");
                 let message = match answer {
                     Reply::Ok(result) => json!({ "jsonrpc": version, "id": id, "result": result }),
-                    Reply::Err(_, _, error) => json!({ "jsonrpc": version, "id": id, "error": error }),
+                    Reply::Err(_, _, error) => {
+                        json!({ "jsonrpc": version, "id": id, "error": error })
+                    }
                 };
                 // An event between the answers is nobody's.
-                let event = json!({ "jsonrpc": version, "method": "collection_update", "params": {} });
+                let event =
+                    json!({ "jsonrpc": version, "method": "collection_update", "params": {} });
                 socket.send(Message::text(event.to_string())).await.unwrap();
                 socket.send(Message::text(message.to_string())).await.unwrap();
             }

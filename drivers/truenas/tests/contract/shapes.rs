@@ -50,10 +50,10 @@ fn a_volume_is_made_thin_with_its_text_by_one_request() {
         "user_properties": [{ "key": "storage-manager:vdi", "value": TEXT }],
     });
     let reply = zvol(&path, 1 << 30);
-    let steps = vec![step("POST /pool/dataset", body.clone(), "pool.dataset.create", json!([body]), reply)];
-    let made = both(steps, |cx, array| {
-        Box::pin(async move { array.create(cx, &new(&name(1))).await })
-    });
+    let steps =
+        vec![step("POST /pool/dataset", body.clone(), "pool.dataset.create", json!([body]), reply)];
+    let made =
+        both(steps, |cx, array| Box::pin(async move { array.create(cx, &new(&name(1))).await }));
     let made = made.unwrap();
     assert_eq!((made.id, made.size), (path, Bytes(1 << 30)));
     assert_eq!(made.metadata.as_deref(), Some(TEXT));
@@ -67,7 +67,8 @@ fn the_record_of_an_sr_is_the_dataset_of_its_volumes() {
         "user_properties": [{ "key": "storage-manager:vdi", "value": TEXT }],
     });
     let reply = json!({ "id": FOLDER, "type": "FILESYSTEM" });
-    let steps = vec![step("POST /pool/dataset", body.clone(), "pool.dataset.create", json!([body]), reply)];
+    let steps =
+        vec![step("POST /pool/dataset", body.clone(), "pool.dataset.create", json!([body]), reply)];
     let made = both(steps, |cx, array| {
         Box::pin(async move {
             let record = FOLDER.rsplit('/').next().unwrap();
@@ -81,7 +82,8 @@ fn the_record_of_an_sr_is_the_dataset_of_its_volumes() {
 fn a_volume_is_asked_for_by_its_path() {
     let path = volume(1).id;
     let (rest, params) = flat_query(&path);
-    let steps = vec![step(rest, Value::Null, "pool.dataset.query", params, json!([zvol(&path, 5)]))];
+    let steps =
+        vec![step(rest, Value::Null, "pool.dataset.query", params, json!([zvol(&path, 5)]))];
     let found = both(steps, |cx, array| Box::pin(async move { array.get(cx, &name(1)).await }));
     assert_eq!(found.unwrap().name, name(1));
 }
@@ -208,7 +210,8 @@ fn a_snapshot_is_taken_with_its_text() {
         "properties": { "storage-manager:vdi": TEXT },
     });
     let reply = snapshot(&format!("{path}@sabc"), 1 << 30);
-    let steps = vec![step("POST /zfs/snapshot", body.clone(), "zfs.snapshot.create", json!([body]), reply)];
+    let steps =
+        vec![step("POST /zfs/snapshot", body.clone(), "zfs.snapshot.create", json!([body]), reply)];
     let made = both(steps, |cx, array| {
         Box::pin(async move { array.snapshot(cx, &volume(1), "sabc", TEXT).await })
     });
@@ -288,8 +291,13 @@ fn a_restore_asks_for_no_removal_of_newer_snapshots() {
     let options = json!({ "recursive": false, "recursive_clones": false, "force": false });
     let body = json!({ "id": sample().id, "options": options });
     let params = json!([sample().id, options]);
-    let steps =
-        vec![step("POST /zfs/snapshot/rollback", body, "zfs.snapshot.rollback", params, Value::Null)];
+    let steps = vec![step(
+        "POST /zfs/snapshot/rollback",
+        body,
+        "zfs.snapshot.rollback",
+        params,
+        Value::Null,
+    )];
     both(steps, |cx, array| {
         Box::pin(async move { array.restore(cx, &volume(1), &sample()).await })
     })
@@ -303,7 +311,8 @@ fn a_clone_is_one_request_with_its_text() {
         "dataset_properties": { "storage-manager:vdi": TEXT },
     });
     let params = json!([body]);
-    let steps = vec![step("POST /zfs/snapshot/clone", body, "zfs.snapshot.clone", params, json!(true))];
+    let steps =
+        vec![step("POST /zfs/snapshot/clone", body, "zfs.snapshot.clone", params, json!(true))];
     let made = both(steps, |cx, array| {
         Box::pin(async move { array.clone_of(cx, &sample(), &new(&name(2))).await })
     });
@@ -328,7 +337,13 @@ fn a_text_is_changed_alone_with_volumes_and_snapshots() {
     let of_snapshot = format!("PUT /zfs/snapshot/id/{}", encoded(&sample().id));
     let steps = vec![
         step(of_volume, body.clone(), "pool.dataset.update", json!([path, body]), json!({})),
-        step(of_snapshot, body.clone(), "zfs.snapshot.update", json!([sample().id, body]), json!({})),
+        step(
+            of_snapshot,
+            body.clone(),
+            "zfs.snapshot.update",
+            json!([sample().id, body]),
+            json!({}),
+        ),
     ];
     both(steps, |cx, array| {
         Box::pin(async move {
@@ -367,9 +382,21 @@ fn door() -> Vec<Step> {
         step("GET /iscsi/portal", Value::Null, "iscsi.portal.query", json!([[], {}]), portals),
         step("GET /iscsi/global", Value::Null, "iscsi.global.config", json!([]), global),
         by("initiator", "iscsi.initiator.query", "comment", &json!(DOOR), json!([])),
-        step("POST /iscsi/initiator", group.clone(), "iscsi.initiator.create", json!([group]), made),
+        step(
+            "POST /iscsi/initiator",
+            group.clone(),
+            "iscsi.initiator.create",
+            json!([group]),
+            made,
+        ),
         by("target", "iscsi.target.query", "name", &json!(DOOR), json!([])),
-        step("POST /iscsi/target", target.clone(), "iscsi.target.create", json!([target]), made_target),
+        step(
+            "POST /iscsi/target",
+            target.clone(),
+            "iscsi.target.create",
+            json!([target]),
+            made_target,
+        ),
     ]
 }
 
@@ -419,7 +446,8 @@ fn a_volume_is_mapped_to_this_host_alone_and_found_by_its_identity() {
 #[test]
 fn a_mapping_that_is_there_in_part_or_as_a_whole_is_taken_up() {
     let taken = refusal("iscsi_extent_create.name", "Extent name must be unique", 22);
-    let inside = refusal("iscsi_targetextent_create.extent", "Extent is already in this target.", 22);
+    let inside =
+        refusal("iscsi_targetextent_create.extent", "Extent is already in this target.", 22);
     let mapped = json!([
         { "id": 8, "target": 1, "extent": 7, "lunid": 0 },
         { "id": 9, "target": 6, "extent": 7, "lunid": 4 },

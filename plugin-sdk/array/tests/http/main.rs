@@ -3,6 +3,7 @@
 
 mod pipeline;
 mod raw;
+mod socket;
 mod tls;
 
 use std::time::Duration;

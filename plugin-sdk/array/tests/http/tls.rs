@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use array_kit::http::{Request, Trust};
-use array_kit::outcome::Class;
+use array_kit::classify::{Fault, Table};
+use array_kit::http::{Limits, Request, Trust};
+use array_kit::outcome::{Class, Outcome};
+use array_kit::recorder::Recorder;
+use array_kit::rpc::{Line, Peer, Rpc};
 use plugin_sdk::tokio;
 use plugin_sdk::tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use plugin_sdk::tokio::net::TcpListener;
@@ -121,6 +124,41 @@ fn a_pinned_certificate_is_trusted_and_no_other() {
                  SHA-256 {seen}"
             ))
         );
+        Ok(())
+    });
+}
+
+/// The same trust holds for WebSockets: the pin, and nothing else.
+#[test]
+fn a_websocket_trusts_whom_http_trusts() {
+    struct Nobody;
+    impl Peer for Nobody {
+        const TABLE: Table = Table::new(&[]);
+
+        fn fault(&self, _: &serde_json::Value) -> Fault {
+            Fault::default()
+        }
+
+        async fn login(&self, _: &Line<'_, Self>) -> Outcome<()> {
+            Ok(())
+        }
+    }
+    with_cx(Duration::from_secs(30), |cx| async move {
+        let own = authority();
+        let array = array(&own, "array.example", 2010).await;
+        let connect = async |trust: Trust| {
+            let (limits, log) = (Limits::default(), Recorder::default());
+            let rpc = Rpc::new(Nobody, &array.base, "/api", &trust, limits, log).unwrap();
+            rpc.connect(&cx.within(Duration::from_millis(200))).await.unwrap_err()
+        };
+        // It is trusted, and speaks no WebSocket.
+        let spoken = connect(Trust::Fingerprint(array.fingerprint.clone())).await;
+        assert_eq!((spoken.class, spoken.status), (Class::Unsupported, Some(200)));
+        let other = connect(Trust::Fingerprint("00".repeat(32))).await;
+        assert_eq!(other.class, Class::Unreachable);
+        assert!(other.to_string().contains("its certificate has another fingerprint"), "{other}");
+        let expired = connect(Trust::Authority(own.pem())).await;
+        assert!(expired.to_string().contains("its certificate has expired"), "{expired}");
         Ok(())
     });
 }
