@@ -22,6 +22,12 @@ use crate::{Error, RunOptions};
 /// How long a driver that was asked to stop may take.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Least time for an open, which starts a process and loads a library: no measure of the driver.
+const OPENING: Duration = Duration::from_secs(60);
+
+/// Where private copies of the driver lie, in a run's own folder.
+const STATE: &str = "state";
+
 /// Name of the journal in a run's folder.
 pub(crate) const JOURNAL: &str = "owned.jsonl";
 
@@ -99,6 +105,9 @@ impl Bench {
         bench.own(&Owned::Folder { path: bench.scratch.clone() })?;
         bench.make_scratch().map_err(|error| Error::file(&bench.scratch, &error))?;
         bench.refuse_foreign()?;
+        // To hash and copy the file takes as long as it takes; no call's time is used for it.
+        let loader = Loader::new(LoaderOptions::new(bench.scratch.join(STATE)));
+        loader.stage(&bench.driver).map_err(|error| Error::Driver(error.into()))?;
         Ok(bench)
     }
 
@@ -177,9 +186,9 @@ impl Bench {
         opening: &Opening<'_>,
         services: &Arc<Services>,
     ) -> sm_model::Result<ProcessPort> {
-        let mut options = LoaderOptions::new(self.scratch.join("state"));
+        let mut options = LoaderOptions::new(self.scratch.join(STATE));
         options.grace = GRACE;
-        options.child.restart = RestartPolicy { deaths: 0, ..self.restart() };
+        options.child.restart = RestartPolicy { deaths: 0, ..Self::restart() };
         options.child.first_environment = opening
             .environment
             .iter()
@@ -191,13 +200,13 @@ impl Bench {
             host: HostId(opening.host.into()),
         };
         let services = Arc::clone(services);
-        let budget = self.config.call_budget();
+        let budget = self.config.call_budget().max(OPENING);
         let loader = Loader::new(options);
         self.runtime.block_on(loader.open_child(&self.driver, request, services, budget))
     }
 
     /// Checks kill drivers for a living: the next child comes at once.
-    fn restart(&self) -> RestartPolicy {
+    fn restart() -> RestartPolicy {
         RestartPolicy {
             backoff_min: Duration::ZERO,
             backoff_max: Duration::ZERO,

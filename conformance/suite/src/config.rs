@@ -63,7 +63,7 @@ pub struct Knobs {
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { disk_size: "4MiB".into(), call_seconds: 20, sequences: 4 }
+        Self { disk_size: "4MiB".into(), call_seconds: 20, sequences: 16 }
     }
 }
 

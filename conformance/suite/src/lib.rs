@@ -135,22 +135,19 @@ pub fn explain(id: &str) -> Result<String, Error> {
     let row = row.ok_or_else(|| Error::Unknown(id.to_owned()))?;
     let level = row.level.map_or_else(|| "the suite itself".to_owned(), |l| l.to_string());
     let mut text = format!("{} {} ({level})\nHolds when: {}\n", row.id, row.name, row.holds);
-    match checks::find(row.id) {
-        Some(check) => {
-            let _ = write!(text, "\n{}\n", check.explain);
-            if !check.needs.is_empty() {
-                let _ = writeln!(text, "\nNeeds: {}", check.needs.join(", "));
-            }
-            for id in check.sentences {
-                let said = requirement::find(id).map_or("", |found| found.text.as_str());
-                let _ = write!(text, "\n{id}: {said}\n");
-            }
+    if let Some(check) = checks::find(row.id) {
+        let _ = write!(text, "\n{}\n", check.explain);
+        if !check.needs.is_empty() {
+            let _ = writeln!(text, "\nNeeds: {}", check.needs.join(", "));
         }
-        None => {
-            let why = catalog::not_built().find(|(other, _)| other.id == row.id);
-            let why = why.map_or("its own tests hold the suite to it", |(_, why)| why);
-            let _ = write!(text, "\nNot built: {why}\n");
+        for id in check.sentences {
+            let said = requirement::find(id).map_or("", |found| found.text.as_str());
+            let _ = write!(text, "\n{id}: {said}\n");
         }
+    } else {
+        let why = catalog::not_built().find(|(other, _)| other.id == row.id);
+        let why = why.map_or("its own tests hold the suite to it", |(_, why)| why);
+        let _ = write!(text, "\nNot built: {why}\n");
     }
     Ok(text)
 }

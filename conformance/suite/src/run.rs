@@ -156,7 +156,7 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
     let nothing =
         |verdict| Outcome { verdict, log: String::new(), times: BTreeMap::new(), ops: None };
     let manifest = &bench.inspection.manifest;
-    for need in check.needs.iter().filter(|need| !manifest.can(need)) {
+    if let Some(need) = check.needs.iter().find(|need| !manifest.can(need)) {
         let probed = absent.entry(need).or_insert_with(|| {
             let mut world = World::bare(bench, "honesty")?;
             let verdict = checks::honestly_absent(&mut world, need);

@@ -57,6 +57,7 @@ pub(crate) fn must(holds: bool, why: impl FnOnce() -> String) -> Verdict {
 }
 
 /// Ends the check unless two things are the same.
+#[expect(clippy::needless_pass_by_value, reason = "what is compared is mostly made for it")]
 pub(crate) fn same<T: PartialEq + fmt::Debug>(what: &str, found: T, wanted: T) -> Verdict {
     must(found == wanted, || format!("{what} is {found:?}, and must be {wanted:?}"))
 }

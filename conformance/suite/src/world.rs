@@ -214,6 +214,7 @@ impl<'a> World<'a> {
     // Calls --------------------------------------------------------------------------------------
 
     /// Calls an operation, as a new wish.
+    #[expect(clippy::needless_pass_by_value, reason = "a request is mostly made for its call")]
     pub(crate) fn call<R: Request>(&mut self, request: R) -> Result<R::Reply, Error> {
         let id = self.new_operation();
         self.call_as(id, &request)

@@ -60,7 +60,12 @@ impl Throttle {
 
     /// What leaves room for the guest.
     pub(super) fn set_room(&self, rate: Option<u64>) {
-        self.room.store(rate.unwrap_or(0), Ordering::Relaxed);
+        let rate = rate.unwrap_or(0);
+        if self.room.swap(rate, Ordering::Relaxed) != rate {
+            // What was spent at a lower rate is no debt at a higher one.
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            *next = (*next).min(Instant::now() + NAP);
+        }
     }
 
     /// What was asked for.
@@ -313,5 +318,16 @@ mod tests {
         assert!(throttle.wait() > Duration::from_millis(1));
         throttle.set(None);
         assert_eq!(throttle.wait(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_spent_at_a_lower_rate_is_no_debt_at_a_higher_one() {
+        let throttle = Throttle::new(None);
+        throttle.set_room(Some(1));
+        throttle.spend(1 << 20);
+        throttle.set_room(Some(1 << 30));
+        let debt = throttle.next.lock().unwrap().saturating_duration_since(Instant::now());
+        assert!(debt <= super::NAP, "{debt:?}");
+        assert_eq!(throttle.rate(), None, "nobody has asked for one");
     }
 }

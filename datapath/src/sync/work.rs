@@ -397,7 +397,13 @@ impl View {
         } else {
             0
         };
-        let held = self.room.decide(writes, copied, now, done);
+        // Whoever asked for a rate has decided; and a copy that has nothing to do has no speed.
+        let held = if copy.throttle.rate().is_some() || left == 0 {
+            self.room = Room::default();
+            Held::Beside
+        } else {
+            self.room.decide(writes, copied, now, done)
+        };
         copy.throttle.set_room(held.rate());
         let busy = self.quiet < QUIET && guest > 0 && held != Held::Not;
         copy.busy.store(busy, Ordering::Relaxed);

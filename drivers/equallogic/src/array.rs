@@ -101,14 +101,17 @@ impl EqualLogic {
 
     /// What the array says of a volume or snapshot.
     async fn details(&self, cx: &Cx, object: &Object) -> Outcome<Details> {
-        let reply = self.on(cx, object, "show", Effect::Reads, "show").await?;
-        let details = Details::read(&reply.lines);
+        let command = object.command("show", Effect::Reads, "show")?;
         let name = object.snapshot.as_ref().unwrap_or(&object.volume);
-        // A reply to something else would be believed otherwise.
-        if details.get("name").is_none_or(|shown| !shown.eq_ignore_ascii_case(name)) {
-            return Err(garbled(format!("what the array shows is not of {name}")));
-        }
-        Ok(details)
+        let read = |reply: Reply| {
+            let details = Details::read(&reply.lines);
+            // A reply to something else would be believed otherwise.
+            if details.get("name").is_some_and(|shown| shown.eq_ignore_ascii_case(name)) {
+                return Ok(details);
+            }
+            Err(garbled(format!("what the array shows is not of {name}")))
+        };
+        self.sessions.ask(cx, &command, read).await
     }
 
     fn volume(object: &Object, details: &Details) -> Outcome<Volume> {
@@ -150,16 +153,23 @@ impl EqualLogic {
 
     /// The rows of `volume show`.
     async fn rows(&self, cx: &Cx) -> Outcome<Vec<VolumeRow>> {
-        let reply = self.run(cx, Command::reads("list", "volume show")).await?;
-        parse::volumes(&reply.lines).map_err(|line| {
-            garbled(format!("a line of the array's volumes cannot be read: {line:?}"))
-        })
+        let read = |reply: Reply| match parse::volumes(&reply.lines) {
+            // Of an SR there is its record at least.
+            Ok(rows) if rows.is_empty() && cx.sr().is_some() => {
+                Err(garbled("the array shows no volumes"))
+            }
+            Ok(rows) => Ok(rows),
+            Err(line) => Err(odd("volumes", &line)),
+        };
+        self.sessions.ask(cx, &Command::reads("list", "volume show"), read).await
     }
 
     async fn snapshot_names(&self, cx: &Cx, volume: &str) -> Outcome<Vec<String>> {
-        let object = Object::of(volume);
-        let reply = self.on(cx, &object, "list_snapshots", Effect::Reads, "snapshot show").await?;
-        Ok(parse::snapshots(&reply.lines))
+        let command =
+            Object::of(volume).command("list_snapshots", Effect::Reads, "snapshot show")?;
+        let read =
+            |reply: Reply| parse::snapshots(&reply.lines).map_err(|line| odd("snapshots", &line));
+        self.sessions.ask(cx, &command, read).await
     }
 
     /// The volumes of our SR that have snapshots, with the snapshots' names.
@@ -191,8 +201,10 @@ impl EqualLogic {
     }
 
     async fn access(&self, cx: &Cx, object: &Object) -> Outcome<Vec<AccessRecord>> {
-        let reply = self.on(cx, object, "access", Effect::Reads, "access show").await?;
-        Ok(parse::access(&reply.lines))
+        let command = object.command("access", Effect::Reads, "access show")?;
+        let read =
+            |reply: Reply| parse::access(&reply.lines).map_err(|line| odd("access records", &line));
+        self.sessions.ask(cx, &command, read).await
     }
 
     async fn forget_access(&self, cx: &Cx, object: &Object, id: u64) -> Outcome<()> {
@@ -239,6 +251,11 @@ impl EqualLogic {
     }
 }
 
+/// The failure for a table that cannot be read.
+fn odd(what: &str, line: &str) -> Failure {
+    garbled(format!("a line of the array's {what} cannot be read: {line:?}"))
+}
+
 /// Whether a name is of the SR of this call, or the call is of none.
 fn is_of(sr: Option<SrUuid>, cx: &Cx) -> bool {
     match cx.sr() {
@@ -257,11 +274,15 @@ impl Array for EqualLogic {
     }
 
     async fn identity(&self, cx: &Cx) -> Outcome<Identity> {
-        let reply = self.run(cx, Command::reads("identity", "grpparams show")).await?;
-        let details = Details::read(&reply.lines);
-        if details.is_empty() {
-            return Err(garbled("the array does not show its group's parameters"));
-        }
+        let read = |reply: Reply| {
+            let details = Details::read(&reply.lines);
+            if details.get("group-ipaddress").is_none() {
+                return Err(garbled("the array does not show its group's parameters"));
+            }
+            Ok(details)
+        };
+        let command = Command::reads("identity", "grpparams show");
+        let details = self.sessions.ask(cx, &command, read).await?;
         Ok(Identity {
             vendor: "EQLOGIC".to_owned(),
             model: "PS group".to_owned(),
@@ -271,13 +292,17 @@ impl Array for EqualLogic {
     }
 
     async fn pools(&self, cx: &Cx) -> Outcome<Vec<Pool>> {
-        let reply = self.run(cx, Command::reads("pools", "pool show")).await?;
+        let read = |reply: Reply| match parse::pools(&reply.lines) {
+            rows if rows.is_empty() => Err(garbled("the array shows no storage pools")),
+            rows => Ok(rows),
+        };
+        let rows = self.sessions.ask(cx, &Command::reads("pools", "pool show"), read).await?;
         let pool = |row: parse::PoolRow| Pool {
             name: row.name,
             size: row.size,
             used: Bytes(row.size.0.saturating_sub(row.free.0)),
         };
-        Ok(parse::pools(&reply.lines).into_iter().map(pool).collect())
+        Ok(rows.into_iter().map(pool).collect())
     }
 
     async fn create(&self, cx: &Cx, new: &New<'_>) -> Outcome<Volume> {

@@ -138,9 +138,12 @@ impl Config {
         let base =
             std::env::var_os("SM_RUN_DIR").filter(|base| !base.is_empty()).map(PathBuf::from);
         let user = rustix::process::getuid();
-        let base = base.unwrap_or_else(|| match user.is_root() {
-            true => PathBuf::from("/run/sm"),
-            false => std::env::temp_dir().join(format!("sm-{}", user.as_raw())),
+        let base = base.unwrap_or_else(|| {
+            if user.is_root() {
+                PathBuf::from("/run/sm")
+            } else {
+                std::env::temp_dir().join(format!("sm-{}", user.as_raw()))
+            }
         });
         base.join("equallogic")
     }

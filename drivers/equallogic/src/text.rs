@@ -31,6 +31,7 @@ pub fn encode(name: &str, json: &str) -> String {
         return format!("{text};!{}", escape(json));
     };
     for (key, value) in &members {
+        let escaped = escape(key);
         match (key.as_str(), value) {
             ("v", Value::Number(version)) if version.as_u64() == Some(1) => {}
             ("sr", _) => {}
@@ -38,11 +39,11 @@ pub fn encode(name: &str, json: &str) -> String {
                 if inner.values().all(Value::is_string) && !inner.is_empty() =>
             {
                 for (sub, value) in inner {
-                    text.push_str(&format!(";{}.{}={}", escape(key), escape(sub), plain(value)));
+                    text.extend([";", &escaped, ".", &escape(sub), "=", &plain(value)]);
                 }
             }
-            (_, Value::Bool(true)) => text.push_str(&format!(";{}", escape(key))),
-            (_, value) => text.push_str(&format!(";{}={}", escape(key), plain(value))),
+            (_, Value::Bool(true)) => text.extend([";", &escaped]),
+            (_, value) => text.extend([";", &escaped, "=", &plain(value)]),
         }
     }
     text
@@ -140,7 +141,10 @@ fn escape(text: &str) -> String {
                 escaped.push(char::from(byte));
             }
             b' ' => escaped.push('_'),
-            other => escaped.push_str(&format!("~{other:02x}")),
+            other => {
+                let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
+                escaped.extend(['~', digit(other >> 4), digit(other & 15)]);
+            }
         }
     }
     escaped

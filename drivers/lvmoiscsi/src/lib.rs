@@ -61,6 +61,25 @@ impl LvmOIscsiDriver {
         self.lun.device().map(|device| self.on(device))
     }
 
+    /// Does something with the LUN reachable. If it fails, what was logged in to for it is logged
+    /// out of.
+    async fn connected<T>(
+        &self,
+        cx: &Cx,
+        work: impl AsyncFnOnce(String) -> Result<T>,
+    ) -> Result<T> {
+        let was_there = self.lun.is_used();
+        let done = async { work(self.lun.connect(cx).await?).await };
+        let done = done.await;
+        if done.is_err()
+            && !was_there
+            && let Err(left) = self.lun.disconnect(&cx.shielded()).await
+        {
+            plugin_sdk::tracing::warn!(error = %left, "the sessions of the target stay");
+        }
+        done
+    }
+
     /// Deactivates the SR's volumes. A target that is gone takes none with it: without volumes the
     /// SR can be let go of.
     async fn deactivate(&self, cx: &Cx) -> Result<Changed> {
@@ -107,30 +126,16 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
-        let made = async {
-            let device = self.lun.connect(cx).await?;
-            self.on(device).create(cx, &request).await
-        };
-        match made.await {
-            Ok(changed) => {
-                let mut device_config = cx.device_config().clone();
-                // Meant for this once.
-                device_config.remove("force");
-                Ok(SrCreated { changed, device_config })
-            }
-            Err(error) => {
-                // Nothing of it was made; the sessions were for that.
-                if let Err(left) = self.lun.disconnect(&cx.shielded()).await {
-                    plugin_sdk::tracing::warn!(error = %left, "the sessions of the target stay");
-                }
-                Err(error)
-            }
-        }
+        let changed =
+            self.connected(cx, async |device| self.on(device).create(cx, &request).await).await?;
+        let mut device_config = cx.device_config().clone();
+        // Meant for this once.
+        device_config.remove("force");
+        Ok(SrCreated { changed, device_config })
     }
 
     async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
-        let device = self.lun.connect(cx).await?;
-        self.on(device).attach(cx).await
+        self.connected(cx, async |device| self.on(device).attach(cx).await).await
     }
 
     async fn sr_detach(&self, cx: &Cx, _: SrDetach) -> Result<SrDone> {
@@ -140,8 +145,8 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn sr_destroy(&self, cx: &Cx, _: SrDestroy) -> Result<SrDone> {
-        let device = self.lun.connect(cx).await?;
-        let changed = self.on(device).destroy(cx).await?;
+        let destroy = async |device| self.on(device).destroy(cx).await;
+        let changed = self.connected(cx, destroy).await?;
         self.lun.disconnect(&cx.shielded()).await?;
         Ok(SrDone { changed })
     }

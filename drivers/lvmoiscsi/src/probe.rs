@@ -39,9 +39,10 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
             let was_there = lun.device().is_ok();
             let found = async {
                 let device = lun.connect(cx).await?;
-                Repository::probe(&Lvm::new(Devices::one(device)), Names::XenServer, cx).await
+                let lvm = Lvm::new(Devices::one(device.clone()));
+                Ok((Repository::probe(&lvm, Names::XenServer, cx).await?, device))
             };
-            let found = found.await;
+            let found: Result<(Vec<Found>, String)> = found.await;
             let cx = &cx.shielded();
             if was_there {
                 // Somebody else has it: its device stays.
@@ -49,7 +50,8 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
             } else {
                 lun.disconnect(cx).await?;
             }
-            found?.into_iter().map(repository).collect()
+            let (found, device) = found?;
+            found.into_iter().map(|found| repository(found, &device)).collect()
         }
     };
     Ok(SrProbed { items })
@@ -128,13 +130,13 @@ pub(crate) fn luns(shown: &[Disk]) -> Vec<ProbeItem> {
     items
 }
 
-fn repository(found: Found) -> ProbeItem {
+fn repository(found: Found, device: &str) -> ProbeItem {
     match found {
-        Found::Sr { sr, size, devices, missing, .. } => ProbeItem {
+        Found::Sr { sr, size, missing, .. } => ProbeItem {
             complete: missing == 0,
             sr: Some(sr),
             extra_info: [fact("size", &size)].into(),
-            candidate: Some(Candidate::VolumeGroup { devices, size }),
+            candidate: Some(Candidate::VolumeGroup { devices: vec![device.to_owned()], size }),
             ..ProbeItem::default()
         },
         Found::Occupied(by) => ProbeItem {

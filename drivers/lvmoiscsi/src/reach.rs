@@ -309,9 +309,14 @@ impl Lun {
         }
     }
 
+    /// Whether its user is known to need a target on this host.
+    pub(crate) fn is_used(&self) -> bool {
+        !uses::of(&self.user).is_empty()
+    }
+
     /// Lets go of the LUN, and of its target if nobody else needs it.
     pub(crate) async fn disconnect(&self, cx: &Cx) -> Result<()> {
-        if uses::of(&self.user).is_empty() {
+        if !self.is_used() {
             return Ok(());
         }
         if let Some(map) = multipath::find(&self.id) {

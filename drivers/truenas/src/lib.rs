@@ -45,13 +45,18 @@ pub use array::TrueNas;
 pub struct Address(String);
 
 impl Address {
-    /// The host alone.
-    fn host(&self) -> String {
+    /// Host, and what follows it: nothing, or a colon and the port.
+    fn parts(&self) -> (&str, &str) {
         let rest = self.0.split_once("://").map_or(self.0.as_str(), |(_, rest)| rest);
         match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, _)) => host.to_owned(),
-            None => rest.split(':').next().unwrap_or_default().to_owned(),
+            Some(parts) => parts,
+            None => rest.split_at(rest.find(':').unwrap_or(rest.len())),
         }
+    }
+
+    /// The host alone.
+    fn host(&self) -> String {
+        self.parts().0.to_owned()
     }
 }
 
@@ -63,7 +68,10 @@ impl ConfigValue for Address {
         let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
         let address = Self(url);
         let plain = address.0.matches('/').count() == 2 && !address.0.contains(['@', '?', '#']);
-        if plain && !address.host().is_empty() {
+        let (host, port) = address.parts();
+        let numbered = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+        let fits = port.is_empty() || port.strip_prefix(':').is_some_and(numbered);
+        if plain && fits && !host.is_empty() {
             return Ok(address);
         }
         Err("an address such as 10.0.0.1 or https://nas.example:444".to_owned())
@@ -222,3 +230,59 @@ impl Connector for Here {
 }
 
 plugin_sdk::export_driver!(Offload<TrueNasProduct>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_a_host_with_a_port_or_a_url() {
+        for (text, url, host) in [
+            ("10.0.0.1", "https://10.0.0.1", "10.0.0.1"),
+            ("nas.example:444/", "https://nas.example:444", "nas.example"),
+            ("http://nas", "http://nas", "nas"),
+            ("https://[fd00::1]:443", "https://[fd00::1]:443", "fd00::1"),
+        ] {
+            let address = Address::parse(text).unwrap();
+            assert_eq!((address.0.as_str(), address.host().as_str()), (url, host));
+        }
+        for wrong in [
+            "",
+            "https://",
+            "nas:",
+            "nas:0",
+            "nas:x",
+            "a/b",
+            "https://user@nas",
+            "nas?x",
+            "https://nas/api",
+        ] {
+            assert!(Address::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_pool_is_a_path_that_zfs_takes() {
+        for good in ["tank", "tank/vms", "My Pool/x_y-z.1"] {
+            assert!(DatasetPath::parse(good).is_ok(), "{good}");
+        }
+        for wrong in ["", "/tank", "tank/", "tank//x", "tank/../x", "tank@s", &"x".repeat(121)] {
+            assert!(DatasetPath::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_a_key_or_a_password() {
+        let text = |text: &str| Some(text.to_owned());
+        let secret = || Some(Secret::from("canary"));
+        assert!(credentials(secret(), None, None).is_ok());
+        assert!(credentials(None, text("root"), secret()).is_ok());
+        let error = credentials(secret(), text("root"), secret()).unwrap_err();
+        assert_eq!(error.message, "api-key and password are both given");
+        for (user, password) in [(None, secret()), (text("root"), None), (None, None)] {
+            let error = credentials(None, user, password).unwrap_err();
+            let lacks = "the device configuration lacks api-key, or username and password";
+            assert_eq!(error.message, lacks);
+        }
+    }
+}

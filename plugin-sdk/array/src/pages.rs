@@ -110,14 +110,14 @@ where
             let page = fetch(offset).await?;
             let whole = page.len() >= limit;
             let mut page = page.into_iter();
-            if let Some(last) = items.last() {
-                if page.next().is_none_or(|first| key(&first) != key(last)) {
-                    again += 1;
-                    if again > AGAIN {
-                        return Err(changed(what, again));
-                    }
-                    continue 'anew;
+            if let Some(last) = items.last()
+                && page.next().is_none_or(|first| key(&first) != key(last))
+            {
+                again += 1;
+                if again > AGAIN {
+                    return Err(changed(what, again));
                 }
+                continue 'anew;
             }
             items.extend(page);
             if !whole || limit < 2 {

@@ -105,15 +105,11 @@ impl<P: Peer> Keeper<P> {
 
     fn read(&self, call: &Call, mut answer: Value) -> Outcome<Value> {
         let Some(error) = answer.get("error").filter(|error| !error.is_null()) else {
-            return match answer.get_mut("result") {
-                Some(result) => Ok(result.take()),
-                None => {
-                    let class = if call.mutating { Class::Unknown } else { Class::Garbled };
-                    let fact =
-                        format!("the answer to {} has neither result nor error", call.method);
-                    Err(Failure::new(class).fact(fact))
-                }
-            };
+            return answer.get_mut("result").map(Value::take).ok_or_else(|| {
+                let class = if call.mutating { Class::Unknown } else { Class::Garbled };
+                let fact = format!("the answer to {} has neither result nor error", call.method);
+                Failure::new(class).fact(fact)
+            });
         };
         let fault = self.peer.fault(error);
         let Some(mut failure) = P::TABLE.failure(call.operation, &fault) else {

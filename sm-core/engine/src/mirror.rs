@@ -384,7 +384,7 @@ fn with_hint(vdi: VdiUuid, error: Error) -> Error {
             .to_owned(),
         Kind::InUse => format!("smctl vdi mirror cancel {vdi} ends the other mirror"),
         Kind::Busy { .. } => format!("smctl vdi mirror status {vdi} --wait, and try again"),
-        Kind::Corrupt => "find out who else writes the target, and begin anew".to_owned(),
+        Kind::Corrupt => "find out who else writes the target, and switch again".to_owned(),
         _ => return error,
     };
     error.hint(hint)

@@ -26,6 +26,9 @@ use crate::stage::Staged;
 use crate::wire::{self, CallHead};
 use crate::{LoadError, ffi};
 
+/// How long a child that was killed is waited for.
+const LEFT: Duration = Duration::from_secs(2);
+
 /// A driver in a child process.
 ///
 /// Calls travel as frames over a socket, any number at a time. When the child dies, the calls in
@@ -381,7 +384,12 @@ impl DriverPort for ProcessPort {
                 }
             }
             link.kill("its port was closed");
-            link.gone().await;
+            // One that hangs in the kernel, on a mount whose server is gone, ends when that lets it
+            // go. What it has locked it keeps until then.
+            tokio::select! {
+                () = link.gone() => {}
+                () = sleep_until(handle, Instant::now() + LEFT) => {}
+            }
         };
         ToTheEnd::new(handle, true, closing).await;
     }

@@ -137,7 +137,7 @@ impl Store {
         let mut info = new_vdi(request.clone(), ImageFormat::Raw);
         info.virtual_size = size;
         if self.is("trims-names") {
-            info.name = info.name.trim().to_owned();
+            info.name = String::from(info.name.trim());
         }
         self.keep(&Record { info, operations: vec![] })?;
         self.done(Changed::Created, request.uuid)

@@ -75,7 +75,7 @@ impl Store {
             let lone = path.extension() == Some("raw") && !path.with_extension("json").exists();
             let kept =
                 self.is("half-clone") || self.is("stale-space") || self.is("destroy-leaves-image");
-            if name.ends_with(".new") || lone && !kept {
+            if path.extension() == Some("new") || lone && !kept {
                 files::remove(&path)?;
                 done.removed.push(format!("{name}, which was never finished"));
             }

@@ -42,13 +42,20 @@ impl Server {
         self.guest.check(["exportfs", "-ua"]).map(drop)
     }
 
-    /// Answers again after [`Server::stop`].
+    /// Answers again after [`Server::stop`], at once for everybody: clients cannot take back what
+    /// they had locked, and what they do under such a lock fails.
     pub fn resume(&self) -> Result<()> {
+        self.restart()?;
+        self.guest.write("/proc/fs/nfsd/v4_end_grace", "Y")
+    }
+
+    /// Answers again after [`Server::stop`]. As long as clients have to take back what they had open
+    /// and locked, up to 10 s, others wait: what a server does that is started again.
+    pub fn restart(&self) -> Result<()> {
         let options = "rw,no_root_squash,insecure,no_subtree_check,fsid=0";
         let clients = format!("10.9.0.0/16:{}", self.folder);
         self.guest.check(["exportfs", "-o", options, &clients])?;
-        self.guest.check(["rpc.nfsd", "4"])?;
-        self.guest.write("/proc/fs/nfsd/v4_end_grace", "Y")
+        self.guest.check(["rpc.nfsd", "4"]).map(drop)
     }
 }
 

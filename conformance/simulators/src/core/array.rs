@@ -607,16 +607,12 @@ fn deplete(
     depletion: Depletion,
 ) -> Result<bool, Trouble> {
     let oldest = snapshots_of(state, key).into_iter().next();
-    match (depletion, oldest) {
-        (Depletion::DeleteOldest, Some((oldest, _))) => {
-            state.objects.remove::<Snapshot>(&oldest);
-            state.objects.commit()?;
-            state.collect()?;
-            Ok(true)
-        }
-        _ => {
-            put_offline(state, key, volume)?;
-            Ok(false)
-        }
+    if let (Depletion::DeleteOldest, Some((oldest, _))) = (depletion, oldest) {
+        state.objects.remove::<Snapshot>(&oldest);
+        state.objects.commit()?;
+        state.collect()?;
+        return Ok(true);
     }
+    put_offline(state, key, volume)?;
+    Ok(false)
 }

@@ -71,7 +71,7 @@ impl Contents {
         let (data, map_file) = (open("data")?, open("map")?);
         let mut map = vec![0; usize::try_from(map_file.metadata()?.len()).unwrap_or(0)];
         map_file.read_exact_at(&mut map, 0)?;
-        let present = map.iter().filter(|state| **state == HERE).count() as u64;
+        let present = map.iter().map(|state| u64::from(*state == HERE)).sum();
         Ok(Layer { data, map_file, map, present })
     }
 

@@ -25,3 +25,9 @@ pub use objects::{Record, View};
 pub use requests::{Asked, Requests};
 pub use sessions::{Session, Sessions, TooMany};
 pub use vendor::Vendor;
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
+}

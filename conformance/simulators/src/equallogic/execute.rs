@@ -145,18 +145,14 @@ pub fn execute(array: &Array, command: &Command, megabytes: bool) -> Result<Done
             change.restore(&target.volume, &key(target))?;
             Ok(Page::line("Volume restore succeeded.").into())
         }),
-        Command::Online(target, online) => {
-            attribute(array, target, |volume, attributes| match volume {
-                Some(volume) => {
-                    volume.online = *online;
-                    Ok(())
-                }
-                None => {
-                    attributes.insert("online".to_owned(), json!(online));
-                    Ok(())
-                }
-            })
-        }
+        Command::Online(target, online) => attribute(array, target, |volume, attributes| {
+            if let Some(volume) = volume {
+                volume.online = *online;
+            } else {
+                attributes.insert("online".to_owned(), json!(online));
+            }
+            Ok(())
+        }),
         Command::Describe(target, text) => {
             array.change(|change| check_text(change, text))?;
             attribute(array, target, |_, attributes| {
@@ -233,12 +229,11 @@ fn made(name: &str, volume: &Volume) -> Page {
 fn clone(change: &mut Change<'_>, target: &Target, name: &str) -> Result<Done, Refusal> {
     check_name(name)?;
     let source = change.volume(&target.volume)?;
-    let (size, mut attributes, layer) = match &target.snapshot {
-        None => (source.size, source.attributes.clone(), source.layer),
-        Some(_) => {
-            let snapshot = change.snapshot(&key(target))?;
-            (snapshot.size, snapshot.attributes, snapshot.layer)
-        }
+    let (size, mut attributes, layer) = if target.snapshot.is_some() {
+        let snapshot = change.snapshot(&key(target))?;
+        (snapshot.size, snapshot.attributes, snapshot.layer)
+    } else {
+        (source.size, source.attributes.clone(), source.layer)
     };
     if !source.thick && change.referenced(layer) > change.space(&source.pool)?.free() {
         return Err(Trouble::NoSpace(source.pool).into());
@@ -494,7 +489,7 @@ fn access(array: &Array, target: &Target) -> Result<Page, Refusal> {
         Some(_) => view.get::<Snapshot>(&key).map(|snapshot| snapshot.attributes.clone()),
     };
     let kind = if target.snapshot.is_some() { "snapshot" } else { "volume" };
-    let attributes = attributes.ok_or_else(|| Trouble::Missing(kind, key))?;
+    let attributes = attributes.ok_or(Trouble::Missing(kind, key))?;
     let text = |value: &Value, other: &str| value.as_str().unwrap_or(other).to_owned();
     let records = records(&attributes);
     let rows = records.iter().map(|record| {

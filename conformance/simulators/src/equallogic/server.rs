@@ -69,6 +69,8 @@ pub(super) async fn serve(
             while connections.try_join_next().is_some() {}
             let (config, array) = (Arc::clone(&config), array.clone());
             connections.spawn(async move {
+                // Replies are many small packets.
+                let _ = stream.set_nodelay(true);
                 let Ok(stream) = stream.into_std() else { return };
                 let Ok(line) = stream.try_clone().map(Line) else { return };
                 let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };

@@ -113,17 +113,14 @@ struct Over;
 
 impl Shell {
     pub(super) async fn run(mut self, source: UnboundedReceiver<Vec<u8>>) {
-        let token = match self.array.sessions().open(&self.user) {
-            Ok(token) => token,
-            Err(_) => {
-                let requests = self.array.requests();
-                let number = requests.begin(self.array.clock().now(), "session.refused", "");
-                requests.end(number, 0, None);
-                let words = "% Error - Maximum number of sessions reached.";
-                let _ = self.write(&format!("\r\n{words}\r\n")).await;
-                self.end().await;
-                return;
-            }
+        let Ok(token) = self.array.sessions().open(&self.user) else {
+            let requests = self.array.requests();
+            let number = requests.begin(self.array.clock().now(), "session.refused", "");
+            requests.end(number, 0, None);
+            let words = "% Error - Maximum number of sessions reached.";
+            let _ = self.write(&format!("\r\n{words}\r\n")).await;
+            self.end().await;
+            return;
         };
         let (bytes, begun) = (std::collections::VecDeque::new(), Vec::new());
         let mut input = Input { source, bytes, begun };
@@ -397,7 +394,8 @@ fn fill(array: &Array, copy: &Copy, fails: bool) {
     let whole = Duration::from_millis(array.settings().job);
     let started = std::time::Instant::now();
     let copied = array.copy_pages(&copy.from, &copy.to, |done, all| {
-        let due = whole.mul_f64(if all == 0 { 1.0 } else { done as f64 / all as f64 });
+        let parts = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let due = whole.saturating_mul(parts(done)).checked_div(parts(all)).unwrap_or(whole);
         std::thread::sleep(due.saturating_sub(started.elapsed()));
     });
     std::thread::sleep(whole.saturating_sub(started.elapsed()));

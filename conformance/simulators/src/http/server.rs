@@ -171,16 +171,16 @@ async fn request_of(
         }
         Some(Effect::HalfBody) => {
             end(say.status);
-            Ok(respond(say, Manner::Half))
+            Ok(respond(say, &Manner::Half))
         }
         Some(Effect::SlowDrip { milliseconds }) => {
             end(say.status);
-            Ok(respond(say, Manner::Slow(Duration::from_millis(milliseconds))))
+            Ok(respond(say, &Manner::Slow(Duration::from_millis(milliseconds))))
         }
         Some(Effect::DieAfter) => die(),
         _ => {
             end(say.status);
-            Ok(respond(say, Manner::Whole))
+            Ok(respond(say, &Manner::Whole))
         }
     }
 }
@@ -236,7 +236,7 @@ enum Manner {
     Slow(Duration),
 }
 
-fn respond(say: Say, manner: Manner) -> Response<Answer> {
+fn respond(say: Say, manner: &Manner) -> Response<Answer> {
     let mut response = Response::builder().status(say.status);
     for (name, value) in &say.headers {
         response = response.header(name, value);
@@ -246,7 +246,7 @@ fn respond(say: Say, manner: Manner) -> Response<Answer> {
         response = response.header("content-length", length);
     }
     let mut rest = say.body;
-    let (pause, fails) = match manner {
+    let (pause, fails) = match *manner {
         Manner::Whole => (None, false),
         Manner::Half => {
             rest.truncate(length / 2);

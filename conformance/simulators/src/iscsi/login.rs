@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use super::Luns;
 use super::pdu::{Pdu, SEGMENT};
+use crate::core::hex;
 
 /// What a login agreed upon.
 #[derive(Clone, Debug, Default)]
@@ -208,8 +209,4 @@ impl Login {
             }
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

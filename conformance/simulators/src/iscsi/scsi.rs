@@ -109,10 +109,9 @@ impl Unit {
             return Err(INVALID_FIELD);
         }
         match cdb[0] {
-            0x00 | 0x1b | 0x35 | 0x91 | 0x1e => Ok(Done::Good),
+            0x00 | 0x1b | 0x35 | 0x91 | 0x1e | 0x16 | 0x17 | 0x56 | 0x57 => Ok(Done::Good),
             0x2f => verify(array, export, cdb[1], word(2), short(7), data),
             0x8f => verify(array, export, cdb[1], big(2), word(10), data),
-            0x16 | 0x17 | 0x56 | 0x57 => Ok(Done::Good),
             0x1a => cut(mode_sense(export, false), 4, 1),
             0x5a => cut(mode_sense(export, true), 7, 2),
             0x25 => {
@@ -232,7 +231,8 @@ fn same(
     data: &[u8],
 ) -> Result<Done, Sense> {
     writable(export)?;
-    if count == 0 {
+    // Blocks cannot be anchored.
+    if count == 0 || flags & 0x10 != 0 {
         return Err(INVALID_FIELD);
     }
     let (offset, length) = range(array, export, from, count)?;

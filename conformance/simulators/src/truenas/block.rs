@@ -10,7 +10,7 @@ use super::objects::{
 };
 use super::query::Query;
 use super::schema::{self, AUTH, EXTENT, Field, GLOBAL, INITIATOR, PORTAL, TARGET, TARGET_EXTENT};
-use crate::core::{Array, Change, Export, Identity, Snapshot, View, Volume, Who};
+use crate::core::{Array, Change, Export, Identity, Snapshot, View, Volume, Who, hex};
 
 /// The highest LUN number.
 const LUNS: i64 = 16382;
@@ -185,12 +185,12 @@ fn check_target(
 pub(super) fn keep_extent(array: &Array, id: Option<i64>, body: &Value) -> Result<Value, Failure> {
     let uuid = Uuid::new_v4().to_string();
     let digest = Sha256::digest(uuid.as_bytes());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hex(&digest);
     let serial: String = Uuid::new_v4().simple().to_string().chars().take(15).collect();
     let defaults = json!({
         "type": "DISK", "disk": null, "serial": serial, "path": null, "filesize": "0",
         "blocksize": 512, "pblocksize": false, "avail_threshold": null, "comment": "",
-        "naa": format!("0x6589cfc000000{}", hex.get(..19).unwrap_or("")),
+        "naa": format!("0x6589cfc000000{}", digits.get(..19).unwrap_or("")),
         "insecure_tpc": true, "xen": false, "rpm": "SSD", "ro": false, "enabled": true,
         "vendor": "TrueNAS", "locked": false,
     });

@@ -24,7 +24,8 @@ pub(super) fn pool_of(name: &str) -> &str {
 }
 
 /// A property as the API shows it.
-pub(super) fn property(value: &str, raw: &str, parsed: Value, source: &str) -> Value {
+pub(super) fn property(value: &str, raw: &str, parsed: impl Into<Value>, source: &str) -> Value {
+    let parsed = parsed.into();
     json!({"value": value, "rawvalue": raw, "parsed": parsed, "source": source,
            "source_info": null})
 }
@@ -39,14 +40,15 @@ pub(super) fn text(value: &str) -> Value {
 
 fn human(number: u64) -> String {
     let units = ["B", "K", "M", "G", "T", "P"];
-    let mut shown = number as f64;
-    let mut unit = 0;
-    while shown >= 1024.0 && unit + 1 < units.len() {
-        shown /= 1024.0;
-        unit += 1;
+    let unit = (1..units.len()).rev().find(|unit| number >> (10 * unit) > 0).unwrap_or(0);
+    let name = units.get(unit).unwrap_or(&"");
+    let whole = number >> (10 * unit);
+    let hundredths =
+        ((number - (whole << (10 * unit))) >> (10 * unit.saturating_sub(1))) * 100 / 1024;
+    if unit == 0 || hundredths == 0 {
+        return format!("{whole}{name}");
     }
-    let digits = if shown.fract() == 0.0 { 0 } else { 2 };
-    format!("{shown:.digits$}{}", units.get(unit).unwrap_or(&""))
+    format!("{whole}.{hundredths:02}{name}")
 }
 
 pub(super) fn block_size(word: &str) -> u64 {

@@ -62,7 +62,7 @@ impl Params<'_> {
 }
 
 /// Answers the only object of an answer.
-fn instance(found: Value, what: &str) -> Result<Value, Failure> {
+fn instance(found: &Value, what: &str) -> Result<Value, Failure> {
     let first = found.as_array().and_then(|list| list.first().cloned());
     first.ok_or_else(|| Failure::NoInstance(what.to_owned()))
 }
@@ -99,8 +99,8 @@ pub(super) fn call(
         }
         "get_instance" => {
             own.most(2)?;
-            if let Some(answer) = queries(&Query::of_id(own.get(0).clone())) {
-                return instance(answer?, &format!("{service} {}", own.get(0)));
+            if let Some(answer) = queries(&Query::of_id(own.get(0))) {
+                return instance(&answer?, &format!("{service} {}", own.get(0)));
             }
         }
         _ => {}

@@ -98,7 +98,7 @@ impl Query {
     }
 
     /// The object of an id.
-    pub(super) fn of_id(id: Value) -> Self {
+    pub(super) fn of_id(id: &Value) -> Self {
         Self { filters: vec![json!(["id", "=", id])], options: Map::new() }
     }
 

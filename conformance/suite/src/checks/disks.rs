@@ -181,7 +181,7 @@ pub(super) const CHECKS: &[Check] = &[
             let mut made = Vec::new();
             for text in ODD.iter().copied().chain([long.as_str()]) {
                 let mut request = world.disk("odd");
-                request.name = text.to_owned();
+                text.clone_into(&mut request.name);
                 request.description = format!("{text}{text}");
                 request.keys.insert(format!("key {text}"), text.to_owned());
                 made.push(world.create_as(request)?);

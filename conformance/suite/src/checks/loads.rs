@@ -198,9 +198,8 @@ fn well_formed(world: &World<'_>) -> Verdict {
         must(pair.first() != pair.last(), || format!("{pair:?} is declared twice"))?;
     }
     for (name, needs) in PAIRS.iter().filter(|(name, _)| manifest.can(name)) {
-        for need in needs.iter().filter(|need| !manifest.can(need)) {
-            return Err(Stop::Fail(format!("{name} is declared, and {need} is not")));
-        }
+        let lacks = needs.iter().find(|need| !manifest.can(need));
+        must(lacks.is_none(), || format!("{name} is declared, and {lacks:?} is not"))?;
     }
     let zero = manifest.capabilities.iter().find(|capability| capability.limit == Some(0));
     must(zero.is_none(), || format!("{zero:?} is no limit"))

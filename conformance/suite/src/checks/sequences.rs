@@ -86,7 +86,7 @@ fn many(world: &mut World<'_>) -> Verdict {
     let number = Cell::new(0);
     let last = RefCell::new(None);
     let shared = RefCell::new(world);
-    let outcome = runner.run(&proptest::collection::vec(step(), 4..17), |steps| {
+    let outcome = runner.run(&proptest::collection::vec(step(), 1..17), |steps| {
         number.set(number.get() + 1);
         match one(&mut shared.borrow_mut(), number.get(), &steps) {
             Ok(()) => Ok(()),

@@ -37,7 +37,7 @@ fn program() -> Command {
 fn config(more: &str) -> String {
     format!(
         "[device-config]\nlocation = \"{{scratch}}\"\n{more}\n\
-         [backend]\ndirectory = \"{{scratch}}\"\n[suite]\ncall-seconds = 8\n"
+         [backend]\ndirectory = \"{{scratch}}\"\n[suite]\ncall-seconds = 60\n"
     )
 }
 

@@ -30,13 +30,12 @@ pub(super) async fn restore(
             .hint("detach it first"));
     }
     let key = format!("restore/{}", volume.name);
-    let before = match cx.kv().get::<Vec<String>>(&key).await? {
-        Some(before) => before,
-        None => {
-            let before = array.snapshot_names(cx, &volume.name).await?;
-            cx.kv().put(&key, &before).await?;
-            before
-        }
+    let before = if let Some(before) = cx.kv().get::<Vec<String>>(&key).await? {
+        before
+    } else {
+        let before = array.snapshot_names(cx, &volume.name).await?;
+        cx.kv().put(&key, &before).await?;
+        before
     };
     array.on(cx, object, "offline", Effect::Changes, "offline").await?;
     step!("equallogic.restore_offline");

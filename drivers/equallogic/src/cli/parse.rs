@@ -130,6 +130,17 @@ impl Table {
         Self { heads, rows }
     }
 
+    /// The line that shows that this is no table at all: nothing in it was understood, and it is
+    /// neither empty nor says that there is nothing (`No snapshots.`).
+    fn stranger(&self, lines: &[String], head: &str, understood: bool) -> Option<String> {
+        let heads = || self.heads.iter().any(|one| one.starts_with(head));
+        let none = |line: &String| line.trim_start().to_ascii_lowercase().starts_with("no ");
+        if understood || heads() || lines.iter().any(none) {
+            return None;
+        }
+        lines.first().cloned()
+    }
+
     /// The column whose head begins so, else the `usual` one.
     pub fn column(&self, head: &str, usual: usize) -> usize {
         self.heads.iter().position(|one| one.starts_with(head)).unwrap_or(usual)
@@ -214,17 +225,20 @@ pub fn volumes(lines: &[String]) -> Result<Vec<VolumeRow>, String> {
             status: cell(status).to_owned(),
         });
     }
-    Ok(found)
+    table.stranger(lines, "name", !found.is_empty()).map_or(Ok(found), Err)
 }
 
-/// Reads `volume select NAME snapshot show`: the names.
-pub fn snapshots(lines: &[String]) -> Vec<String> {
+/// Reads `volume select NAME snapshot show`: the names. An error is a line of something else: what is
+/// taken for no snapshots may be removed with them.
+pub fn snapshots(lines: &[String]) -> Result<Vec<String>, String> {
     let table = Table::read(lines, |_| true);
     let fits = |row: &&Vec<String>| {
         let states = ["online", "offline", "read-write", "read-only"];
         row.len() >= 3 && row.iter().skip(1).any(|cell| states.iter().any(|s| cell.starts_with(s)))
     };
-    table.rows.iter().filter(fits).filter_map(|row| row.first().cloned()).collect()
+    let found: Vec<String> =
+        table.rows.iter().filter(fits).filter_map(|row| row.first().cloned()).collect();
+    table.stranger(lines, "name", !found.is_empty()).map_or(Ok(found), Err)
 }
 
 /// A record of who may reach a volume.
@@ -239,8 +253,8 @@ pub struct AccessRecord {
 }
 
 /// Reads `access show`. A row is a line that begins with a number; another line goes on with the
-/// initiator, whichever number of lines that takes.
-pub fn access(lines: &[String]) -> Vec<AccessRecord> {
+/// initiator, whichever number of lines that takes. An error is a line of something else.
+pub fn access(lines: &[String]) -> Result<Vec<AccessRecord>, String> {
     let table = Table::read(lines, |first| first.parse::<u64>().is_ok());
     let initiator = table.column("initiator", 1).max(1);
     let record = |row: &Vec<String>| {
@@ -253,7 +267,8 @@ pub fn access(lines: &[String]) -> Vec<AccessRecord> {
             rest: rest.map(|(_, cell)| cell.clone()).collect(),
         })
     };
-    table.rows.iter().filter_map(record).collect()
+    let found: Vec<AccessRecord> = table.rows.iter().filter_map(record).collect();
+    table.stranger(lines, "id", !found.is_empty()).map_or(Ok(found), Err)
 }
 
 /// A pool.
@@ -370,7 +385,7 @@ Name: not-this
              \x20      7dab76162\n\
              2   iqn.2004-01.example:h2        *.*.*.*         chap       vms        both\n",
         );
-        let records = access(&wrapped);
+        let records = access(&wrapped).unwrap();
         let found: Vec<_> = records.iter().map(|r| (r.id, r.initiator.as_str())).collect();
         assert_eq!(
             found,
@@ -382,10 +397,11 @@ Name: not-this
              \x20      7dab76162\n\
              12  iqn.a *.*.*.* none both\n",
         );
-        let records = access(&bare);
+        let records = access(&bare).unwrap();
         assert_eq!((records[1].id, records[1].initiator.as_str()), (12, "iqn.a"));
         assert_eq!(records[0].initiator, "iqn.1993-08.org.debian:01:2227dab76162");
-        assert_eq!(access(&lines("No access records.")), []);
+        assert_eq!(access(&lines("No access records.")), Ok(Vec::new()));
+        assert_eq!(access(&lines("<html>")), Err("<html>".to_owned()));
     }
 
     #[test]
@@ -397,8 +413,10 @@ Name: not-this
              \x20 :00.1.1\n\
              sms-1                read-write online      2\n",
         );
-        assert_eq!(snapshots(&taken), ["web-2009-06-10-12:00:00.1.1", "sms-1"]);
-        assert_eq!(snapshots(&lines("No snapshots.")), Vec::<String>::new());
+        assert_eq!(snapshots(&taken).unwrap(), ["web-2009-06-10-12:00:00.1.1", "sms-1"]);
+        assert_eq!(snapshots(&lines("No snapshots.")), Ok(Vec::new()));
+        assert_eq!(snapshots(&lines("")), Ok(Vec::new()));
+        assert_eq!(snapshots(&lines("@@ Segm")), Err("@@ Segm".to_owned()));
         let shown = lines(
             "Name                 Default Members Volumes Capacity   FreeSpace\n\
              -------------------- ------- ------- ------- ---------- ----------\n\

@@ -96,12 +96,11 @@ fn refusal(lines: &[String]) -> Option<String> {
             (Some(rest), None) => {
                 said = Some(rest.trim_start_matches([' ', '-', ':']).trim().to_owned());
             }
-            (Some(_), Some(_)) => {}
             (None, Some(said)) => {
                 said.push(' ');
                 said.push_str(line);
             }
-            (None, None) => {}
+            _ => {}
         }
     }
     let question = |line: &&String| {

@@ -104,8 +104,19 @@ impl Sessions {
     /// when its reply is lost, what changes something only when it did not leave or the array says
     /// that it did nothing.
     pub async fn run(&self, cx: &Cx, command: &Command) -> Outcome<Reply> {
-        let shared = &self.0;
-        let work = || shared.once(cx, command);
+        self.ask(cx, command, Ok).await
+    }
+
+    /// As [`Self::run`], with what the reply says. One that says nothing that can be understood is
+    /// asked for again like one that was lost.
+    pub async fn ask<T: Send>(
+        &self,
+        cx: &Cx,
+        command: &Command,
+        read: impl Fn(Reply) -> Outcome<T> + Send + Sync,
+    ) -> Outcome<T> {
+        let (shared, read) = (&self.0, &read);
+        let work = || async move { read(shared.once(cx, command).await?) };
         let mut reply = shared.options.retry.run(cx, &shared.chance, command.effect, work).await;
         if let Err(failure) = &mut reply {
             let scrub = |text: String| shared.recorder.redactor().scrub(&text);

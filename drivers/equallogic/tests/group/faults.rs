@@ -9,7 +9,8 @@ use plugin_sdk::Result;
 use crate::life::life;
 use crate::support::{Fixture, Sr, run};
 
-/// The commands that change something, and how many of a kind a life has at least.
+/// The commands that change something, and how many of a kind a life has at least. All of them lose
+/// their reply in turn; the other troubles befall the first of each kind.
 const CHANGES: &[(&str, u64)] = &[
     ("volume.create", 3),
     ("volume.describe", 4),
@@ -31,8 +32,12 @@ const CHANGES: &[(&str, u64)] = &[
 ];
 
 fn every_change(what: &str, effect: &Effect, restart: bool) {
-    let work: Vec<(&str, u64)> =
-        CHANGES.iter().flat_map(|(call, times)| (0..*times).map(move |n| (*call, n))).collect();
+    let all = *effect == Effect::DropReply && !restart;
+    let times = |times: u64| if all { times } else { 1 };
+    let work: Vec<(&str, u64)> = CHANGES
+        .iter()
+        .flat_map(|(call, most)| (0..times(*most)).map(move |n| (*call, n)))
+        .collect();
     // Each has a group of its own.
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {

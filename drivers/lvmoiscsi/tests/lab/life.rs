@@ -123,6 +123,8 @@ fn srs_and_disks_live_on_two_paths_and_the_last_sr_logs_out() -> Result<()> {
     // A disk: linear, zeroed, by XenServer's name.
     let vdi =
         smctl.check(&["vdi", "create", "--sr", "san", "--name", "disk", "--size", "32MiB"])?;
+    let unsupported = smctl.refused(&["vdi", "snapshot", "disk", "--name", "s"])?;
+    assert_eq!(told(&unsupported).0, "unsupported", "{unsupported}");
     let attached = smctl.check(&["vdi", "attach", "disk"])?;
     let device = format!("/dev/VG_XenStorage-{sr}/LV-{vdi}");
     assert_eq!(attached, format!("block device {device}"));
@@ -132,8 +134,6 @@ fn srs_and_disks_live_on_two_paths_and_the_last_sr_logs_out() -> Result<()> {
     let sum = host.check(["sha256sum", &device])?;
     let busy = smctl.refused(&["sr", "detach", "san"])?;
     assert_eq!(told(&busy).0, "in_use", "{busy}");
-    let unsupported = smctl.refused(&["vdi", "snapshot", "disk", "--name", "s"])?;
-    assert_eq!(told(&unsupported).0, "unsupported", "{unsupported}");
 
     // The LUN grows, with the disk in use; so do SR and disk.
     let too_large = smctl.refused(&["vdi", "resize", "disk", "160MiB"])?;

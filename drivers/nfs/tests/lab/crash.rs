@@ -10,7 +10,7 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
     let sr = site.create("images", &["serverpath=/"]);
     let disk = site.ok(&["vdi", "create", "--name", "disk", "--size", "16MiB"]);
     let uri = site.attach(&disk);
-    site.io(&uri, &["write -P 0xa1 0 1M", "flush"]);
+    site.write(&uri, 0xa1, 0, 1024);
     site.ok(&["vdi", "detach", &disk]);
     let server = site.key();
     for (step, command) in [
@@ -45,7 +45,7 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
         let left = site.nas.check(["sh", "-c", "ls -A \"$1/.sm/journal\" \"$1/.sm/tmp\" | grep json; true", "sh", &format!("{EXPORT}/{sr}")])?;
         assert_eq!(left, "", "{step}");
         let uri = site.attach(&disk);
-        site.io(&uri, &["read -P 0xa1 0 1M"]);
+        site.holds(&uri, 0xa1, 0, 1024);
         site.ok(&["vdi", "detach", &disk]);
     }
     Ok(())

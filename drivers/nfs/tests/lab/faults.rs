@@ -50,7 +50,7 @@ fn a_server_is_away_for_thirty_seconds_in_the_middle_of_writes() -> lab::Result<
     is_dead(&site, &ends(&site, &["vdi", "snapshot", &disk, "--name", "late"]));
     assert_eq!(fio.ended(), None, "a guest waits: {}", fio.so_far());
 
-    site.server.resume()?;
+    site.server.restart()?;
     let output = fio.wait(LONG)?;
     assert!(output.text().contains("err= 0"), "{}{}", output.text(), output.errors());
     assert_eq!(output.status, 0, "{}", output.errors());

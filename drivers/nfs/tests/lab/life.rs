@@ -23,14 +23,16 @@ fn life(site: &Site, name: &str, version: &str) -> String {
     let on = |words: &[&str]| site.ok(&[words, &["--sr", name]].concat());
     let disk = on(&["vdi", "create", "--name", "disk", "--size", "32MiB"]);
     let uri = site.attach(&disk);
-    site.io(&uri, &["write -P 0xa1 0 1M", "flush"]);
+    site.write(&uri, 0xa1, 0, 1024);
     let snap = on(&["vdi", "snapshot", &disk, "--name", "snap"]);
-    site.io(&uri, &["write -P 0xa2 0 64k", "read -P 0xa1 64k 64k", "flush"]);
+    site.write(&uri, 0xa2, 0, 64);
     on(&["vdi", "detach", &disk]);
     let copy = on(&["vdi", "clone", &snap, "--name", "copy"]);
     on(&["vdi", "resize", &copy, "48MiB"]);
     let uri = site.attach(&copy);
-    site.io(&uri, &["read -P 0xa1 0 1M", "read -P 0 40M 64k", "write -P 0xa3 40M 64k"]);
+    site.holds(&uri, 0xa1, 0, 1024);
+    site.holds(&uri, 0, 40 << 10, 64);
+    site.write(&uri, 0xa3, 40 << 10, 64);
     on(&["vdi", "detach", &copy]);
     on(&["vdi", "revert", &disk, &snap]);
 
@@ -39,7 +41,7 @@ fn life(site: &Site, name: &str, version: &str) -> String {
     assert_eq!(site.mount(&sr), "");
     on(&["sr", "attach"]);
     let uri = site.attach(&disk);
-    site.io(&uri, &["read -P 0xa1 0 1M"]);
+    site.holds(&uri, 0xa1, 0, 1024);
     on(&["vdi", "detach", &disk]);
     assert_eq!(site.json(&["vdi", "list", "--sr", name])["vdis"].as_array().unwrap().len(), 3);
     for vdi in [&disk, &snap, &copy] {

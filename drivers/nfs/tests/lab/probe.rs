@@ -11,9 +11,10 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
     let site = Site::new()?;
     let (nas, server) = (&site.nas, site.key());
     let address = site.address();
-    // One that others may use, and one that may only be read.
-    nas.check(["mkdir", "-p", "/srv/nfs/ro"])?;
-    nas.check(["exportfs", "-o", "rw,no_subtree_check", "10.8.0.0/16:/srv/nfs/ro"])?;
+    // One that others may use.
+    nas.check(["mkdir", "-p", "/srv/others"])?;
+    nas.check(["mount", "-t", "tmpfs", "others", "/srv/others"])?;
+    nas.check(["exportfs", "-o", "rw,no_subtree_check,fsid=7", "10.8.0.0/16:/srv/others"])?;
 
     let error = site.refused(&probe(&[]));
     assert_eq!(error["kind"], "config", "{error}");
@@ -28,7 +29,7 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
              \t\t<Accesslist>{clients}</Accesslist>\n\t</Export>\n"
         )
     };
-    let both = [export(EXPORT, "10.9.0.0/16"), export("/srv/nfs/ro", "10.8.0.0/16")];
+    let both = [export(EXPORT, "10.9.0.0/16"), export("/srv/others", "10.8.0.0/16")];
     let documents = [
         format!("{}{}", both[0], both[1]),
         format!("{}{}", both[1], both[0]),
@@ -66,10 +67,10 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
             format!("{address}:/nowhere cannot be mounted: the server refuses this host"),
         ),
         (
-            &["serverpath=/srv/nfs/ro", "nfsversion=3", "options=nolock"],
+            &["serverpath=/srv/others", "nfsversion=3", "options=nolock"],
             "auth",
             73,
-            format!("{address}:/srv/nfs/ro cannot be mounted: the server refuses this host"),
+            format!("{address}:/srv/others cannot be mounted: the server refuses this host"),
         ),
         (
             &["serverpath=/", "options=nonsense"],

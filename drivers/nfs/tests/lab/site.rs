@@ -92,16 +92,24 @@ impl Site {
         uri.unwrap_or_else(|| panic!("{text}")).to_owned()
     }
 
-    /// Commands of `qemu-io` on a disk.
-    pub(crate) fn io(&self, uri: &str, commands: &[&str]) -> String {
-        let mut words = vec!["qemu-io", "-f", "raw"];
-        for command in commands {
-            words.extend(["-c", command]);
-        }
-        words.push(uri);
-        let said = self.host.check(words).unwrap();
-        assert!(!said.contains("Pattern verification failed"), "{said}");
-        said
+    fn fio(&self, uri: &str, byte: u8, place: (u64, u64), how: &[&str]) {
+        let uri = format!("--uri={uri}");
+        let pattern = format!("--verify_pattern={byte:#04x}");
+        let (offset, size) = (format!("--offset={}k", place.0), format!("--size={}k", place.1));
+        let words = ["fio", "--name=io", "--ioengine=nbd", "--bs=64k", "--verify=pattern"];
+        let verify = ["--verify_fatal=1", "--verify_state_save=0", &uri, &pattern, &offset, &size];
+        let said = self.host.check([&words[..], &verify, how].concat()).unwrap();
+        assert!(said.contains("err= 0"), "{said}");
+    }
+
+    /// Fills a place of a disk, in KiB, with a byte.
+    pub(crate) fn write(&self, uri: &str, byte: u8, at: u64, length: u64) {
+        self.fio(uri, byte, (at, length), &["--rw=write", "--do_verify=0", "--end_fsync=1"]);
+    }
+
+    /// A place of a disk, in KiB, holds a byte.
+    pub(crate) fn holds(&self, uri: &str, byte: u8, at: u64, length: u64) {
+        self.fio(uri, byte, (at, length), &["--rw=read"]);
     }
 }
 

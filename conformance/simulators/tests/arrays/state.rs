@@ -1,20 +1,19 @@
 //! What is on disk is what there is: space from data, and nothing lost by `kill -9`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
-
-mod common;
-
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use crate::common::{Nas, POOL, SIZE, ask, client};
 use array_sim::core::{Array, Change, Depletion, NewVolume, Options, Trouble, WhenFull};
-use common::{Nas, POOL, SIZE, ask, client};
 use serde_json::{Map, Value, json};
 
 const PAGE: u64 = 16 << 10;
+
+/// Bytes of a volume of the model.
+const BYTES: u64 = 8 * PAGE;
 
 fn array(folder: &Path, capacity: u64) -> Array {
     let options = Options { pools: vec![("p".to_owned(), capacity)], ..Options::default() };
@@ -42,7 +41,7 @@ fn a_snapshot_and_a_clone_cost_nothing_and_a_page_written_costs_a_page() {
     let folder = tempfile::tempdir().unwrap();
     let array = array(folder.path(), 1 << 30);
     change(&array, |c| c.create_volume("v", NewVolume::thin("p", 1 << 20)));
-    array.write("v", 0, &[1; 10 * PAGE as usize]).unwrap();
+    array.write("v", 0, &vec![1; 10 * PAGE as usize]).unwrap();
     assert_eq!(used(&array), 10 * PAGE);
     change(&array, |c| c.create_snapshot("v", "s", Map::new()));
     change(&array, |c| c.clone_volume("s", "c", NewVolume::thin("p", 1 << 20), true));
@@ -76,7 +75,6 @@ fn layers_against_a_plain_model() {
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
-    const BYTES: u64 = 8 * PAGE;
     let folder = tempfile::tempdir().unwrap();
     let mut array = array(folder.path(), 1 << 30);
     let mut model: std::collections::BTreeMap<String, (bool, Vec<u8>)> =
@@ -166,7 +164,7 @@ fn a_full_pool_does_what_the_volume_says() {
     change(&array, |c| c.create_volume("v", NewVolume::thin("p", 1 << 20)));
     let offline = NewVolume { when_full: WhenFull::Offline, ..NewVolume::thin("p", 1 << 20) };
     change(&array, |c| c.create_volume("o", offline));
-    array.write("v", 0, &[1; 4 * PAGE as usize]).unwrap();
+    array.write("v", 0, &vec![1; 4 * PAGE as usize]).unwrap();
     let full = array.write("v", 4 * PAGE, &[1]).unwrap_err();
     assert!(matches!(full, Trouble::NoSpace(_)), "{full}");
     // What is there can be written.
@@ -190,9 +188,9 @@ fn a_reserve_that_is_used_up_costs_the_oldest_snapshot_or_the_volume() {
             ..NewVolume::thin("p", 1 << 20)
         };
         change(&array, |c| c.create_volume("v", new));
-        array.write("v", 0, &[1; 4 * PAGE as usize]).unwrap();
+        array.write("v", 0, &vec![1; 4 * PAGE as usize]).unwrap();
         change(&array, |c| c.create_snapshot("v", "s", Map::new()));
-        array.write("v", 0, &[2; 2 * PAGE as usize]).unwrap();
+        array.write("v", 0, &vec![2; 2 * PAGE as usize]).unwrap();
         let third = array.write("v", 2 * PAGE, &[2]);
         let kept = array.current().count::<array_sim::core::Snapshot>();
         match depletion {

@@ -1,11 +1,7 @@
 //! What TrueNAS answers, and what it refuses, over REST and JSON-RPC.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
-
-mod common;
-
+use crate::common::{Nas, SIZE, ask, client, plan};
 use array_sim::truenas::{API_KEY, PASSWORD, USER};
-use common::{Nas, SIZE, ask, client, plan};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -148,7 +144,7 @@ async fn its_certificate_is_one_of_its_own_and_stays() {
     assert_eq!(ask(&http, &nas.sim.url(), "GET /system/info", None).await.unwrap().0, 200);
     let Nas { sim, folder, .. } = nas;
     drop(sim);
-    let again = common::start(folder.path(), &plan).await;
+    let again = crate::common::start(folder.path(), &plan).await;
     assert_eq!(again.certificate().unwrap().fingerprint().unwrap(), own.fingerprint().unwrap());
 }
 

@@ -1,11 +1,7 @@
 //! Each fault, one by one: what the client sees, and what the array has afterwards.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
-
-mod common;
-
+use crate::common::{Nas, SIZE};
 use array_sim::core::Effect;
-use common::{Nas, SIZE};
 use serde_json::{Value, json};
 
 const CALL: &str = "pool.dataset.create";
@@ -18,7 +14,7 @@ fn body() -> Value {
 async fn hit(nas: &Nas, effect: Effect) -> (Result<(u16, Value), reqwest::Error>, bool) {
     nas.fault(CALL, effect);
     let line = "POST /pool/dataset";
-    let answer = common::ask(&nas.http, &nas.sim.url(), line, Some(body())).await;
+    let answer = crate::common::ask(&nas.http, &nas.sim.url(), line, Some(body())).await;
     let there = nas.sim.array.current().get::<array_sim::core::Volume>("tank/v").is_some();
     assert!(nas.sim.array.faults().left().is_empty());
     (answer, there)

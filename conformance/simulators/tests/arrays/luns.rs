@@ -1,12 +1,8 @@
 //! The data path, by an initiator of somebody else (`libiscsi-bin`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
-
-mod common;
-
 use std::process::Command;
 
-use common::{Nas, SIZE};
+use crate::common::{Nas, SIZE};
 use serde_json::{Value, json};
 
 const HOST: &str = "iqn.2024-01.test:host";
