@@ -233,7 +233,7 @@ impl Regions {
             passes: 0,
             waiting: [0; 4],
         };
-        let [space, work, settled, wanted] = [const { () }; 4].map(|()| Condvar::new());
+        let [space, work, settled, wanted] = std::array::from_fn(|_| Condvar::new());
         Self { size, state: Mutex::new(state), space, work, settled, wanted }
     }
 

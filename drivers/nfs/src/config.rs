@@ -160,7 +160,9 @@ impl Server {
         words.extend(more.iter().cloned());
         Self {
             name: name.0.clone(),
-            port: value("port").and_then(|port| port.parse().ok()).unwrap_or(host_kit::mount::nfs::PORT),
+            port: value("port")
+                .and_then(|port| port.parse().ok())
+                .unwrap_or(host_kit::mount::nfs::PORT),
             tcp,
             options: words.join(","),
         }
@@ -202,7 +204,8 @@ mod tests {
             assert_eq!(Version::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Version::parse("2"), Err("3, 4, 4.0, 4.1 or 4.2".to_owned()));
-        for bad in ["vers=3", "nfsvers=4", "soft,retry=1", "bg", "ro", "a b", "soft,minorversion=1"] {
+        for bad in ["vers=3", "nfsvers=4", "soft,retry=1", "bg", "ro", "a b", "soft,minorversion=1"]
+        {
             assert!(Options::parse(bad).is_err(), "{bad}");
         }
     }

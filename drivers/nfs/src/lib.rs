@@ -34,8 +34,8 @@ use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Manifest, Result, Utf8PathBuf, step};
 use vhd_folder::{Folder, FolderDriver, Purpose, Site, folder_manifest};
 
-pub use config::{Config, Host, Options, Path, Version};
 use config::Server;
+pub use config::{Config, Host, Options, Path, Version};
 use place::Place;
 
 /// The folder of one SR on a server.

@@ -29,8 +29,8 @@ pub(crate) async fn probe(raw: &RawConfig, cx: &Cx) -> Result<SrProbed> {
     if place.reach(cx).await? != Changed::Created {
         return Err(Error::busy(format!("{target} is mounted already")));
     }
-    let version = mount::at(target.as_std_path())?
-        .and_then(|mount| mount.option("vers").map(str::to_owned));
+    let version =
+        mount::at(target.as_std_path())?.and_then(|mount| mount.option("vers").map(str::to_owned));
     let result = place.run(cx, move |_| vhd_folder::found(&target)).await;
     if let Err(error) = place.let_go(cx).await {
         plugin_sdk::tracing::warn!(%error, target = %place.target(), "a probe stays mounted");
@@ -39,8 +39,7 @@ pub(crate) async fn probe(raw: &RawConfig, cx: &Cx) -> Result<SrProbed> {
         version.map(|version| ("NFS version".to_owned(), version)).into_iter().collect();
     let room = ProbeItem { complete: true, extra_info: info, ..ProbeItem::default() };
     let found = result?.into_iter();
-    let found = found
-        .map(|sr| ProbeItem { complete: true, sr: Some(sr), ..ProbeItem::default() });
+    let found = found.map(|sr| ProbeItem { complete: true, sr: Some(sr), ..ProbeItem::default() });
     Ok(SrProbed { items: std::iter::once(room).chain(found).collect() })
 }
 

@@ -405,9 +405,8 @@ impl Api {
                 if !reply.is_success() || reply.body().is_empty() {
                     Value::Null
                 } else {
-                    reply.json().map_err(|failure| match call.rpc.mutating {
-                        true => failure.reclassed(Class::Unknown),
-                        false => failure,
+                    reply.json().map_err(|failure| {
+                        if call.rpc.mutating { failure.reclassed(Class::Unknown) } else { failure }
                     })?
                 }
             }

@@ -32,8 +32,8 @@ impl TrueNas {
     /// an iSCSI name can have.
     fn door_name(&self, of: &Initiator) -> String {
         let digest = Sha256::digest(of.iqn.as_bytes());
-        let tag: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        format!("sm-{}-{tag}", self.sr.0.simple())
+        let tag = digest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        format!("sm-{}-{tag:08x}", self.sr.0.simple())
     }
 
     async fn find_target(&self, cx: &Cx, name: &str) -> Outcome<Option<Target>> {
@@ -92,20 +92,19 @@ impl TrueNas {
                 self.api.run::<Initiators>(cx, &call).await?.id
             }
         };
-        let found = match self.find_target(cx, &name).await? {
-            Some(found) => found,
-            None => {
-                let body = json!({
-                    "name": name,
-                    // An empty text is refused.
-                    "alias": null,
-                    "mode": "ISCSI",
-                    "groups": [{
-                        "portal": portal.id, "initiator": group, "authmethod": "NONE", "auth": null
-                    }],
-                });
-                self.api.run(cx, &Call::create("target_create", TARGET, body)).await?
-            }
+        let found = if let Some(found) = self.find_target(cx, &name).await? {
+            found
+        } else {
+            let body = json!({
+                "name": name,
+                // An empty text is refused.
+                "alias": null,
+                "mode": "ISCSI",
+                "groups": [{
+                    "portal": portal.id, "initiator": group, "authmethod": "NONE", "auth": null
+                }],
+            });
+            self.api.run(cx, &Call::create("target_create", TARGET, body)).await?
         };
         let ours =
             |one: &crate::object::Group| one.portal == portal.id && one.initiator == Some(group);

@@ -161,7 +161,7 @@ fn a_listing_by_offset_leaves_nothing_out_that_is_there_all_the_time() {
         // It never stands still.
         let moving = |offset| {
             let n = asked.fetch_add(1, Ordering::SeqCst);
-            async move { Ok(page((n % 2 == 0).then_some(3), offset)) }
+            async move { Ok(page(n.is_multiple_of(2).then_some(3), offset)) }
         };
         let failure = pages::by_offset("volumes", 10, |name: &String| name, moving).await;
         assert_eq!(failure.unwrap_err().class, Class::Busy);

@@ -17,6 +17,8 @@ const DAEMON: Duration = Duration::from_secs(10);
 const APPEARS: Duration = Duration::from_secs(30);
 /// How long the daemon has to hear of a disk by itself, before it is told.
 const HEARS: Duration = Duration::from_secs(2);
+/// Between two tries to drop a map that somebody has open.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Where the daemon listens (unix(7), abstract sockets; multipath-tools, `DEFAULT_SOCKET`).
 const SOCKET: &str = "@/org/kernel/linux/storage/multipathd";
 
@@ -201,7 +203,17 @@ pub async fn flush(cx: &Cx, map: &Mapped) -> Result<()> {
         .legacy(16)
         .hint("lsblk shows what is on top of it"));
     }
-    ask(cx, &["remove", "map", &map.name]).await
+    // udev opens what was just written for a moment, in which it cannot go.
+    let end = cx.within(DAEMON);
+    loop {
+        match ask(cx, &["remove", "map", &map.name]).await {
+            Err(error) if error.legacy_code() == 431 && !end.remaining().is_zero() => {
+                plugin_sdk::tracing::debug!(%error, "not yet");
+                plugin_sdk::tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// One command for the daemon, which says `ok` or `fail`.

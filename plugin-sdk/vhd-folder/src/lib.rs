@@ -27,8 +27,8 @@ mod writer;
 
 use plugin_sdk::config::{DeviceConfig, RawConfig};
 use plugin_sdk::model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain,
-    SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
+    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
@@ -162,7 +162,8 @@ impl<S: Site> Driver for FolderDriver<S> {
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
-        let changed = self.at(cx, Purpose::Create, move |folder, cx| folder.create(cx, &request)).await?;
+        let changed =
+            self.at(cx, Purpose::Create, move |folder, cx| folder.create(cx, &request)).await?;
         Ok(SrCreated { changed, device_config: cx.device_config().clone() })
     }
 
@@ -196,7 +197,8 @@ impl<S: Site> Driver for FolderDriver<S> {
     }
 
     async fn sr_update(&self, cx: &Cx, request: SrUpdate) -> Result<SrDone> {
-        let changed = self.at(cx, Purpose::Use, move |folder, cx| folder.update(cx, &request)).await?;
+        let changed =
+            self.at(cx, Purpose::Use, move |folder, cx| folder.update(cx, &request)).await?;
         Ok(SrDone { changed })
     }
 
@@ -233,7 +235,8 @@ impl<S: Site> Driver for FolderDriver<S> {
     }
 
     async fn vdi_reclaim(&self, cx: &Cx, request: VdiReclaim) -> Result<VdiReclaimed> {
-        self.at(cx, Purpose::Use, move |folder, cx| maintain::reclaim(folder, cx, request.vdi)).await
+        self.at(cx, Purpose::Use, move |folder, cx| maintain::reclaim(folder, cx, request.vdi))
+            .await
     }
 
     async fn vdi_cbt(&self, cx: &Cx, request: VdiCbt) -> Result<VdiDone> {
@@ -268,12 +271,14 @@ impl<S: Site> Driver for FolderDriver<S> {
     }
 
     async fn vdi_deactivate(&self, cx: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
-        self.at(cx, Purpose::Use, move |folder, cx| writer::deactivate(folder, cx, request.vdi)).await?;
+        self.at(cx, Purpose::Use, move |folder, cx| writer::deactivate(folder, cx, request.vdi))
+            .await?;
         Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
-        self.at(cx, Purpose::Use, move |folder, cx| maintain::release(folder, cx, request.vdi)).await?;
+        self.at(cx, Purpose::Use, move |folder, cx| maintain::release(folder, cx, request.vdi))
+            .await?;
         Ok(VdiDatapathDone::default())
     }
 }

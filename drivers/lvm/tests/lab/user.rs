@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::bench::{MIB, machine};
 
 /// `smctl` of a guest where LVM works, with what these tests ask of it.
-pub(crate) struct Smctl<'a>(lab::kit::smctl::Smctl<'a>);
+pub(crate) struct Smctl<'a>(kit::smctl::Smctl<'a>);
 
 impl<'a> Smctl<'a> {
     pub(crate) fn new(guest: &'a Guest) -> Self {

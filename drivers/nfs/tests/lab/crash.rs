@@ -39,10 +39,16 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
         site.ok(&["sr", "scan", "images"]);
         let scan = site.json(&["sr", "scan", "images"]);
         for vdi in scan["vdis"].as_array().unwrap() {
-            assert_eq!(vdi["health"]["status"], "ok", "{step}: {vdi}");
+            assert_eq!(vdi["health"]["state"], "ok", "{step}: {vdi}");
             assert!(site.ok(&["vdi", "check", vdi["uuid"].as_str().unwrap()]).len() < 200);
         }
-        let left = site.nas.check(["sh", "-c", "ls -A \"$1/.sm/journal\" \"$1/.sm/tmp\" | grep json; true", "sh", &format!("{EXPORT}/{sr}")])?;
+        let left = site.nas.check([
+            "sh",
+            "-c",
+            "ls -A \"$1/.sm/journal\" \"$1/.sm/tmp\" | grep json; true",
+            "sh",
+            &format!("{EXPORT}/{sr}"),
+        ])?;
         assert_eq!(left, "", "{step}");
         let uri = site.attach(&disk);
         site.holds(&uri, 0xa1, 0, 1024);

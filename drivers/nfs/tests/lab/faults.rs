@@ -101,7 +101,8 @@ fn an_operation_that_hangs_ends_and_its_repetition_finds_what_was_done() -> lab:
     // The export is another file system now, and the server knows nothing of the old one.
     site.server.stop()?;
     site.nas.check(["umount", EXPORT])?;
-    lab::kit::xfs(&site.nas, "/srv/other.img", Some(512 << 20), EXPORT)?;
+    site.nas.check(["rm", "/srv/nfs.img"])?;
+    lab::kit::xfs(&site.nas, "/srv/nfs.img", Some(512 << 20), EXPORT)?;
     site.server.resume()?;
     let error = site.refused(&["sr", "scan", "images"]);
     assert_eq!(error["kind"], "unreachable", "{error}");

@@ -37,9 +37,9 @@ fn life(site: &Site, name: &str, version: &str) -> String {
     on(&["vdi", "revert", &disk, &snap]);
 
     // Its name goes with the mount, and comes back with it.
-    on(&["sr", "detach"]);
+    site.ok(&["sr", "detach", name]);
     assert_eq!(site.mount(&sr), "");
-    on(&["sr", "attach"]);
+    site.ok(&["sr", "attach", name]);
     let uri = site.attach(&disk);
     site.holds(&uri, 0xa1, 0, 1024);
     on(&["vdi", "detach", &disk]);
@@ -65,7 +65,14 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
     let raw = ["vdi", "create", "--name", "raw", "--size", "8MiB", "--format", "raw"];
     let raw = site.ok(&[&raw[..], &["--sr", "new"]].concat());
     let file = format!("{EXPORT}/{new}/{raw}.raw");
-    site.nas.check(["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", "count=8", "conv=notrunc"])?;
+    site.nas.check([
+        "dd",
+        "if=/dev/urandom",
+        &format!("of={file}"),
+        "bs=1M",
+        "count=8",
+        "conv=notrunc",
+    ])?;
     let before = (count(&site, "CLONE"), count(&site, "WRITE"));
     let snap = site.ok(&["vdi", "snapshot", &raw, "--name", "raw snap"]);
     assert!(count(&site, "CLONE") > before.0, "the server did not copy");
@@ -81,7 +88,11 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
     let before = site.json(&["vdi", "list", "--sr", "new"]);
     let full = ["vdi", "import", "/bin/bash", "--name", "full", "--sr", "new", "--format", "raw"];
     let error = site.refused(&full);
-    assert_eq!((&error["kind"], &error["legacy"]["code"]), (&"no_space".into(), &44.into()), "{error}");
+    assert_eq!(
+        (&error["kind"], &error["legacy"]["code"]),
+        (&"no_space".into(), &44.into()),
+        "{error}"
+    );
     site.nas.check(["sh", "-c", "rm \"$1/fill\" \"$1/rest\" \"$1/last\"", "sh", EXPORT])?;
     site.ok(&["sr", "scan", "new"]);
     assert_eq!(site.json(&["vdi", "list", "--sr", "new"])["vdis"], before["vdis"]);

@@ -30,10 +30,7 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
         )
     };
     let both = [export(EXPORT, "10.9.0.0/16"), export("/srv/others", "10.8.0.0/16")];
-    let documents = [
-        format!("{}{}", both[0], both[1]),
-        format!("{}{}", both[1], both[0]),
-    ];
+    let documents = [format!("{}{}", both[0], both[1]), format!("{}{}", both[1], both[0])];
     let documents = documents
         .map(|all| format!("<?xml version=\"1.0\" ?>\n<nfs-exports>\n{all}</nfs-exports>"));
     assert!(documents.contains(&xml), "{xml}");
@@ -58,7 +55,9 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
             &["serverpath=/nowhere", "nfsversion=4.2"][..],
             "not_found",
             73,
-            format!("{address}:/nowhere cannot be mounted: the server has no such folder for this host"),
+            format!(
+                "{address}:/nowhere cannot be mounted: the server has no such folder for this host"
+            ),
         ),
         (
             &["serverpath=/nowhere", "nfsversion=3", "options=nolock"],
@@ -73,7 +72,7 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
             format!("{address}:/srv/others cannot be mounted: the server refuses this host"),
         ),
         (
-            &["serverpath=/", "options=nonsense"],
+            &["serverpath=/", "nfsversion=4.2", "options=nonsense"],
             "config",
             73,
             format!("{address}:/ cannot be mounted: an option is not accepted"),
@@ -99,6 +98,10 @@ fn a_probe_goes_from_server_to_export_to_srs_and_refusals_are_exact() -> lab::Re
     assert_eq!(error["kind"], "auth", "{error}");
     let message = error["message"].as_str().unwrap();
     assert!(message.ends_with("Read-only file system (os error 30)"), "{message}");
-    assert_eq!(site.host.check(["ls", "/var/tmp/sm/run/nfs"])?, "", "what failed stays not mounted");
+    assert_eq!(
+        site.host.check(["ls", "/var/tmp/sm/run/nfs"])?,
+        "",
+        "what failed stays not mounted"
+    );
     Ok(())
 }

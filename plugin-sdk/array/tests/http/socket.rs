@@ -42,14 +42,14 @@ impl Peer for Plain {
     }
 
     async fn login(&self, line: &Line<'_, Self>) -> Outcome<()> {
-        match line.call(call("login", json!([CANARY]), false)).await? {
+        match line.call(call("login", &json!([CANARY]), false)).await? {
             Value::Bool(true) => Ok(()),
             _ => Err(Failure::new(Class::Denied)),
         }
     }
 }
 
-fn call(method: &'static str, params: Value, mutating: bool) -> Call {
+fn call(method: &'static str, params: &Value, mutating: bool) -> Call {
     let params = params.as_array().cloned().unwrap_or_default();
     Call { operation: method, method: method.to_owned(), params, mutating }
 }
@@ -114,12 +114,12 @@ fn a_connection_that_ends_leaves_a_change_open_and_a_read_repeated() {
         };
         let (base, logins) = server(answers).await;
         let rpc = rpc(&base, Duration::from_secs(5));
-        let failure = rpc.call(&cx, &call("create", json!([]), true)).await.unwrap_err();
+        let failure = rpc.call(&cx, &call("create", &json!([]), true)).await.unwrap_err();
         assert_eq!(failure.class, Class::Unknown);
         assert!(
             failure.to_string().starts_with("the connection ended before the answer to create")
         );
-        let read = rpc.call(&cx, &call("get", json!([]), false)).await.unwrap();
+        let read = rpc.call(&cx, &call("get", &json!([]), false)).await.unwrap();
         assert_eq!((read, logins.load(Ordering::SeqCst)), (json!("read"), 2));
         Ok(())
     });
@@ -137,7 +137,7 @@ fn eight_that_find_the_session_ended_make_one_login() {
         rpc.connect(&cx).await.unwrap();
         let all = (0..8).map(|_| {
             let (rpc, cx) = (Arc::clone(&rpc), cx.clone());
-            tokio::spawn(async move { rpc.call(&cx, &call("create", json!([]), true)).await })
+            tokio::spawn(async move { rpc.call(&cx, &call("create", &json!([]), true)).await })
         });
         for one in all.collect::<Vec<_>>() {
             assert_eq!(one.await.unwrap().unwrap(), json!(1));
@@ -162,7 +162,7 @@ fn a_peer_that_says_nothing_at_all_is_given_up() {
             std::future::pending::<()>().await;
         });
         let rpc = rpc(&base, Duration::from_millis(300));
-        let failure = rpc.call(&cx, &call("create", json!([]), true)).await.unwrap_err();
+        let failure = rpc.call(&cx, &call("create", &json!([]), true)).await.unwrap_err();
         assert_eq!(
             (failure.class, failure.to_string().as_str()),
             (
@@ -206,7 +206,7 @@ fn a_refused_login_is_final_and_no_secret_is_told() {
             }
 
             async fn login(&self, line: &Line<'_, Self>) -> Outcome<()> {
-                line.call(call("auth", json!([CANARY]), false)).await.map(drop)
+                line.call(call("auth", &json!([CANARY]), false)).await.map(drop)
             }
         }
         let answers: Answers =
@@ -216,7 +216,7 @@ fn a_refused_login_is_final_and_no_secret_is_told() {
         let nobody = Trust::Fingerprint("00".repeat(32));
         let rpc = Rpc::new(Wrong, &base, "/api", &nobody, limits, record.clone()).unwrap();
         for _ in 0..3 {
-            let failure = rpc.call(&cx, &call("get", json!([]), false)).await.unwrap_err();
+            let failure = rpc.call(&cx, &call("get", &json!([]), false)).await.unwrap_err();
             assert_eq!(failure.class, Class::Denied);
             assert!(!format!("{failure:?}").contains(CANARY));
         }
