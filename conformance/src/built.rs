@@ -26,7 +26,16 @@ fn build() -> PathBuf {
     cargo
         .args(["build", "--quiet", "--bins", "--lib", "--example", "scratch"])
         .args(["-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
-        .args(["-p", "datapath", "-p", "sm-driver-lvm", "-p", "sm-driver-truenas", "-p", "sm-driver-nfs"])
+        .args([
+            "-p",
+            "datapath",
+            "-p",
+            "sm-driver-lvm",
+            "-p",
+            "sm-driver-truenas",
+            "-p",
+            "sm-driver-nfs",
+        ])
         .args(["-p", "sm-driver-lvmoiscsi", "-p", "sm-driver-equallogic"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {

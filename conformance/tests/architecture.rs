@@ -82,9 +82,8 @@ fn arrows_go_down_only() {
 fn every_driver_is_built_for_the_suite() {
     let packages = workspace();
     for (name, package) in packages.iter().filter(|(_, package)| is_driver(package)) {
-        let of_suite = |suite: &str| {
-            packages[suite].dependencies.contains(&(name.clone(), "dev".to_owned()))
-        };
+        let of_suite =
+            |suite: &str| packages[suite].dependencies.contains(&(name.clone(), "dev".to_owned()));
         let listed = ["conformance", "sm-conformance"].into_iter().any(of_suite)
             || std::fs::read_to_string(root().join("conformance/src/built.rs"))
                 .unwrap()

@@ -1,7 +1,7 @@
 //! The names of all checks: what is built, and what is not yet.
 //!
 //! Ids are stable: a certificate of today is compared with one of next year. So the whole list is
-//! here, and each row is either a function of [`crate::checks`] or a line of `not-built.txt` with
+//! here, and each row is either a function of `checks` or a line of `not-built.txt` with
 //! the reason. A test holds the two to that: nothing is silently absent.
 
 use std::fmt;

@@ -7,7 +7,7 @@
 //!    (`world`), so that one that dies or hangs takes neither the suite nor the next check with it.
 //! 3. What they are judged by: content that says what it is (`oracle`), what the backend and the
 //!    system hold apart from what the driver says (`inventory`), a model (`checks::sequences`).
-//! 4. [`run`]: the order, the states, the journal of what a run owns; [`certificate`]: what is
+//! 4. [`mod@run`]: the order, the states, the journal of what a run owns; [`certificate`]: what is
 //!    written down.
 //!
 //! A driver's own tests are one line:
@@ -166,7 +166,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// As [`run`], for a test: the text of an error is the whole report.
+/// As [`run()`], for a test: the text of an error is the whole report.
 ///
 /// # Errors
 /// If the level is not reached, with every check that blocks it.

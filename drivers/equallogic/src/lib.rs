@@ -9,7 +9,7 @@
 //! | [`config`] | the device configuration, and what single VDIs may have otherwise |
 //! | [`cli`] | commands and replies as text |
 //! | [`session`] | connections, shells, and seven of them at most over all processes |
-//! | [`array`] | which commands each primitive takes |
+//! | [`mod@array`] | which commands each primitive takes |
 //! | [`text`] | a VDI's text in 127 characters of a description |
 //! | [`identity`] | which LUN a target has |
 //! | [`connector`] | this host as an initiator |

@@ -9,7 +9,7 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
     let site = Site::new()?;
     let sr = site.create("images", &["serverpath=/"]);
     let disk = site.ok(&["vdi", "create", "--name", "disk", "--size", "16MiB"]);
-    let uri = site.attach(&disk);
+    let uri = site.attach("images", &disk);
     site.write(&uri, 0xa1, 0, 1024);
     site.ok(&["vdi", "detach", &disk]);
     let server = site.key();
@@ -50,7 +50,7 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
             &format!("{EXPORT}/{sr}"),
         ])?;
         assert_eq!(left, "", "{step}");
-        let uri = site.attach(&disk);
+        let uri = site.attach("images", &disk);
         site.holds(&uri, 0xa1, 0, 1024);
         site.ok(&["vdi", "detach", &disk]);
     }

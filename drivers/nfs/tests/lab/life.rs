@@ -22,14 +22,14 @@ fn life(site: &Site, name: &str, version: &str) -> String {
     }
     let on = |words: &[&str]| site.ok(&[words, &["--sr", name]].concat());
     let disk = on(&["vdi", "create", "--name", "disk", "--size", "32MiB"]);
-    let uri = site.attach(&disk);
+    let uri = site.attach(name, &disk);
     site.write(&uri, 0xa1, 0, 1024);
     let snap = on(&["vdi", "snapshot", &disk, "--name", "snap"]);
     site.write(&uri, 0xa2, 0, 64);
     on(&["vdi", "detach", &disk]);
     let copy = on(&["vdi", "clone", &snap, "--name", "copy"]);
     on(&["vdi", "resize", &copy, "48MiB"]);
-    let uri = site.attach(&copy);
+    let uri = site.attach(name, &copy);
     site.holds(&uri, 0xa1, 0, 1024);
     site.holds(&uri, 0, 40 << 10, 64);
     site.write(&uri, 0xa3, 40 << 10, 64);
@@ -40,7 +40,7 @@ fn life(site: &Site, name: &str, version: &str) -> String {
     site.ok(&["sr", "detach", name]);
     assert_eq!(site.mount(&sr), "");
     site.ok(&["sr", "attach", name]);
-    let uri = site.attach(&disk);
+    let uri = site.attach(name, &disk);
     site.holds(&uri, 0xa1, 0, 1024);
     on(&["vdi", "detach", &disk]);
     assert_eq!(site.json(&["vdi", "list", "--sr", name])["vdis"].as_array().unwrap().len(), 3);
@@ -74,7 +74,7 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
         "conv=notrunc",
     ])?;
     let before = (count(&site, "CLONE"), count(&site, "WRITE"));
-    let snap = site.ok(&["vdi", "snapshot", &raw, "--name", "raw snap"]);
+    let snap = site.ok(&["vdi", "snapshot", &raw, "--name", "raw snap", "--sr", "new"]);
     assert!(count(&site, "CLONE") > before.0, "the server did not copy");
     let written = count(&site, "WRITE") - before.1;
     assert!(written < 8, "{written} writes for a copy that the server makes");
@@ -93,7 +93,7 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
         (&"no_space".into(), &44.into()),
         "{error}"
     );
-    site.nas.check(["sh", "-c", "rm \"$1/fill\" \"$1/rest\" \"$1/last\"", "sh", EXPORT])?;
+    site.nas.check(["sh", "-c", "rm -f \"$1/fill\" \"$1/rest\" \"$1/last\"", "sh", EXPORT])?;
     site.ok(&["sr", "scan", "new"]);
     assert_eq!(site.json(&["vdi", "list", "--sr", "new"])["vdis"], before["vdis"]);
 
@@ -101,7 +101,7 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
         let error = site.refused(&["sr", "destroy", name]);
         assert_eq!(error["legacy"]["code"], 39, "{error}");
         for vdi in site.json(&["vdi", "list", "--sr", name])["vdis"].as_array().unwrap() {
-            site.ok(&["vdi", "destroy", vdi["uuid"].as_str().unwrap()]);
+            site.ok(&["vdi", "destroy", vdi["uuid"].as_str().unwrap(), "--sr", name]);
         }
         site.ok(&["sr", "destroy", name]);
     }

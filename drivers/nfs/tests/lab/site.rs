@@ -86,8 +86,8 @@ impl Site {
     }
 
     /// Attaches; where a client of NBD connects to.
-    pub(crate) fn attach(&self, vdi: &str) -> String {
-        let text = self.ok(&["vdi", "attach", vdi]);
+    pub(crate) fn attach(&self, sr: &str, vdi: &str) -> String {
+        let text = self.ok(&["vdi", "attach", vdi, "--sr", sr]);
         let uri = text.split_whitespace().find(|word| word.starts_with("nbd+unix:"));
         uri.unwrap_or_else(|| panic!("{text}")).to_owned()
     }

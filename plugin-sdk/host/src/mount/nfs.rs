@@ -15,6 +15,9 @@ pub const PORT: u16 = 2049;
 /// Number of the program NFS, RFC 5531.
 const PROGRAM: u32 = 100_003;
 
+/// Of a server that says nothing, or whose name is not looked up in time.
+const SILENT: &str = "no answer in time";
+
 /// Between two tries to reach a server.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -39,7 +42,7 @@ pub async fn answers(
     let ended = threads.run(cx, until, move |cx| wait_for(cx, &name, port, until)).await?;
     match ended {
         Ended::Done(result) => result,
-        Ended::Left => Err(dead(server, "its name could not be looked up in time")),
+        Ended::Left => Err(dead(server, SILENT)),
     }
 }
 
@@ -99,7 +102,7 @@ fn reason(error: &std::io::Error) -> String {
     match error.kind() {
         Io::ConnectionRefused => "connection refused".to_owned(),
         // What a receive timeout is called differs.
-        Io::TimedOut | Io::WouldBlock => "no answer in time".to_owned(),
+        Io::TimedOut | Io::WouldBlock => SILENT.to_owned(),
         Io::HostUnreachable | Io::NetworkUnreachable => "no route to it".to_owned(),
         Io::UnexpectedEof | Io::ConnectionReset => "it ended the connection".to_owned(),
         _ => error.to_string(),
