@@ -298,6 +298,10 @@ impl Folder {
     }
 
     fn missing(&self) -> Error {
+        // In a directory that a server has lost track of, nothing is found.
+        if let Err(error) = there(&self.location) {
+            return error;
+        }
         Error::not_found(format!("there is no SR at {}", self.path))
             .legacy(47)
             .hint("is the file system mounted? smctl sr probe shows the SRs of a location")
