@@ -435,7 +435,7 @@ mod tests {
         }
         // Registered extended before registered, whatever comes first; EUI-64 after both.
         let page = bytes(
-            "0083 0026 0102 0008 0011223344556677 0103 0008 5000c500a1b2c3d4 0103 000e 60014050000beef0000000000000",
+            "0083 002a 0102 0008 0011223344556677 0103 0008 5000c500a1b2c3d4 0103 000e 60014050000beef0000000000000",
         );
         assert_eq!(ScsiId::of_page83(&page).unwrap().as_str(), "360014050000beef0000000000000");
     }

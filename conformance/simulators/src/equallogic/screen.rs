@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn sizes_are_rounded_up_as_text() {
         assert_eq!(size(1 << 30, false), "1GB");
-        assert_eq!(size(1_084_479_243, false), "1.01GB");
+        assert_eq!(size(1_084_479_242, false), "1.01GB");
         assert_eq!(size(102_405 << 20, true), "102405MB");
         assert_eq!(size(3 << 39, false), "1.5TB");
         assert_eq!(
