@@ -18,6 +18,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long it may take to see that a connection has ended.
 const BURIAL: Duration = Duration::from_secs(1);
 
+/// How long something that is not urgent waits for a pause to end.
+const CALM: Duration = Duration::from_secs(5);
+
 type Done<T> = Result<T, Failure>;
 
 pub(super) struct Pause {
@@ -109,6 +112,26 @@ impl Served {
         let until = Instant::now() + BURIAL;
         while refuse_other_pause(&self.inner(), connection).is_err() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for the end of a pause, which is short, or whose owner is gone: then it ends when
+    /// those who were with the owner have ended, too, and let go of the lock.
+    pub(super) fn wait_for_going_on(&self) {
+        let until = Instant::now() + CALM;
+        loop {
+            {
+                let mut inner = self.inner();
+                // Why it cannot is told by who settles it.
+                let _ = self.try_to_go_on(&mut inner);
+                if inner.active.as_ref().is_none_or(|active| active.pause.is_none()) {
+                    return;
+                }
+            }
+            if Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

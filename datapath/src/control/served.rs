@@ -394,7 +394,10 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
-            Command::Merge { rate } => self.merge(connection, rate).map(nothing),
+            Command::Merge { rate } => {
+                self.wait_for_going_on();
+                self.merge(connection, rate).map(nothing)
+            }
             Command::Merging => value(&self.merging(connection)?),
             Command::Converge { milliseconds, lock } => {
                 value(&self.converge(connection, Duration::from_millis(milliseconds), lock)?)

@@ -321,6 +321,37 @@ fn a_merge_ends_with_its_connection() {
     site.check();
 }
 
+/// Whoever had the merge converge is dead, but not all that belonged to him: the next who merges
+/// waits until they have let go of the images.
+#[test]
+fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
+    let site = Site::new();
+    site.with_base();
+    site.begin();
+    let mut client = site.other();
+    client.merge(None, LONG).unwrap();
+    until_ready(&mut client);
+    let lock = std::fs::File::open(site.lock()).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    client.converge(Some(site.lock()), LONG).unwrap();
+    drop(client);
+    until("it to wait", || site.state() == State::Waiting);
+    let mut next = site.other();
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| next.merge(None, LONG));
+        // Long enough for an answer that does not wait.
+        std::thread::sleep(Duration::from_millis(50));
+        let waits = !merging.is_finished();
+        drop(lock);
+        merging.join().unwrap().unwrap();
+        assert!(waits, "it was merged while somebody held the lock");
+    });
+    until_ready(&mut next);
+    next.cancel_merge(LONG).unwrap();
+    next.end(LONG).unwrap();
+    site.check();
+}
+
 /// Whoever had the merge converge dies before, or after, the parent has got the disk's name.
 #[test]
 fn a_disk_that_converged_goes_on_with_the_file_that_has_its_name() {
