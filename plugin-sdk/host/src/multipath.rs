@@ -13,11 +13,13 @@ use crate::block::{self, Disk, Mapped, ScsiId};
 
 /// Most time for one question to the daemon.
 const DAEMON: Duration = Duration::from_secs(10);
+/// Most time for an answer from a daemon that is busy with paths that do not answer.
+const BUSY: Duration = Duration::from_secs(30);
 /// Most time until a map is there that the daemon was asked for.
 const APPEARS: Duration = Duration::from_secs(30);
 /// How long the daemon has to hear of a disk by itself, before it is told.
 const HEARS: Duration = Duration::from_secs(2);
-/// Between two tries to drop a map that somebody has open.
+/// Between two tries to drop a map that somebody has open, or to ask a daemon that is busy.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Where the daemon listens (unix(7), abstract sockets; multipath-tools, `DEFAULT_SOCKET`).
 const SOCKET: &str = "@/org/kernel/linux/storage/multipathd";
@@ -107,15 +109,26 @@ pub fn is_running() -> bool {
 /// All maps. Error with SMAPI's 430 if the daemon does not answer.
 pub async fn maps(cx: &Cx) -> Result<Vec<Map>> {
     let words = ["show", "maps", "json"];
-    let output = cx.within(DAEMON).command("multipathd").args(words).output().await;
-    let output = output.map_err(|error| match error.kind {
-        Kind::DeadlineExceeded => silent("it did not answer in time"),
-        _ => error,
-    })?;
-    if output.status != 0 {
-        return Err(silent(String::from_utf8_lossy(&output.stderr).trim()));
+    let end = cx.within(BUSY);
+    loop {
+        let output = end.within(DAEMON).command("multipathd").args(words).output().await;
+        let output = output.map_err(|error| match error.kind {
+            Kind::DeadlineExceeded => silent("it did not answer in time"),
+            _ => error,
+        })?;
+        if output.status != 0 {
+            return Err(silent(String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        // While a checker waits for a path, the daemon says `timeout` and nothing is wrong.
+        let said = output.text().trim().to_owned();
+        if said != "timeout" {
+            return parse(&output.stdout);
+        }
+        if end.remaining() <= AGAIN {
+            return Err(silent(&said));
+        }
+        plugin_sdk::tokio::time::sleep(AGAIN).await;
     }
-    parse(&output.stdout)
 }
 
 fn silent(words: &str) -> Error {

@@ -35,7 +35,9 @@ impl Lvm {
     /// is never scanned, no other group of the host is touched, and a host whose own LVM is
     /// forbidden these devices, as it should be, needs no change. The pool is watched by this
     /// driver, not by `dmeventd`; when it is full, writers get ENOSPC at once, at which QEMU
-    /// pauses the guest, rather than waiting.
+    /// pauses the guest, rather than waiting. A device that once was a path of a multipath map
+    /// (`/etc/multipath/wwids`) may be an SR's only one now; one that is a path is known by the
+    /// map that holds it (lvm.conf(5), `multipath_wwids_file`).
     fn configuration(&self) -> Result<String> {
         let accepted = self
             .devices
@@ -46,7 +48,7 @@ impl Lvm {
         let filter = format!("[{},\"r|.*|\"]", accepted.join(","));
         Ok(format!(
             "devices {{ filter={filter} global_filter={filter} scan_lvs=0 use_devicesfile=0 \
-             hints=\"none\" }} activation {{ monitoring=0 error_when_full=1 \
+             multipath_wwids_file=\"\" hints=\"none\" }} activation {{ monitoring=0 error_when_full=1 \
              thin_pool_autoextend_threshold=100 }} backup {{ archive=0 }}"
         ))
     }

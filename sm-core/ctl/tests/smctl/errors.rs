@@ -73,7 +73,8 @@ fn device_configuration() {
     assert!(create(&["location"], 2).contains("is not KEY=VALUE"));
     assert!(create(&["location=/a", "location=/b"], 2).contains("given twice"));
     let said = world.fails(&["sr", "create", "--name", "x", &world.location()], 2);
-    assert!(said.contains("drivers found: file"), "{said}");
+    let (_, found) = said.split_once("hint: drivers found: ").unwrap();
+    assert!(found.trim().split(", ").any(|driver| driver == "file"), "{said}");
 }
 
 /// Sizes that make no sense are refused with the reason, and nothing is made.
