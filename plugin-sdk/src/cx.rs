@@ -18,6 +18,9 @@ use crate::panics;
 /// How long a [shielded](Cx::shielded) context lasts at least.
 const SHIELD: Duration = Duration::from_secs(30);
 
+/// A cancel that comes so shortly before the deadline comes because of it.
+const CLOCKS: Duration = Duration::from_millis(100);
+
 /// What goes with a call: its time, its identity, and the host's services. Clones are cheap and
 /// mean the same call.
 #[derive(Clone)]
@@ -307,7 +310,12 @@ impl Cx {
         }
     }
 
+    /// A host cancels also what does not end in time, and by its clock that is over a little
+    /// before it is by ours.
     fn cancelled_error(&self) -> Error {
+        if self.remaining() < CLOCKS {
+            return self.deadline_error();
+        }
         Error::new(Kind::Cancelled, format!("{} was cancelled", self.operation()))
     }
 
