@@ -23,20 +23,10 @@ fn build() -> PathBuf {
     // <target>/<profile>/deps/<test>
     let folder = program.parent().and_then(Path::parent).unwrap_or(Path::new("."));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // As `cargo xtask test` builds it all: another choice of packages would give what they share
+    // other features, and everything would be compiled once more.
     cargo
-        .args(["build", "--quiet", "--bins", "--lib", "--example", "scratch"])
-        .args(["-p", "smctl", "-p", "sm-driver-host", "-p", "sm-driver-file", "-p", "plugin-sdk"])
-        .args([
-            "-p",
-            "datapath",
-            "-p",
-            "sm-driver-lvm",
-            "-p",
-            "sm-driver-truenas",
-            "-p",
-            "sm-driver-nfs",
-        ])
-        .args(["-p", "sm-driver-lvmoiscsi", "-p", "sm-driver-equallogic"])
+        .args(["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"])
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {
         cargo.arg("--release");

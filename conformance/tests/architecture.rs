@@ -78,24 +78,6 @@ fn arrows_go_down_only() {
     }
 }
 
-#[test]
-fn every_driver_is_built_for_the_suite() {
-    let packages = workspace();
-    for (name, package) in packages.iter().filter(|(_, package)| is_driver(package)) {
-        let of_suite =
-            |suite: &str| packages[suite].dependencies.contains(&(name.clone(), "dev".to_owned()));
-        let listed = ["conformance", "sm-conformance"].into_iter().any(of_suite)
-            || std::fs::read_to_string(root().join("conformance/src/built.rs"))
-                .unwrap()
-                .contains(&format!("\"{name}\""));
-        assert!(
-            listed,
-            "the suite does not build {}: name {name} in conformance/src/built.rs",
-            package.manifest.display()
-        );
-    }
-}
-
 /// Whoever may name a crate of others that has a wall around it.
 #[test]
 fn some_crates_stay_behind_their_wall() {
