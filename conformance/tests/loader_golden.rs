@@ -102,7 +102,7 @@ fn a_driver_on_the_sdk_answers_alike_on_all_three_ports() {
         request.clone(),
         Arc::new(NoServices),
         AMPLE,
-        Duration::from_secs(5),
+        Duration::from_secs(60),
     ))
     .unwrap();
     let expected = answers(open(Placement::InProcess).as_ref(), &calls);

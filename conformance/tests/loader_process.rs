@@ -316,11 +316,11 @@ fn a_backoff_longer_than_the_deadline_is_not_waited_for() {
     mutate(port.as_ref(), "segv").unwrap_err();
     mutate(port.as_ref(), "segv").unwrap_err();
     let mut short = call(Operation::VdiCreate);
-    short.deadline = Instant::now() + Duration::from_secs(1);
+    short.deadline = Instant::now() + AMPLE / 2;
     let begun = Instant::now();
     let error = tell(port.as_ref(), short, "echo").unwrap_err();
     assert!(matches!(error.kind, Kind::Busy { retry_after_ms: Some(_) }), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < AMPLE / 2);
 }
 
 #[test]

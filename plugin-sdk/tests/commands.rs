@@ -34,7 +34,7 @@ fn exists(pid: &str) -> bool {
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(10), "still not: {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "still not: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -134,7 +134,7 @@ fn the_deadline_ends_grandchildren_too() {
     let error = error(400, |cx| sh(cx, &script));
     assert_eq!(error.kind, Kind::DeadlineExceeded);
     assert!(error.message.starts_with("sh was killed after "), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(60));
     let pids = std::fs::read_to_string(pids).unwrap();
     assert_eq!(pids.lines().count(), 2);
     wait_until("all gone", || !pids.lines().any(exists));
@@ -158,8 +158,8 @@ fn a_program_that_obeys_sigterm_can_tidy_up() {
 #[test]
 fn a_daemon_that_keeps_the_outputs_open_does_not_hold_the_call() {
     let start = Instant::now();
-    let (output, _) = run(60_000, |cx| sh(cx, "sleep 30 & echo $!"));
-    assert!(start.elapsed() < Duration::from_secs(10));
+    let (output, _) = run(300_000, |cx| sh(cx, "sleep 300 & echo $!"));
+    assert!(start.elapsed() < Duration::from_secs(60));
     let pid = output.unwrap().text().trim().to_owned();
     assert!(exists(&pid), "it was started on purpose, and lives");
     std::process::Command::new("kill").arg(&pid).status().unwrap();

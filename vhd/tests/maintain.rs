@@ -23,7 +23,7 @@ fn place() -> tempfile::TempDir {
 }
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+    Instant::now() + Duration::from_secs(60)
 }
 
 fn on(_: Pace) -> ControlFlow<()> {

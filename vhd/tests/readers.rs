@@ -74,7 +74,7 @@ fn prepare(tree: &Tree) -> Vec<Uuid> {
 }
 
 fn maintain(tree: &Tree, readers: &dyn Readers) -> Maintained {
-    let soon = Instant::now() + Duration::from_secs(20);
+    let soon = Instant::now() + Duration::from_secs(60);
     let budget = Budget::default();
     tree.maintain_beside(soon, &budget, &|_| ControlFlow::Continue(()), readers).unwrap()
 }

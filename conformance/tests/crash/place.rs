@@ -154,7 +154,7 @@ impl Place {
                 let pid = process.pid.to_string();
                 assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
             }
-            let until = Instant::now() + Duration::from_secs(10);
+            let until = Instant::now() + Duration::from_secs(60);
             while place.exists() && place.lock().unwrap().is_none() {
                 assert!(Instant::now() < until, "{place:?} does not end");
                 std::thread::sleep(Duration::from_millis(1));
@@ -267,7 +267,7 @@ impl Place {
         let host = String::from_utf8(host).unwrap();
         let holder = format!("{}, boot 11111111-2222-4333-8444-555555555555", host.trim());
         let tree = Tree::open(&self.sr_folder()).unwrap();
-        let guard = tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+        let guard = tree.lock(Instant::now() + Duration::from_secs(60)).unwrap();
         tree.claim(&guard, vdi.parse().unwrap(), &holder).unwrap();
     }
 

@@ -71,7 +71,7 @@ fn is_gone(pid: u32) -> bool {
 
 pub(crate) fn kill(pid: u32) {
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while !is_gone(pid) {
         assert!(Instant::now() < until, "{pid} does not die");
         std::thread::sleep(Duration::from_millis(1));
@@ -138,7 +138,7 @@ async fn a_data_path_that_was_killed_is_there_again_with_what_it_had_answered() 
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while site.sr.datapath(disk).await.unwrap().unwrap().statistics.write.bytes < 256 << 10 {
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -17,7 +17,7 @@ use vhd::{Disk, Mode, Tree};
 use crate::{PLACEMENTS, Site, files};
 
 /// Within a second it ends, and as much again for a machine that does other things.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 fn now(budget: Budget) -> SrMaintain {
     SrMaintain { budget, dry_run: false }
@@ -287,7 +287,7 @@ async fn nothing_that_another_host_has_open_is_touched() {
         let site = Site::new(placement).await;
         let (disk, other) = two_long_chains(&site).await;
         let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
-        let guard = || tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+        let guard = || tree.lock(Instant::now() + Duration::from_secs(60)).unwrap();
         let holder = "another host, boot 11111111-2222-4333-8444-555555555555";
         tree.claim(&guard(), disk.0, holder).unwrap();
         let paths = tree.chain(disk.0).unwrap();
@@ -364,7 +364,7 @@ async fn a_claim_of_an_earlier_boot_does_not_hold() {
             .unwrap();
     let claim = |holder: &str| {
         let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
-        let guard = tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+        let guard = tree.lock(Instant::now() + Duration::from_secs(60)).unwrap();
         tree.claim(&guard, disk.0, holder).unwrap();
     };
     claim("another host, boot 11111111-2222-4333-8444-555555555555");
@@ -372,7 +372,7 @@ async fn a_claim_of_an_earlier_boot_does_not_hold() {
     assert!(done.merged.is_empty(), "another host's claim holds: {done:?}");
     assert!(done.skipped[0].reason.contains("another host"), "{done:?}");
     let tree = Tree::open(site.sr_folder().as_std_path()).unwrap();
-    let guard = tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+    let guard = tree.lock(Instant::now() + Duration::from_secs(60)).unwrap();
     tree.unclaim(&guard, disk.0, "another host, boot 11111111-2222-4333-8444-555555555555")
         .unwrap();
     drop(guard);

@@ -30,7 +30,7 @@ pub const FOREIGN: u128 = 0xf0;
 pub const OP: u128 = 0x99;
 
 pub fn lock(tree: &Tree) -> Guard {
-    tree.lock(Instant::now() + Duration::from_secs(20)).unwrap()
+    tree.lock(Instant::now() + Duration::from_secs(60)).unwrap()
 }
 
 pub fn fill(tree: &Tree, disk: u128, offset: u64, length: usize, byte: u8) {

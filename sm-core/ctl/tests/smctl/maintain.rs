@@ -63,7 +63,7 @@ fn slow(world: &World, id: &str) -> Child {
         if started {
             return child.unwrap();
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "it tells no progress: {jobs}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "it tells no progress: {jobs}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -169,7 +169,7 @@ fn a_cancelled_maintenance_ends_at_once() {
         let output = child.wait_with_output().unwrap();
         let took = begin.elapsed();
         assert_eq!(output.status.code(), Some(15), "{place}: {output:?}");
-        assert!(took < Duration::from_secs(2), "{place}: it took {took:?}");
+        assert!(took < Duration::from_secs(20), "{place}: it took {took:?}");
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(said.contains("the maintenance was cancelled: 0 merges are done, "), "{said}");
         assert!(said.contains("hint: what was done stays done; smctl sr maintain "), "{said}");

@@ -70,7 +70,7 @@ fn signal(child: &Child, name: &str) {
 
 /// Waits for what must come soon.
 fn soon<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look() {
             return found;
