@@ -184,6 +184,84 @@ fn a_merge_is_given_up_at_any_moment() {
     assert_eq!(tree.get(id(DISK)).unwrap().depth, 3);
 }
 
+/// Given up again and again, each time with more in the parent, while guests write all the time; and
+/// then finished.
+#[test]
+fn a_merge_that_was_given_up_goes_on_where_it_was() {
+    let (seed, dir) = (seed(), tempfile::tempdir().unwrap());
+    let tree = prepare(dir.path(), 2);
+    let drive = open(&plan(dir.path(), &tree));
+    let go_on =
+        |left| LeafMerge::go_on(&drive, &DriveOptions::default(), quick(), left, soon()).unwrap();
+    with_guests(&drive, seed, 3, |changes| {
+        let live = tree.begin_live_merge(&lock(&tree), id(DISK), &[HOLDER]).unwrap();
+        let mut left = None;
+        for round in 0..12 {
+            let merge = go_on(left.take());
+            match round % 3 {
+                // Before all of the leaf was looked at, perhaps.
+                0 => {}
+                1 => more(changes, 30),
+                _ => merge.wait_ready(soon()).unwrap(),
+            }
+            left = merge.suspend(soon()).unwrap();
+            assert!(left.as_ref().unwrap().fits(&drive), "round {round}");
+            more(changes, round * 3);
+        }
+        let merge = go_on(left.take());
+        let mut converged = converge(&merge);
+        let before = content(converged.source().unwrap());
+        tree.finish_live_merge(&lock(&tree), id(5000), &live, &[HOLDER]).unwrap();
+        converged.switch(&plan(dir.path(), &tree)).unwrap();
+        assert!(before == content(converged.source().unwrap()), "the parent lacks something");
+        drop(converged);
+        more(changes, 100);
+    });
+    assert_eq!(tree.get(id(DISK)).unwrap().depth, 2);
+    let mut last = vec![0; SIZE as usize];
+    drive.read(0, &mut last).unwrap();
+    drive.close(soon()).unwrap();
+    assert!(reread(&tree) == last, "the files hold something else");
+}
+
+#[test]
+fn what_a_merge_has_left_is_believed_only_of_the_same_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = prepare(dir.path(), 1);
+    let drive = open(&plan(dir.path(), &tree));
+    let go_on =
+        |left| LeafMerge::go_on(&drive, &DriveOptions::default(), quick(), left, soon()).unwrap();
+    // What there is to copy for a merge, and what it leaves.
+    let merged = |left| {
+        let merge = go_on(left);
+        merge.wait_ready(soon()).unwrap();
+        (merge.progress().total, merge.suspend(soon()).unwrap().unwrap())
+    };
+    let (all, left) = merged(None);
+    assert!(all > MIB, "{all}");
+    let (total, left) = merged(Some(left));
+    assert_eq!(total, 0, "nothing was written since");
+    drive.write(5 * MIB + 100, &[1; 70_000], false).unwrap();
+    drive.trim(9 * MIB, 512, false).unwrap();
+    let (total, left) = merged(Some(left));
+    assert_eq!(total, 3 * 65536, "two regions of the one, and that of the other");
+    // Somebody else has written the parent.
+    let parent = drive.plan().backing[0].path.clone();
+    let file = std::fs::File::options().write(true).open(parent).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert!(!left.fits(&drive));
+    let (total, left) = merged(Some(left));
+    assert!(total >= all, "{total}");
+    // The disk has another leaf.
+    let paused = drive.pause(soon()).unwrap();
+    snapshot(&tree, 50);
+    paused.replace(drive.prepare(&plan(dir.path(), &tree)).unwrap()).unwrap();
+    drop(paused);
+    assert!(!left.fits(&drive));
+    drop(left);
+    drive.close(soon()).unwrap();
+}
+
 #[test]
 fn a_disk_whose_leaf_lost_its_name_stays_paused_rather_than_write_to_nowhere() {
     let (seed, dir) = (seed(), tempfile::tempdir().unwrap());

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::protocol::{
-    Command, Failure, FailureKind, LONGEST_LINE, Merging, Outcome, Paused, Reply, Request, Status,
-    VERSION,
+    Changes, Command, Failure, FailureKind, LONGEST_LINE, MergePace, Merging, Outcome, Paused,
+    Reply, Request, Status, VERSION,
 };
 use super::protocol::{
     Listen, MirrorStart, MirrorStatus, MirrorSwitch, Moved, RemoteStatus, Tracking,
@@ -149,10 +149,12 @@ pub fn end(place: &Place, patience: Duration) -> Result<()> {
         return Ok(());
     }
     let deadline = Instant::now() + patience;
+    let before = place.process();
+    let mut gone = false;
     match find(place) {
         Ok(Some(mut client)) => match client.end(patience) {
-            // It has removed the directory by itself.
-            Ok(()) => return Ok(()),
+            // It has removed the directory by itself, unless it was killed in the middle of that.
+            Ok(()) => gone = true,
             Err(error @ Error::Refused(_)) => return Err(error),
             Err(_) => kill(place),
         },
@@ -161,6 +163,10 @@ pub fn end(place: &Place, patience: Duration) -> Result<()> {
     }
     loop {
         if !place.exists() {
+            return Ok(());
+        }
+        if gone && place.process().is_some_and(|process| Some(process) != before) {
+            // Somebody else has started another one.
             return Ok(());
         }
         if let Some(_lock) = place.lock()? {
@@ -276,6 +282,11 @@ impl Client {
         self.call::<Value>(Command::Flush, patience).map(drop)
     }
 
+    /// See [`Command::Changes`].
+    pub fn changes(&mut self, patience: Duration) -> Result<Changes> {
+        self.call(Command::Changes, patience)
+    }
+
     /// See [`Command::Pause`].
     pub fn pause(&mut self, lock: Option<PathBuf>, patience: Duration) -> Result<Paused> {
         self.pause_and(lock, false, patience)
@@ -306,8 +317,8 @@ impl Client {
     }
 
     /// See [`Command::Merge`].
-    pub fn merge(&mut self, rate: Option<u64>, patience: Duration) -> Result<()> {
-        self.call::<Value>(Command::Merge { rate }, patience).map(drop)
+    pub fn merge(&mut self, pace: MergePace, patience: Duration) -> Result<()> {
+        self.call::<Value>(Command::Merge(pace), patience).map(drop)
     }
 
     /// See [`Command::Merging`].

@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::pausing::Pause;
-use super::protocol::{Failure, FailureKind, MergePhase, Merging, Paused as PausedReply, State};
+use super::protocol::{
+    Failure, FailureKind, MergePace, MergePhase, Merging, Paused as PausedReply, State,
+};
 use super::served::{Active, Served, failure, not_active, paused_by_another};
-use crate::disk::Options as DriveOptions;
+use crate::disk::{Options as DriveOptions, Paused};
 use crate::sync::{LeafMerge, Options, Phase};
 
 /// How long requests may take to end when a merge begins or ends.
@@ -36,14 +38,24 @@ impl Active {
         let Some(merge) = self.merge.take() else { return Ok(()) };
         // One that does not end in time writes nothing more to the parent: the leaf has another
         // file then, or none.
-        merge.leaf.cancel(Instant::now() + DRAIN).map_err(|error| {
+        self.left = merge.leaf.suspend(Instant::now() + DRAIN).map_err(|error| {
             Failure::new(FailureKind::Busy, format!("the merge does not end: {error}"))
-        })
+        })?;
+        Ok(())
+    }
+
+    /// Forgets what a merge has left, when that is of no use any more: in a pause, after the images
+    /// were exchanged. `changed`: whoever had them may have changed anything in them.
+    pub(super) fn forget_merge(&mut self, paused: &Paused, changed: bool) {
+        if let Some(left) = self.left.take_if(|left| changed || !left.fits(&self.drive)) {
+            left.forget_in(paused);
+        }
     }
 }
 
 impl Served {
-    pub(super) fn merge(&self, connection: u64, rate: Option<u64>) -> Result<(), Failure> {
+    pub(super) fn merge(&self, connection: u64, pace: MergePace) -> Result<(), Failure> {
+        let MergePace { rate, cpu_percent } = pace;
         let mut inner = self.inner();
         let active = inner.active.as_mut().ok_or_else(not_active)?;
         if active.pause.is_some() {
@@ -52,6 +64,7 @@ impl Served {
         match &active.merge {
             Some(merge) if merge.owner == connection => {
                 merge.leaf.set_rate(rate);
+                merge.leaf.set_cpu_percent(cpu_percent);
                 return Ok(());
             }
             Some(_) => {
@@ -65,8 +78,9 @@ impl Served {
             memory: MEMORY,
             ..DriveOptions::default()
         };
-        let copy = Options { rate, workers: WORKERS, ..Options::default() };
-        let leaf = LeafMerge::start(&active.drive, &options, copy, Instant::now() + DRAIN)
+        let copy = Options { rate, cpu_percent, workers: WORKERS, ..Options::default() };
+        let (left, until) = (active.left.take(), Instant::now() + DRAIN);
+        let leaf = LeafMerge::go_on(&active.drive, &options, copy, left, until)
             .map_err(|error| failure(&error))?;
         tracing::info!("the leaf is being merged into its parent");
         active.merge = Some(Merge { owner: connection, leaf });

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::look::{Known, image_of, look, try_lock};
 use super::protocol::{Failure, FailureKind, Paused as PausedReply, State};
-use super::served::{Inner, Served, failure, not_active, paused_by_another};
+use super::served::{Active, Inner, Served, failure, not_active, paused_by_another};
 use crate::disk::{Paused, Plan};
 use crate::export::Export;
 
@@ -53,10 +53,24 @@ impl Pause {
     }
 
     /// Goes over to the images of a plan; the same ones again are opened anew.
-    pub(super) fn exchange(&mut self, plan: &Plan) -> Done<()> {
+    fn exchange(&mut self, plan: &Plan) -> Done<()> {
         exchange(&self.paused, plan)?;
         (self.image, self.merged) = (None, None);
         Ok(())
+    }
+}
+
+impl Active {
+    /// Goes over to the images of a plan in the pause that there is.
+    pub(super) fn exchange(&mut self, plan: &Plan) -> Done<()> {
+        let Some(mut pause) = self.pause.take() else { return Ok(()) };
+        let closed = pause.paused.is_closed();
+        let exchanged = pause.exchange(plan);
+        if exchanged.is_ok() {
+            self.forget_merge(&pause.paused, closed);
+        }
+        self.pause = Some(pause);
+        exchanged
     }
 }
 
@@ -151,7 +165,7 @@ impl Served {
                 // Whoever tells a disk what to serve that waits for nobody holds the lock that it
                 // would have to wait for; nobody else would end the pause.
                 let deserted = pause.owner.is_none() && connection.is_some();
-                pause.exchange(plan)?;
+                active.exchange(plan)?;
                 if deserted {
                     active.go_on()?;
                     self.show_log(active);
@@ -165,6 +179,7 @@ impl Served {
                 // Its size may change.
                 active.log.close(&paused);
                 let exchanged = exchange(&paused, plan);
+                active.forget_merge(&paused, false);
                 active.log.open(&paused).map_err(|error| failure(&error))?;
                 self.show_log(active);
                 exchanged?;
@@ -208,7 +223,7 @@ impl Served {
         let known =
             Known { leaf: active.drive.leaf_id(), image: pause.image, merged: pause.merged };
         let plan = look(&active.drive.plan(), known)?;
-        pause.exchange(&plan).map_err(|failure| failure.message)?;
+        active.exchange(&plan).map_err(|failure| failure.message)?;
         let leaf = plan.leaf.path.display();
         active.go_on().map_err(|failure| failure.message)?;
         tracing::warn!(%leaf, "whoever paused the disk is gone; it goes on");

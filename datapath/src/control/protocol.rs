@@ -62,6 +62,9 @@ pub enum Command {
     Deactivate,
     /// Makes durable what was written.
     Flush,
+    /// What has changed of the disk by now, as far as its log goes back: answered with [`Changes`].
+    /// All that was answered before is in it.
+    Changes,
     /// Stops the requests and makes durable what was written. Nothing touches the images until
     /// this connection says [`Command::Resume`] or ends. Answered with [`Paused`].
     Pause {
@@ -80,11 +83,10 @@ pub enum Command {
     /// Begins to merge the leaf into its parent while it is served. Whoever says so has made sure
     /// that nobody else uses the parent, and that it is as large as the leaf. The merge is this
     /// connection's: it is given up when that ends, and when anything else changes what is served.
-    Merge {
-        /// Bytes per second that are copied at most; what clients write is not counted.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        rate: Option<u64>,
-    },
+    ///
+    /// One that was given up before leaves what it has copied: the next of the same process goes on
+    /// there, as long as the disk has the same leaf and the same parent.
+    Merge(MergePace),
     /// How far the merge is: answered with [`Merging`].
     Merging,
     /// Pauses the disk with the parent complete, durable and closed. Whoever says so gives the
@@ -134,6 +136,18 @@ pub enum Command {
     Unknown,
 }
 
+/// What a merge may use. What clients write is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergePace {
+    /// Bytes per second that are copied at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Percent of one processor, all threads that copy together. A process of an earlier release
+    /// does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u8>,
+}
+
 /// What a process is told of the changes of its disk. An older one ignores it, and says so: see
 /// [`Status::changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +168,16 @@ pub struct BitmapFile {
     pub name: String,
     /// A file in the layout of a log of changes, of the size of the disk.
     pub path: PathBuf,
+}
+
+/// Answer to [`Command::Changes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// A file in the layout of a log of changes, beside the sockets, until somebody asks again;
+    /// whoever has read it may remove it. Absent while no log is open: it is whole in its place
+    /// then, or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// A line from the process.

@@ -8,7 +8,8 @@
 //!   control    socket for the control plane
 //!   nbd        socket for the clients
 //!   pending.*  what must be redone if the process is killed
-//!   since.*    what changed since a point in time, as clients are shown it
+//!   since.*    what changed since a point in time, as clients are shown it; since.now by now, for
+//!              whoever has asked just now
 //!   moved.json where the disk went, if it did
 //!   log        its standard error
 //! ```
@@ -135,6 +136,11 @@ impl Run {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// The name of the installation: the same for the same state directory, and short.
+    pub fn installation(&self) -> String {
+        self.0.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
 }
 
 /// FNV-1a, 32 bits: the name only has to be short, and another one for another installation.
@@ -251,6 +257,11 @@ impl Place {
     /// What changed since a point in time, in the layout of a log of changed blocks.
     pub fn changed_since(&self, name: &str) -> PathBuf {
         self.0.join(format!("since.{name}"))
+    }
+
+    /// What has changed by now, for whoever has asked.
+    pub(super) fn changed_by_now(&self) -> PathBuf {
+        self.changed_since("now")
     }
 
     fn changed_files(&self) -> Vec<PathBuf> {

@@ -23,6 +23,7 @@ use crate::disk::{Drive, Limits, Options, Plan};
 use crate::error::{Errno, Error};
 use crate::export::{Export, Exports};
 use crate::nbd::{self, Listener, Server};
+use crate::sync::Left;
 
 /// How long requests may take to end when the disk is closed or its images are exchanged.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -67,6 +68,8 @@ pub(super) struct Active {
     pub(super) pause: Option<Pause>,
     pub(super) log: Log,
     pub(super) merge: Option<Merge>,
+    /// Of a merge that was given up.
+    pub(super) left: Option<Left>,
 }
 
 impl Active {
@@ -254,7 +257,7 @@ impl Served {
             tracked: log.is_open(),
             bitmaps,
         };
-        inner.active = Some(Active { drive, pause: None, log, merge: None });
+        inner.active = Some(Active { drive, pause: None, log, merge: None, left: None });
         Ok(())
     }
 
@@ -360,6 +363,7 @@ impl Handler for Served {
                 }
                 Ok(nothing(()))
             }
+            Command::Changes => value(&self.changes()?),
             Command::Pause { milliseconds, lock, close } => {
                 let patience = Duration::from_millis(milliseconds);
                 self.wait_for_the_dead(connection);
@@ -376,7 +380,8 @@ impl Handler for Served {
                 match &mut active.pause {
                     Some(pause) if pause.owner == Some(connection) => {
                         if pause.paused.is_closed() {
-                            pause.exchange(&active.drive.plan())?;
+                            let plan = active.drive.plan();
+                            active.exchange(&plan)?;
                         }
                         active.go_on()?;
                         self.show_log(active);
@@ -394,9 +399,9 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
-            Command::Merge { rate } => {
+            Command::Merge(pace) => {
                 self.wait_for_going_on();
-                self.merge(connection, rate).map(nothing)
+                self.merge(connection, pace).map(nothing)
             }
             Command::Merging => value(&self.merging(connection)?),
             Command::Converge { milliseconds, lock } => {

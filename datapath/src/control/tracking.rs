@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use uuid::Uuid;
 use vhd::change::LogFile;
 
-use super::protocol::BitmapFile;
+use super::protocol::{BitmapFile, Changes, Failure};
+use super::served::{Served, failure, not_active};
 use crate::change::{Named, Tracker};
 use crate::disk::{Drive, Paused, WatcherId};
 use crate::error::Result;
@@ -43,6 +45,11 @@ impl Log {
     /// Looks for it somewhere else from the next pause on.
     pub(super) fn set_path(&mut self, path: PathBuf) {
         self.path = Some(path);
+    }
+
+    /// What has changed by now, of a disk that is not paused.
+    fn now(&self) -> Option<&Tracker> {
+        self.open.as_ref().map(|(tracker, _)| tracker.as_ref())
     }
 
     /// Whether changes are tracked.
@@ -85,6 +92,19 @@ impl Log {
         {
             tracing::warn!(%error, "everything counts as changed");
         }
+    }
+}
+
+impl Served {
+    /// Writes down what has changed by now.
+    pub(super) fn changes(&self) -> std::result::Result<Changes, Failure> {
+        let inner = self.inner();
+        let active = inner.active.as_ref().ok_or_else(not_active)?;
+        let Some(tracker) = active.log.now() else { return Ok(Changes::default()) };
+        let path = self.place.changed_by_now();
+        LogFile::write_path(&path, tracker.since(), Uuid::nil(), &tracker.map())
+            .map_err(|error| failure(&error.into()))?;
+        Ok(Changes { path: Some(path) })
     }
 }
 

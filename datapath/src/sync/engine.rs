@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::bits::Bits;
 use super::options::{Load, Options, Phase, Progress};
 use super::pace::{InFlight, Latency, Throttle};
 use super::regions::{self, Regions};
@@ -36,6 +37,8 @@ pub struct Copy {
     pub(super) options: Options,
     pub(super) in_flight: InFlight,
     pub(super) throttle: Throttle,
+    /// Nanoseconds of processors per second.
+    pub(super) processor: Throttle,
     pub(super) latency: Latency,
     pub(super) zeros: RwLock<ZeroPlaces>,
     /// Bytes copied, writes forwarded, writes of the guest.
@@ -92,6 +95,7 @@ impl Copy {
             regions: Regions::new(size),
             in_flight: InFlight::default(),
             throttle: Throttle::new(options.rate),
+            processor: Throttle::new(processor(options.cpu_percent)),
             latency: Latency::default(),
             zeros: RwLock::default(),
             copied: AtomicU64::new(0),
@@ -293,6 +297,18 @@ impl Copy {
         self.tell();
     }
 
+    /// Another limit for the copy, percent of one processor.
+    pub fn set_cpu_percent(&self, percent: Option<u8>) {
+        self.processor.set(processor(percent));
+        self.tell();
+    }
+
+    /// The regions that the target may lack, and whether those are all: else the source has not
+    /// been looked through yet. Of use when it has ended.
+    pub(super) fn missing(&self) -> (Bits, bool) {
+        (self.regions.missing(), self.run().seeded)
+    }
+
     /// Waits until the target lags behind by what is in flight only.
     pub fn wait_ready(&self, deadline: Instant) -> Result<()> {
         loop {
@@ -432,6 +448,11 @@ impl Copy {
             }
         }
     }
+}
+
+/// Nanoseconds of processors per second, of so many percent of one.
+fn processor(percent: Option<u8>) -> Option<u64> {
+    percent.map(|percent| u64::from(percent.max(1)) * 10_000_000)
 }
 
 /// Counts a thread out, however it ends.

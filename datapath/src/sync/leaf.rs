@@ -3,6 +3,7 @@
 //! ```text
 //! LeafMerge::start       what the leaf holds goes to the parent, and so does what the guest writes
 //! LeafMerge::wait_ready  the parent lacks only what is in flight
+//! LeafMerge::suspend     it is given up for now; the next start goes on with what it has left
 //! LeafMerge::converge    the disk is paused; the parent has all of the leaf, and is closed
 //!   (the caller)         gives the parent the name of the leaf: `Tree::finish_live_merge`
 //! Converged::switch      the disk is served from the parent, and goes on
@@ -21,9 +22,10 @@
 //! has it. The leaf hides all of that from every reader. So neither a half-done copy, nor a torn
 //! sector after a power cut, nor new metadata that was lost shows.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::left::{Left, Notes};
 use super::options::{Options, Progress};
 use super::target::{Failure, LocalTarget, Piece, PieceKind, Sent, Source, Target};
 use super::watched::Watched;
@@ -39,6 +41,8 @@ struct Leaf {
     drive: Arc<Drive>,
     /// The file that it is.
     id: (u64, u64),
+    /// What of it the parent has already.
+    notes: Arc<Notes>,
 }
 
 impl Leaf {
@@ -58,10 +62,18 @@ impl Source for Leaf {
     fn pieces(&self, range: std::ops::Range<u64>, into: &mut Vec<Piece>) -> Result<()> {
         self.check()?;
         let mut at = range.start;
-        for (length, held) in self.drive.held_by_leaf(at, range.end - at)? {
-            let kind = if held { PieceKind::Data } else { PieceKind::Same };
-            into.push(Piece { range: at..at + length, kind });
-            at += length;
+        while at < range.end {
+            let (has, end) = self.notes.run(&(at..range.end));
+            if has {
+                into.push(Piece { range: at..end, kind: PieceKind::Same });
+                at = end;
+                continue;
+            }
+            for (length, held) in self.drive.held_by_leaf(at, end - at)? {
+                let kind = if held { PieceKind::Data } else { PieceKind::Same };
+                into.push(Piece { range: at..at + length, kind });
+                at += length;
+            }
         }
         Ok(())
     }
@@ -140,6 +152,8 @@ pub struct LeafMerge {
     watched: Watched,
     parent: Arc<Drive>,
     leaf: (u64, u64),
+    /// None when it is over.
+    left: Mutex<Option<Left>>,
 }
 
 impl LeafMerge {
@@ -151,6 +165,18 @@ impl LeafMerge {
         copy: Options,
         deadline: Instant,
     ) -> Result<Self> {
+        Self::go_on(drive, options, copy, None, deadline)
+    }
+
+    /// As [`LeafMerge::start`], with what an earlier one has left. Where that does not fit the disk
+    /// any more, it begins anew.
+    pub fn go_on(
+        drive: &Arc<Drive>,
+        options: &DriveOptions,
+        copy: Options,
+        left: Option<Left>,
+        deadline: Instant,
+    ) -> Result<Self> {
         let plan = drive.plan();
         let mut below = plan.backing.into_iter();
         let Some(leaf) = below.next() else {
@@ -160,13 +186,19 @@ impl LeafMerge {
             return Err(Error::new(Errno::Invalid, "the disk is read-only"));
         }
         let leaf_id = drive.leaf_id();
+        // Before the parent is opened, which may change its file.
+        let left = match left.filter(|left| left.fits(drive)) {
+            Some(left) => left,
+            None => Left::none(drive, &leaf.path, deadline)?,
+        };
         let parent = Plan { leaf, backing: below.collect(), read_only: false };
         let parent = Drive::open(&parent, DriveOptions { pending: None, ..options.clone() })?;
-        let source = Arc::new(Leaf { drive: drive.clone(), id: leaf_id });
+        let notes = left.notes();
+        let source = Arc::new(Leaf { drive: drive.clone(), id: leaf_id, notes });
         let disk = LocalTarget::new(parent.clone(), false);
         let target = Arc::new(Parent { disk, leaf: source.clone() });
         let watched = Watched::start(drive, source, target, copy, deadline)?;
-        Ok(Self { watched, parent, leaf: leaf_id })
+        Ok(Self { watched, parent, leaf: leaf_id, left: Mutex::new(Some(left)) })
     }
 
     /// How far it is.
@@ -182,6 +214,15 @@ impl LeafMerge {
     /// Another limit for the copy, bytes per second.
     pub fn set_rate(&self, rate: Option<u64>) {
         self.watched.copy.set_rate(rate);
+    }
+
+    /// Another limit for the copy, percent of one processor.
+    pub fn set_cpu_percent(&self, percent: Option<u8>) {
+        self.watched.copy.set_cpu_percent(percent);
+    }
+
+    fn take_left(&self) -> Option<Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until the parent lacks only what is in flight.
@@ -200,6 +241,9 @@ impl LeafMerge {
         }
         copy.settle(deadline)?;
         copy.end();
+        if let Some(left) = self.take_left() {
+            left.forget_in(&paused);
+        }
         let converged = Converged {
             paused: Some(paused),
             watcher: self.watched.take_watcher(),
@@ -210,11 +254,28 @@ impl LeafMerge {
         Ok(converged)
     }
 
-    /// Gives it up: the disk goes on as it is. What the parent has got is hidden by the leaf, and
-    /// need not be copied again by another merge. Waits for requests and threads until `deadline`.
+    /// Gives it up: the disk goes on as it is. What the parent has got is hidden by the leaf. Waits
+    /// for requests and threads until `deadline`.
     pub fn cancel(&self, deadline: Instant) -> Result<()> {
+        self.suspend(deadline).map(drop)
+    }
+
+    /// As [`LeafMerge::cancel`], and answers what the next one need not copy again; none when it was
+    /// given up before, or when the parent has failed in between, so that nobody knows what it has.
+    pub fn suspend(&self, deadline: Instant) -> Result<Option<Left>> {
+        let mut left = self.take_left();
+        // While the copy still sees every write, or one in between would be seen by nobody.
+        let before = left.as_mut().map(Left::begin);
         self.watched.cancel("merge", deadline)?;
-        self.parent.close(deadline)
+        let copy = &self.watched.copy;
+        self.parent.close(deadline)?;
+        let (Some(mut left), Some(before)) = (left, before) else { return Ok(None) };
+        if copy.progress().retries > 0 {
+            return Ok(None);
+        }
+        let (missing, all) = copy.missing();
+        left.end(before, &missing, all);
+        Ok(Some(left))
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod bits;
 mod engine;
 mod leaf;
+mod left;
 mod lock;
 mod mirror;
 mod options;
@@ -14,6 +15,7 @@ mod work;
 
 pub use engine::Copy;
 pub use leaf::{Converged, LeafMerge};
+pub use left::Left;
 pub use mirror::{Difference, Mirror, Switched};
 pub use options::{Load, Options, Phase, Progress};
 pub use target::{Failure, LocalTarget, NbdTarget, Piece, PieceKind, Sent, Source, Target};

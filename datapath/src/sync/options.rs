@@ -17,6 +17,8 @@ pub struct Load {
 pub struct Options {
     /// Bytes per second of the copy; what the guest writes is not counted.
     pub rate: Option<u64>,
+    /// Percent of one processor that the threads that copy may use, all together.
+    pub cpu_percent: Option<u8>,
     /// Halves the rate when the guest's slowest writes take twice as long as before.
     pub regard: bool,
     /// While the guest does not write.
@@ -43,6 +45,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             rate: None,
+            cpu_percent: None,
             regard: false,
             idle: Load { in_flight: 16 << 20, piece: 1 << 20 },
             busy: Load { in_flight: 1 << 20, piece: 128 << 10 },

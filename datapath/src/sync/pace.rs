@@ -1,7 +1,7 @@
 //! How fast the copy goes: bytes in flight, bytes per second, and regard for the guest.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest time to wait for before it is looked again whether to go on.
@@ -38,19 +38,33 @@ impl InFlight {
     }
 }
 
-/// A limit in bytes per second, for all threads together.
+/// Time that this thread has had a processor, nanoseconds.
+pub(super) fn thread_time() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000) + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// A limit in bytes per second, or in anything else, for all threads together.
 pub(super) struct Throttle {
     /// Of whoever asked for one, and what leaves room for the guest; zero is no limit.
     rate: AtomicU64,
     room: AtomicU64,
     /// When the next bytes may go.
     next: Mutex<Instant>,
+    turn: Mutex<()>,
 }
 
 impl Throttle {
     pub(super) fn new(rate: Option<u64>) -> Self {
         let (rate, room) = (AtomicU64::new(rate.unwrap_or(0)), AtomicU64::new(0));
-        Self { rate, room, next: Mutex::new(Instant::now()) }
+        Self { rate, room, next: Mutex::new(Instant::now()), turn: Mutex::default() }
+    }
+
+    /// While there is a limit, one thread at a time waits for it and takes what comes next: if all
+    /// did, all would wake for each piece.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.least().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set(&self, rate: Option<u64>) {

@@ -475,6 +475,17 @@ impl Regions {
         self.work.notify_all();
     }
 
+    /// The regions in which source and target may differ.
+    pub fn missing(&self) -> Bits {
+        let state = self.state();
+        let mut missing = state.dirty.clone();
+        let writes = state.writes.iter().map(|write| &write.range);
+        for range in state.copies.iter().map(|(_, range)| range).chain(writes) {
+            missing.set(regions(range));
+        }
+        missing
+    }
+
     /// How much of what there is.
     pub fn counts(&self) -> Counts {
         let state = self.state();

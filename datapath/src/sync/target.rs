@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Change, Drive};
 use crate::error::{Errno, Error, Result};
-use crate::export::{Export, Extent, Zeroes};
+use crate::export::{Export, Extent, Transfer, Zeroes};
 use crate::nbd::client::{Client, ClientError, Kind, Options as ClientOptions, Pending};
 use crate::nbd::protocol::export_flag;
 use crate::nbd::uri::Uri;
@@ -46,6 +46,12 @@ pub trait Source: Send + Sync {
 
     /// Fills `buf` from `offset`.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// A range as transfers from files through the page cache, for a target that takes it from
+    /// there; none where it has to be read. Never waits.
+    fn place(&self, _offset: u64, _length: u64) -> Option<Transfer> {
+        None
+    }
 }
 
 /// Extents asked for at a time.
@@ -78,6 +84,10 @@ impl Source for Drive {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.read_aside(offset, buf)
+    }
+
+    fn place(&self, offset: u64, length: u64) -> Option<Transfer> {
+        self.place_part(offset, length, false)
     }
 }
 
@@ -118,7 +128,12 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let permanent = matches!(
             error.errno,
-            Errno::NotPermitted | Errno::Invalid | Errno::NotSupported | Errno::Shutdown
+            Errno::NotPermitted
+                | Errno::Invalid
+                | Errno::NotSupported
+                | Errno::Shutdown
+                // Waiting for somebody to make room here takes no space, and ends sooner said.
+                | Errno::NoSpace
         );
         Self { what: error.what, lost: false, permanent }
     }
@@ -146,6 +161,18 @@ pub trait Target: Send + Sync {
 
     /// Writes a part of the copy.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// Whether [`Target::write_from`] may work.
+    fn takes_files(&self) -> bool {
+        false
+    }
+
+    /// Writes a part of the copy that is in files. What they hold is taken from them at any moment
+    /// until this returns: a part of what a guest writes meanwhile may reach the target. False: it
+    /// has to be read and written in the ordinary way.
+    fn write_from(&self, _offset: u64, _transfer: Transfer) -> Result<bool, Failure> {
+        Ok(false)
+    }
 
     /// Makes a range zero.
     fn zero(&self, offset: u64, length: u64) -> Result<(), Failure>;
@@ -240,6 +267,14 @@ impl Target for NbdTarget {
         Ok(self.copy().write(offset, bytes, false)?)
     }
 
+    fn takes_files(&self) -> bool {
+        self.copy().takes_files()
+    }
+
+    fn write_from(&self, offset: u64, transfer: Transfer) -> Result<bool, Failure> {
+        Ok(self.copy().write_from(offset, transfer)?)
+    }
+
     fn zero(&self, offset: u64, length: u64) -> Result<(), Failure> {
         Ok(self.copy().write_zeroes(offset, length, HOLES)?)
     }
@@ -251,7 +286,7 @@ impl Target for NbdTarget {
                 let mut at = offset;
                 let mut parts: Vec<Pending> = Vec::with_capacity(1);
                 for part in bytes.chunks(guest.largest()) {
-                    parts.push(guest.start_write(at, part, false)?);
+                    parts.push(guest.start_write_later(at, part)?);
                     at += part.len() as u64;
                 }
                 Ok(Sent::Waiting(Box::new(move || {

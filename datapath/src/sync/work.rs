@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::engine::{Copy, State};
-use super::pace::{Held, Regard, Room};
+use super::pace::{Held, Regard, Room, Throttle, thread_time};
 use super::regions::{self, REGION};
 use super::target::{Failure, Piece, PieceKind};
 use crate::error::Error;
@@ -24,6 +24,13 @@ const PLACES: usize = 1 << 16;
 
 /// Bytes of the source that are looked at at a time at the start.
 const SEED: u64 = 1 << 30;
+
+/// What goes from the source's files to the target by itself has so many bytes at most: a pipe
+/// holds twice as much when they are pages.
+const CARRIED: u64 = 512 << 10;
+
+/// So many bytes of a region tell that it is not zeros, most likely.
+const BEGIN: usize = 512;
 
 /// Time between two decisions.
 const TICK: Duration = Duration::from_millis(50);
@@ -53,6 +60,17 @@ impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Self {
         Self::Target(failure)
     }
+}
+
+/// A piece that a worker has taken.
+struct Next {
+    /// In which it was begun.
+    generation: u64,
+    copy: regions::Copy,
+    /// It is looked at before it is copied.
+    look: bool,
+    /// As they are counted in flight.
+    bytes: u64,
 }
 
 /// What a worker keeps.
@@ -140,44 +158,65 @@ impl Copy {
     /// What each worker does.
     pub(super) fn work(&self) {
         let mut bench = Bench::default();
-        while let Some(generation) = self.wait_running() {
-            let wait = self.throttle.wait();
-            if !wait.is_zero() {
-                drop(self.sleep(self.run(), Instant::now() + wait));
-                continue;
+        while self.wait_running() {
+            let Some(next) = self.take_next(&mut bench) else { continue };
+            let Next { generation, copy, look, bytes } = next;
+            let before = self.processor.rate().map(|_| thread_time());
+            let done = self.copy(&copy, look, &mut bench);
+            if let Some(before) = before {
+                self.processor.spend(thread_time().saturating_sub(before));
             }
-            let Some(hint) = self.regions.next(LOOK) else {
-                // Room for the others.
-                bench = Bench::default();
-                self.regions.wait_dirty(Instant::now() + IDLE);
-                continue;
-            };
-            let load = self.load();
-            let (range, look) = self.how_much(&hint, load.piece);
-            let bytes = (range.end - range.start).min(load.piece);
-            if !self.in_flight.take(bytes, load.in_flight) {
-                continue;
-            }
-            if let Some(copy) = self.regions.take(&range) {
-                self.throttle.spend(bytes);
-                let done = self.copy(&copy, look, &mut bench);
-                self.regions.release(&copy, done.is_ok());
-                match done {
-                    Ok(()) => {
-                        let bytes = copy.range.end - copy.range.start;
-                        self.copied.fetch_add(bytes, Ordering::Relaxed);
-                        self.succeeded();
-                    }
-                    Err(Trouble::Source(error)) => self.source_failed(&error),
-                    Err(Trouble::Target(failure)) => self.failed(generation, &failure),
+            self.regions.release(&copy, done.is_ok());
+            match done {
+                Ok(()) => {
+                    let bytes = copy.range.end - copy.range.start;
+                    self.copied.fetch_add(bytes, Ordering::Relaxed);
+                    self.succeeded();
                 }
+                Err(Trouble::Source(error)) => self.source_failed(&error),
+                Err(Trouble::Target(failure)) => self.failed(generation, &failure),
             }
             self.in_flight.give_back(bytes);
         }
     }
 
-    /// Waits until there may be something to do, and flushes when that is due. None: it is over.
-    fn wait_running(&self) -> Option<u64> {
+    /// Takes what is to be copied next, when the limits let it. None: look again whether to go on.
+    fn take_next(&self, bench: &mut Bench) -> Option<Next> {
+        let turns = [&self.throttle, &self.processor].map(Throttle::turn);
+        let run = self.run();
+        if !matches!(run.state, State::Running) {
+            return None;
+        }
+        let wait = self.throttle.wait().max(self.processor.wait());
+        if !wait.is_zero() {
+            drop(self.sleep(run, Instant::now() + wait));
+            return None;
+        }
+        let generation = run.generation;
+        drop(run);
+        let Some(hint) = self.regions.next(LOOK) else {
+            drop(turns);
+            // Room for the others.
+            *bench = Bench::default();
+            self.regions.wait_dirty(Instant::now() + IDLE);
+            return None;
+        };
+        let load = self.load();
+        let (range, look) = self.how_much(&hint, load.piece);
+        let bytes = (range.end - range.start).min(load.piece);
+        if !self.in_flight.take(bytes, load.in_flight) {
+            return None;
+        }
+        let Some(copy) = self.regions.take(&range) else {
+            self.in_flight.give_back(bytes);
+            return None;
+        };
+        self.throttle.spend(bytes);
+        Some(Next { generation, copy, look, bytes })
+    }
+
+    /// Waits until there may be something to do, and flushes when that is due. False: it is over.
+    fn wait_running(&self) -> bool {
         let mut run = self.run();
         loop {
             match run.state {
@@ -188,9 +227,9 @@ impl Copy {
                     let _ = self.flush();
                     run = self.run();
                 }
-                State::Running => return Some(run.generation),
+                State::Running => return true,
                 State::Retrying(..) => run = self.sleep(run, Instant::now() + IDLE),
-                State::Failed(_) | State::Ended => return None,
+                State::Failed(_) | State::Ended => return false,
             }
         }
     }
@@ -228,20 +267,58 @@ impl Copy {
                 PieceKind::Zeros => {
                     self.target.zero(piece.range.start, piece.range.end - piece.range.start)?;
                 }
-                PieceKind::Data => {
-                    let most = self.options.idle.piece.max(REGION);
-                    let mut at = piece.range.start;
-                    while at < piece.range.end {
-                        let end = piece.range.end.min(at + most);
-                        buffer.resize((end - at) as usize, 0);
-                        self.source.read(at, buffer)?;
-                        self.put(at, buffer)?;
-                        at = end;
-                    }
-                }
+                PieceKind::Data => self.copy_data(&piece.range, buffer)?,
             }
         }
         Ok(())
+    }
+
+    /// Copies data: from the source's files by themselves where the target takes that, else
+    /// through memory. What may be zeros is looked at, and goes through memory.
+    ///
+    /// In the first way the target may get a part of a write that comes while the range is being
+    /// copied. That is the same as if the copy had read it in the middle of that write, which makes
+    /// the range dirty when it ends.
+    fn copy_data(&self, range: &Range<u64>, buffer: &mut Vec<u8>) -> Result<(), Trouble> {
+        let most = self.options.idle.piece.max(REGION);
+        let by_files = self.target.takes_files();
+        let mut at = range.start;
+        while at < range.end {
+            let mut end = range.end.min(at + most);
+            if by_files {
+                let zeros = self.begins_with_zeros(at, end)?;
+                end = self.end_of_like(at, end.min(at + CARRIED), zeros)?;
+                if !zeros
+                    && let Some(transfer) = self.source.place(at, end - at)
+                    && self.target.write_from(at, transfer)?
+                {
+                    at = end;
+                    continue;
+                }
+            }
+            buffer.resize((end - at) as usize, 0);
+            self.source.read(at, buffer)?;
+            self.put(at, buffer)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether the first bytes of a piece are zeros.
+    fn begins_with_zeros(&self, at: u64, end: u64) -> Result<bool, Trouble> {
+        let mut bytes = [0; BEGIN];
+        let bytes = bytes.get_mut(..(end - at).min(BEGIN as u64) as usize).unwrap_or_default();
+        self.source.read(at, bytes)?;
+        Ok(vhd::copy::is_zero(bytes))
+    }
+
+    /// Where the pieces of a region's length end that begin as the first one does.
+    fn end_of_like(&self, at: u64, end: u64, zeros: bool) -> Result<u64, Trouble> {
+        let mut like = end.min(at + REGION);
+        while like < end && self.begins_with_zeros(like, end)? == zeros {
+            like = end.min(like + REGION);
+        }
+        Ok(like)
     }
 
     /// Writes data, with zeros as zeros.

@@ -82,6 +82,36 @@ fn a_mirror_to_our_own_server_is_the_same_and_ends_the_source() {
     there.close(soon()).unwrap();
 }
 
+/// What goes from file to file without being read is looked at all the same.
+#[test]
+fn a_raw_disk_is_mirrored_from_its_file_and_its_zeros_take_no_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = 64 << 10;
+    let mut content = vec![7; 5 * MIB as usize + 12_800];
+    // A region of zeros, several, one that only begins with them, and the last one.
+    let zeros = [3..4, 20..37, 78..79].map(|numbers| numbers.start * region..numbers.end * region);
+    zeros.iter().for_each(|range| content[range.clone()].fill(0));
+    content[50 * region..][..4096].fill(0);
+    let end = content.len();
+    content[80 * region..end].fill(0);
+    let (from, to) = (dir.path().join("from.raw"), dir.path().join("to.raw"));
+    std::fs::write(&from, &content).unwrap();
+    raw(&to, end as u64);
+    let (drive, there) = (open(&from, Format::Raw), open(&to, Format::Raw));
+    let socket = dir.path().join("nbd");
+    let server = our_server(&socket, &there);
+    let mirror = mirror(&drive, &socket, true);
+    mirror.wait_ready(soon()).unwrap();
+    switch(&mirror).finish().unwrap();
+    assert!(std::fs::read(&to).unwrap() == content);
+    let zero = zeros.iter().map(|range| range.len() as u64).sum::<u64>();
+    let taken = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&to).unwrap()) * 512;
+    assert!(taken <= end as u64 - zero, "{taken} bytes are taken");
+    drop(mirror);
+    assert!(server.stop(Duration::from_secs(20)), "nobody is left at the server");
+    there.close(soon()).unwrap();
+}
+
 #[test]
 fn a_mirror_to_qemu_nbd_is_the_same_whatever_was_there_before() {
     let (seed, dir) = (seed(), tempfile::tempdir().unwrap());

@@ -1,11 +1,12 @@
 //! Our client against other servers, and ours.
 
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use datapath::error::Errno;
-use datapath::export::{Extent, Zeroes};
+use datapath::export::{Extent, Piece, Transfer, Zeroes};
 use datapath::nbd::client::{Client, ClientError, Kind, Options};
 use datapath::nbd::protocol::{CONTEXT_ALLOCATION, export_flag};
 use datapath::nbd::{Limits, Uri};
@@ -272,6 +273,69 @@ fn one_thread_starts_many_and_waits_in_any_order() {
 }
 
 #[test]
+fn writes_for_later_go_out_together_when_much_has_gathered_or_somebody_waits() {
+    let disks = Disks::default().add("", Memory::new(16 * MIB));
+    let place = Place::new(disks.clone());
+    let client = place.client("");
+    let block = |number: usize| noise(number as u64 + 1, 4096);
+    let is_there = |number: usize| disks.get("").bytes()[number * 4096..][..4096] == block(number);
+    let later = |number: usize| client.start_write_later(number as u64 * 4096, &block(number));
+    let mut pending: Vec<_> = (0..20).map(|number| later(number).unwrap()).collect();
+    assert!(!(0..20).any(is_there), "nothing has been sent");
+    // The answer to any of them, or to something else, is enough.
+    client.flush().unwrap();
+    until("all of them are written", || (0..20).all(is_there));
+    while let Some(last) = pending.pop() {
+        last.wait().unwrap();
+    }
+    let pending: Vec<_> = (20..120).map(|number| later(number).unwrap()).collect();
+    until("much goes by itself", || (20..80).all(is_there));
+    let long = noise(7, 100_000);
+    let alone = client.start_write_later(MIB, &long).unwrap();
+    until("so does a long one", || disks.get("").bytes()[MIB as usize..][..100_000] == long);
+    for one in pending {
+        one.wait().unwrap();
+    }
+    alone.wait().unwrap();
+    assert!((0..120).all(is_there));
+    assert_eq!(error(client.start_write_later(16 * MIB, &[1])), Kind::Invalid);
+    let unsent = later(0).unwrap();
+    client.close();
+    assert_eq!(error(unsent.wait()), Kind::Disconnected);
+    assert_eq!(error(later(0)), Kind::Disconnected);
+}
+
+#[test]
+fn what_lies_in_files_is_written_from_there_and_what_ends_early_is_not() {
+    let disks = Disks::default().add("", Memory::new(16 * MIB));
+    let place = Place::new(disks.clone());
+    let client = place.client("");
+    assert!(client.takes_files());
+    let mut file = tempfile::tempfile().unwrap();
+    let content = noise(5, 600_000);
+    std::io::Write::write_all(&mut file, &content).unwrap();
+    let (file, held) = (Arc::new(file), Arc::new(()));
+    let transfer = |places: &[(u64, usize)]| {
+        let mut end = 0;
+        let piece = |&(at, length): &(u64, usize)| {
+            end += length;
+            Piece { part: end - length..end, place: Some((Arc::clone(&file), at)) }
+        };
+        let pieces = places.iter().map(piece).collect();
+        Transfer { pieces, held: Box::new(Arc::clone(&held)) }
+    };
+    assert!(client.write_from(MIB + 512, transfer(&[(4096, 500_000), (1, 99)])).unwrap());
+    let want = [&content[4096..504_096], &content[1..100]].concat();
+    assert!(disks.get("").bytes()[MIB as usize + 512..][..want.len()] == want);
+    assert!(!client.write_from(0, transfer(&[(590_000, 20_000)])).unwrap(), "the file ends");
+    assert!(!client.write_from(0, transfer(&[(0, 2 << 20)])).unwrap(), "more than a pipe holds");
+    assert!(disks.get("").bytes()[..65536].iter().all(|byte| *byte == 0), "nothing was sent");
+    assert_eq!(error(client.write_from(16 * MIB, transfer(&[(0, 512)]))), Kind::Invalid);
+    assert_eq!(Arc::strong_count(&held), 1, "the disk is let go");
+    use_all(&client);
+}
+
+#[test]
 fn requests_beyond_the_largest_are_split() {
     let disks = Disks::default().add("", Memory::new(80 * MIB));
     let place = Place::new(disks.clone());
@@ -361,7 +425,7 @@ fn a_long_socket_path_is_reached() {
     std::fs::create_dir(&deep).unwrap();
     let path = deep.join("socket");
     let listener = datapath::nbd::wire::listen_unix(&path).unwrap();
-    let exports = std::sync::Arc::new(Disks::default().add("", Memory::new(MIB)));
+    let exports = Arc::new(Disks::default().add("", Memory::new(MIB)));
     let server = datapath::nbd::Server::new(exports, Limits::default());
     server.serve(datapath::nbd::Listener::Unix(listener)).unwrap();
     let client = connect(&Uri::unix(&path, ""));
@@ -416,17 +480,17 @@ fn a_flush_does_not_hold_up_the_reads_behind_it_once_it_is_known_to_be_slow() {
             self.0.extents(offset, length, limit, into)
         }
     }
-    struct Only(std::sync::Arc<Slow>);
+    struct Only(Arc<Slow>);
     impl datapath::export::Exports for Only {
         fn names(&self) -> Vec<String> {
             vec![String::new()]
         }
-        fn find(&self, _: &str) -> Option<std::sync::Arc<dyn datapath::export::Export>> {
-            Some(std::sync::Arc::clone(&self.0) as std::sync::Arc<dyn datapath::export::Export>)
+        fn find(&self, _: &str) -> Option<Arc<dyn datapath::export::Export>> {
+            Some(Arc::clone(&self.0) as Arc<dyn datapath::export::Export>)
         }
     }
-    let slow = std::sync::Arc::new(Slow(Memory::new(MIB), AtomicUsize::new(0)));
-    let place = Place::new(Only(std::sync::Arc::clone(&slow)));
+    let slow = Arc::new(Slow(Memory::new(MIB), AtomicUsize::new(0)));
+    let place = Place::new(Only(Arc::clone(&slow)));
     let client = place.client("");
     (0..50).for_each(|_| client.flush().unwrap());
     // From here on a flush waits at the gate, and a read beside it must not.

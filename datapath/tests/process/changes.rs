@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use datapath::control::Client;
-use datapath::control::protocol::{FailureKind, MergePhase, State};
+use datapath::control::protocol::{FailureKind, MergePace, MergePhase, State};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use vhd::tree::LiveMerge;
@@ -55,6 +55,11 @@ impl Site {
         let op = uuid::Uuid::new_v4();
         self.tree.finish_live_merge(&guard, op, live, &[HOLDER]).unwrap();
     }
+}
+
+/// So slow that it does not come to its end.
+fn slow() -> MergePace {
+    MergePace { rate: Some(4096), cpu_percent: Some(1) }
 }
 
 fn until_ready(client: &mut Client) {
@@ -224,9 +229,9 @@ fn a_leaf_is_merged_under_load_and_its_parent_takes_its_place() {
         for _ in 0..3 {
             let live = site.begin();
             let mut client = site.other();
-            client.merge(None, LONG).unwrap();
+            client.merge(MergePace::default(), LONG).unwrap();
             until_ready(&mut client);
-            assert_eq!(site.other().merge(None, LONG).unwrap_err().kind(), Some(FailureKind::Busy));
+            assert_eq!(site.other().merge(MergePace::default(), LONG).unwrap_err().kind(), Some(FailureKind::Busy));
             assert_eq!(
                 site.other().converge(None, LONG).unwrap_err().kind(),
                 Some(FailureKind::NotMerging)
@@ -287,7 +292,8 @@ fn whatever_else_is_done_with_the_disk_ends_a_merge_first() {
         site.with_base();
         site.begin();
         let mut merging = site.other();
-        merging.merge((index % 2 == 0).then_some(4096), LONG).unwrap();
+        let pace = if index % 2 == 0 { slow() } else { MergePace::default() };
+        merging.merge(pace, LONG).unwrap();
         other(&site, &mut site.other());
         if let Ok(state) = merging.merging(LONG) {
             assert_eq!(state.phase, MergePhase::None, "{index}");
@@ -310,15 +316,57 @@ fn a_merge_ends_with_its_connection() {
     site.with_base();
     site.begin();
     let mut client = site.other();
-    client.merge(Some(4096), LONG).unwrap();
+    client.merge(slow(), LONG).unwrap();
     drop(client);
     let mut next = site.other();
-    until("the next merge", || next.merge(None, LONG).is_ok());
+    until("the next merge", || next.merge(MergePace::default(), LONG).is_ok());
     until_ready(&mut next);
     next.cancel_merge(LONG).unwrap();
     assert_eq!(next.merging(LONG).unwrap().phase, MergePhase::None);
     next.end(LONG).unwrap();
     site.check();
+}
+
+/// Given up, or ended by a pause: the next one has only to copy what was written since. Where the leaf may have been changed in between, all of it.
+#[test]
+fn the_next_merge_has_only_to_copy_what_is_new() {
+    let site = Site::new();
+    site.with_base();
+    site.begin();
+    let total = || {
+        let mut client = site.other();
+        client.merge(MergePace::default(), LONG).unwrap();
+        until_ready(&mut client);
+        let total = client.merging(LONG).unwrap().total;
+        client.cancel_merge(LONG).unwrap();
+        total
+    };
+    let guest = site.connect();
+    assert_eq!(total(), 2 * 65536);
+    guest.write(9 << 20, &[5; 512], false).unwrap();
+    assert_eq!(total(), 65536, "it was given up");
+    let mut client = site.other();
+    client.merge(MergePace::default(), LONG).unwrap();
+    until_ready(&mut client);
+    client.pause(Some(site.lock()), LONG).unwrap();
+    client.resume(LONG).unwrap();
+    guest.write(3 << 20, &[6; 512], false).unwrap();
+    assert_eq!(total(), 65536, "it was paused");
+    client.pause_closed(Some(site.lock()), LONG).unwrap();
+    client.refresh(site.plan(), LONG).unwrap();
+    client.resume(LONG).unwrap();
+    assert_eq!(total(), 4 * 65536, "the images were closed");
+    let live = site.begin();
+    client.merge(MergePace::default(), LONG).unwrap();
+    until_ready(&mut client);
+    client.converge(Some(site.lock()), LONG).unwrap();
+    site.finish(&live);
+    client.refresh(site.plan(), LONG).unwrap();
+    client.resume(LONG).unwrap();
+    client.end(LONG).unwrap();
+    site.check();
+    let bytes = [0, 33000, 3 << 20, 9 << 20].map(|at| site.byte(site.disk, at));
+    assert_eq!(bytes, [1, 2, 6, 5]);
 }
 
 /// Whoever had the merge converge is dead, but not all that belonged to him: the next who merges
@@ -329,7 +377,7 @@ fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
     site.with_base();
     site.begin();
     let mut client = site.other();
-    client.merge(None, LONG).unwrap();
+    client.merge(MergePace::default(), LONG).unwrap();
     until_ready(&mut client);
     let lock = std::fs::File::open(site.lock()).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -338,7 +386,7 @@ fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
     until("it to wait", || site.state() == State::Waiting);
     let mut next = site.other();
     std::thread::scope(|scope| {
-        let merging = scope.spawn(|| next.merge(None, LONG));
+        let merging = scope.spawn(|| next.merge(MergePace::default(), LONG));
         // Long enough for an answer that does not wait.
         std::thread::sleep(Duration::from_millis(50));
         let waits = !merging.is_finished();
@@ -360,7 +408,7 @@ fn a_disk_that_converged_goes_on_with_the_file_that_has_its_name() {
         site.with_base();
         let live = site.begin();
         let mut client = site.other();
-        client.merge(None, LONG).unwrap();
+        client.merge(MergePace::default(), LONG).unwrap();
         until_ready(&mut client);
         let guest = site.connect();
         guest.write(65536, &[5; 512], false).unwrap();

@@ -1,11 +1,14 @@
 //! Birth and death of a process.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use datapath::control::protocol::{FailureKind, State};
+use datapath::control::run::Process;
 use datapath::control::{self, Client, Place};
 use datapath::disk::{Limits, Rate};
 use datapath::nbd;
@@ -99,6 +102,34 @@ fn starts_and_ends_that_meet_leave_one_process_or_none() {
         control::end(&site.place, LONG).unwrap();
         assert!(!site.place.exists());
     }
+}
+
+/// It has answered, and is killed before it has cleared its directory away.
+#[test]
+fn an_end_leaves_nothing_also_when_the_process_is_killed_after_its_answer() {
+    let folder = tempfile::Builder::new().prefix("dp").tempdir().unwrap();
+    let place = Place::at(folder.path().join("run/disk"));
+    place.make().unwrap();
+    let lock = place.lock().unwrap().unwrap();
+    let control = UnixListener::bind(place.control()).unwrap();
+    let _nbd = UnixListener::bind(place.nbd()).unwrap();
+    // Nobody's.
+    place.write_process(Process { pid: 0x3fff_ffff, started: 1 }).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = BufReader::new(control.accept().unwrap().0);
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let asked: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(asked["command"], "end");
+            stream.get_mut().write_all(b"{\"id\":1,\"done\":{}}\n").unwrap();
+            drop(stream);
+            // The kernel takes its lock away later than its connections.
+            drop(lock);
+        });
+        control::end(&place, LONG).unwrap();
+    });
+    assert!(!place.exists() && !folder.path().join("run").exists());
 }
 
 #[test]

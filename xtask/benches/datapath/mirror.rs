@@ -1,4 +1,8 @@
 //! A mirror of a disk to another server, with and without a guest that writes.
+//!
+//! The other server is one of ours, as it is when a disk moves from host to host; for the peer, too.
+//! With `qemu-nbd` in its place the same is measured and told, without a bar: it alone takes half of
+//! two processors then.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +11,7 @@ use serde_json::json;
 
 use crate::images::{GIB, Kind};
 use crate::live::{Span, Writer};
-use crate::peers::uri;
+use crate::peers::{Cache, ours, uri};
 use crate::process::{Raised, Server};
 use crate::qmp::Daemon;
 use crate::table::{Bar, Row, Table, median};
@@ -42,35 +46,68 @@ fn size(setting: &Setting) -> u64 {
     if setting.quick { GIB / 4 } else { 2 * GIB }
 }
 
+/// Who serves the disk that is mirrored to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    Ours,
+    QemuNbd,
+}
+
+impl There {
+    const ALL: [Self; 2] = [Self::Ours, Self::QemuNbd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "sm-datapath",
+            Self::QemuNbd => "qemu-nbd",
+        }
+    }
+}
+
+/// The modes of the peer, and whether a guest writes meanwhile.
+const MODES: [(&str, bool); 3] =
+    [("background", false), ("background", true), ("write-blocking", true)];
+
+/// What came of all mirrors to one target: ours without a guest and with one, the peer's by mode.
+#[derive(Default)]
+struct Mirrors {
+    ours: [Vec<Mirror>; 2],
+    peers: [Vec<Mirror>; MODES.len()],
+}
+
 pub(crate) fn measure(setting: &Setting, table: &mut Table) -> Result<()> {
     let _raised = Raised::new(setting.scheduling)?;
     let folder = tempfile::tempdir_in(&setting.memory)?;
     Kind::Raw.fill(folder.path(), size(setting))?;
-    let modes = [("background", false), ("background", true), ("write-blocking", true)];
-    let (mut ours, mut peers) = ([const { Vec::new() }; 2], modes.map(|_| Vec::new()));
+    let mut all = There::ALL.map(|there| (there, Mirrors::default()));
     for round in 0..setting.rounds(ROUNDS) {
-        for (figures, busy) in ours.iter_mut().zip([false, true]) {
-            figures.push(our_mirror(setting, folder.path(), busy)?);
-        }
-        for (figures, (mode, busy)) in peers.iter_mut().zip(modes) {
-            // What does not converge is seen to do so once.
-            if round == 0 || figures.iter().all(|one: &Mirror| one.done) {
-                figures.push(daemon_mirror(setting, folder.path(), mode, busy)?);
+        for (there, mirrors) in &mut all {
+            for (figures, busy) in mirrors.ours.iter_mut().zip([false, true]) {
+                figures.push(our_mirror(setting, folder.path(), *there, busy)?);
+            }
+            for (figures, mode) in mirrors.peers.iter_mut().zip(MODES) {
+                // What does not converge is seen to do so once.
+                if round == 0 || figures.iter().all(|one: &Mirror| one.done) {
+                    figures.push(daemon_mirror(setting, folder.path(), *there, mode)?);
+                }
             }
         }
     }
-    push(setting, table, &ours, &peers);
+    for (there, mirrors) in &all {
+        push(setting, table, *there, mirrors);
+    }
     Ok(())
 }
 
 type Figure = fn(&Mirror) -> f64;
 
-fn push(setting: &Setting, table: &mut Table, ours: &[Vec<Mirror>; 2], peers: &[Vec<Mirror>; 3]) {
-    let name = format!("mirror of {} MiB, raw", size(setting) >> 20);
+fn push(setting: &Setting, table: &mut Table, there: There, mirrors: &Mirrors) {
+    let name = format!("mirror of {} MiB, raw, to {}", size(setting) >> 20, there.name());
     let all = |figures: &[Mirror], of: Figure| figures.iter().map(of).collect::<Vec<f64>>();
-    let [our_idle, our_busy] = ours;
-    let [idle, background, blocking] = peers;
+    let [our_idle, our_busy] = &mirrors.ours;
+    let [idle, background, blocking] = &mirrors.peers;
     let mut row = |name: String, unit, ours: Vec<f64>, peer: Vec<f64>, bar, note: String| {
+        let bar = Some(bar).filter(|_| there == There::Ours).flatten();
         table.push(Row { name, unit, ours, peer: Some((peer, QSD)), bar, note });
     };
     let none = String::new;
@@ -104,19 +141,25 @@ fn push(setting: &Setting, table: &mut Table, ours: &[Vec<Mirror>; 2], peers: &[
 }
 
 /// An empty disk that is served by somebody else.
-fn target(setting: &Setting, folder: &Path) -> Result<(Server, PathBuf, PathBuf)> {
+fn target(setting: &Setting, folder: &Path, there: There) -> Result<(Server, PathBuf, PathBuf)> {
     let path = folder.join("target");
     std::fs::File::create(&path)?.set_len(size(setting))?;
     let socket = setting.memory.join("target-socket");
     let _ = std::fs::remove_file(&socket);
-    let mut command = setting.scheduling.command("qemu-nbd");
-    command.args(["--persistent", "--shared=8", "--format=raw", "--socket"]);
-    let server = Server::start(command.arg(&socket).arg(&path), &socket)?;
+    let mut command = match there {
+        There::Ours => ours(setting, &path, Kind::Raw, Cache::Page),
+        There::QemuNbd => {
+            let mut command = setting.scheduling.command("qemu-nbd");
+            command.args(["--persistent", "--shared=8", "--format=raw"]).arg(&path);
+            command
+        }
+    };
+    let server = Server::start(command.arg("--socket").arg(&socket), &socket)?;
     Ok((server, socket, path))
 }
 
-fn our_mirror(setting: &Setting, folder: &Path, busy: bool) -> Result<Mirror> {
-    let (target, target_socket, target_path) = target(setting, folder)?;
+fn our_mirror(setting: &Setting, folder: &Path, there: There, busy: bool) -> Result<Mirror> {
+    let (target, target_socket, target_path) = target(setting, folder, there)?;
     let mut told = Told::start(setting, &Kind::Raw.path(folder), "raw")?;
     let cpu = || told.cpu();
     let writer = if busy {
@@ -140,8 +183,13 @@ fn kept(writer: Option<Writer>, copy: Span) -> Result<f64> {
     Ok(100.0 * requests.rate(copy) / requests.rate_before(copy))
 }
 
-fn daemon_mirror(setting: &Setting, folder: &Path, mode: &str, busy: bool) -> Result<Mirror> {
-    let (target, socket, target_path) = target(setting, folder)?;
+fn daemon_mirror(
+    setting: &Setting,
+    folder: &Path,
+    there: There,
+    (mode, busy): (&str, bool),
+) -> Result<Mirror> {
+    let (target, socket, target_path) = target(setting, folder, there)?;
     let mut daemon = Daemon::start(setting, &Kind::Raw.path(folder), Kind::Raw)?;
     let server = json!({ "type": "unix", "path": socket });
     let node = json!({ "driver": "nbd", "node-name": "target", "server": server });

@@ -145,7 +145,7 @@ pub(crate) fn blockdev(node: &str, image: &Path, cache: Cache) -> String {
 }
 
 /// `sm-datapath` on an image whose parents are in the same folder.
-fn ours(setting: &Setting, image: &Path, kind: Kind, cache: Cache) -> Command {
+pub(crate) fn ours(setting: &Setting, image: &Path, kind: Kind, cache: Cache) -> Command {
     let mut command = setting.scheduling.command(setting.product.join("sm-datapath"));
     command.args(["serve", "--foreground", "--image"]).arg(image);
     if kind == Kind::Raw {

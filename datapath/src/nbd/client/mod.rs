@@ -33,12 +33,15 @@ use super::tls::TlsClient;
 use super::uri::Uri;
 use super::wire::Wire;
 use crate::error::Errno;
-use crate::export::{Changed, Extent, Zeroes};
+use crate::export::{Changed, Extent, Transfer, Zeroes};
 use replies::{Link, Wanted};
 
 /// Bytes that one request without payload names at most: the field has 32 bits, and this is a
 /// multiple of every block size.
 const LONGEST_RANGE: u64 = 1 << 30;
+
+/// Longer writes are not put aside for later, bytes: that takes a copy.
+const SMALL: usize = 16 << 10;
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -250,6 +253,45 @@ impl Client {
         }
         let flags = if durable { command_flag::FUA } else { 0 };
         self.start(command::WRITE, flags, offset, bytes.len() as u64, bytes, Wanted::Nothing)
+    }
+
+    /// As [`Client::start_write`], not durable, but the request goes out together with others: when
+    /// much has gathered, or at the latest when somebody waits for any answer. One that nobody ever
+    /// waits for may not be sent.
+    pub fn start_write_later(&self, offset: u64, bytes: &[u8]) -> Result<Pending> {
+        if bytes.len() > SMALL.min(self.largest()) {
+            return self.start_write(offset, bytes, false);
+        }
+        self.within(offset, bytes.len() as u64)?;
+        self.writable()?;
+        let until = Instant::now() + self.timeout;
+        let (flags, command, length) = (0, command::WRITE, bytes.len() as u32);
+        let request = Request { flags, command, cookie: 0, offset, length };
+        let cookie = self.link.send_later(request, bytes)?;
+        Ok(Pending { link: Arc::clone(&self.link), cookie, until })
+    }
+
+    /// Whether [`Client::write_from`] may work: bytes can go into the connection as they are.
+    pub fn takes_files(&self) -> bool {
+        self.link.takes_files()
+    }
+
+    /// Writes what a read of a disk transfers from files in the page cache, without its coming by
+    /// the memory of this process. What the files hold is taken from them at any moment until this
+    /// returns. False: that does not work now, and nothing was sent.
+    pub fn write_from(&self, offset: u64, transfer: Transfer) -> Result<bool> {
+        let length = transfer.pieces.last().map_or(0, |piece| piece.part.end);
+        self.within(offset, length as u64)?;
+        self.writable()?;
+        if length > self.largest() {
+            return Ok(false);
+        }
+        let until = Instant::now() + self.timeout;
+        let (flags, command, length) = (0, command::WRITE, length as u32);
+        let request = Request { flags, command, cookie: 0, offset, length };
+        let Some(cookie) = self.link.send_from(request, transfer)? else { return Ok(false) };
+        Pending { link: Arc::clone(&self.link), cookie, until }.wait()?;
+        Ok(true)
     }
 
     /// Makes a range read as zeros. A server that cannot by itself is sent zeros, unless it was

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::Instant;
 
+use super::super::pipe::Pipe;
 use super::super::protocol::{
     CHUNK_LENGTH, Fields, MAX_PAYLOAD, Request, SIMPLE_REPLY_LENGTH, SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC, chunk, command,
@@ -12,6 +14,13 @@ use super::super::protocol::{
 use super::super::wire::Wire;
 use super::{ClientError, Kind, Result};
 use crate::error::Errno;
+use crate::export::Transfer;
+
+/// Requests that are to be sent with later ones are sent when they have so many bytes.
+const MUCH: usize = 256 * 1024;
+
+/// Pipes that are kept for later writes from files.
+const PIPES: usize = 8;
 
 /// Bytes fetched at once: answers of many small requests.
 const INPUT: usize = 64 * 1024;
@@ -48,8 +57,13 @@ struct Slot {
     done: bool,
     /// Nobody waits for it any more.
     abandoned: bool,
-    /// Somebody sleeps until it is done, or until nobody fetches.
-    sleeps: bool,
+}
+
+impl Slot {
+    fn new(wanted: Wanted) -> Self {
+        let (answer, covered, error) = (Answer::default(), 0, None);
+        Self { wanted, answer, covered, error, done: false, abandoned: false }
+    }
 }
 
 struct State {
@@ -57,7 +71,27 @@ struct State {
     slots: HashMap<u64, Slot>,
     /// Somebody fetches answers.
     fetching: bool,
+    /// Who sleeps until which answer is there, or until nobody fetches. Woken one by one: to wake
+    /// all of them for each answer would cost more than all else. Whoever wakes one takes it out;
+    /// whoever ends fetching wakes one to go on with it, if there is one.
+    sleepers: Vec<(u64, Thread)>,
     failure: Option<ClientError>,
+}
+
+impl State {
+    /// Wakes who sleeps for an answer, if somebody does.
+    fn wake(&mut self, cookie: u64) {
+        if let Some(index) = self.sleepers.iter().position(|sleeper| sleeper.0 == cookie) {
+            self.sleepers.swap_remove(index).1.unpark();
+        }
+    }
+
+    /// Wakes one to fetch answers: the one whose answer comes first, most likely.
+    fn wake_next(&mut self) {
+        if let Some(cookie) = self.sleepers.iter().map(|sleeper| sleeper.0).min() {
+            self.wake(cookie);
+        }
+    }
 }
 
 struct Input {
@@ -68,16 +102,19 @@ struct Input {
 
 /// One connection.
 ///
-/// Locks: `sending` is held while a request goes out and `input` while answers come in; `state`
-/// only for moments, also inside of the others, and nothing is taken inside of it.
+/// Locks: `sending` is held while a request goes out and `input` while answers come in; `state` and
+/// `later` only for moments, also inside of these, and nothing is taken inside of them.
 pub(super) struct Link {
     wire: Box<dyn Wire>,
     structured: bool,
     contexts: Vec<u32>,
-    sending: Mutex<()>,
+    /// Memory that is empty, for the next time that `later` is sent.
+    sending: Mutex<Vec<u8>>,
+    /// Requests that go out with the next one that goes, or when somebody waits for an answer.
+    later: Mutex<Vec<u8>>,
     input: Mutex<Input>,
     state: Mutex<State>,
-    changed: Condvar,
+    pipes: Mutex<Vec<Pipe>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,11 +145,23 @@ impl Link {
             wire,
             structured,
             contexts,
-            sending: Mutex::new(()),
+            sending: Mutex::default(),
+            later: Mutex::default(),
             input: Mutex::new(Input { bytes: vec![0; INPUT].into(), start: 0, end: 0 }),
-            state: Mutex::new(State { next: 1, slots, fetching: false, failure: None }),
-            changed: Condvar::new(),
+            state: Mutex::new(State {
+                next: 1,
+                slots,
+                fetching: false,
+                sleepers: Vec::new(),
+                failure: None,
+            }),
+            pipes: Mutex::default(),
         }
+    }
+
+    /// Whether it takes bytes from files: see [`Link::send_from`].
+    pub(super) fn takes_files(&self) -> bool {
+        self.wire.socket().is_some()
     }
 
     pub(super) fn failure(&self) -> Option<ClientError> {
@@ -121,48 +170,104 @@ impl Link {
 
     /// Ends the connection for everybody; the first reason is the one that is told.
     pub(super) fn fail(&self, error: &ClientError) {
-        lock(&self.state).failure.get_or_insert_with(|| error.clone());
+        let sleepers = {
+            let mut state = lock(&self.state);
+            state.failure.get_or_insert_with(|| error.clone());
+            std::mem::take(&mut state.sleepers)
+        };
         self.wire.close();
-        self.changed.notify_all();
+        sleepers.iter().for_each(|(_, thread)| thread.unpark());
+    }
+
+    /// A place for the answer to a request that is about to be sent.
+    fn promise(&self, wanted: Wanted) -> Result<u64> {
+        let mut state = lock(&self.state);
+        if let Some(failure) = &state.failure {
+            return Err(failure.clone());
+        }
+        let cookie = state.next;
+        state.next += 1;
+        state.slots.insert(cookie, Slot::new(wanted));
+        Ok(cookie)
+    }
+
+    /// What came of sending the request of a cookie.
+    fn sent(&self, cookie: u64, sent: io::Result<()>) -> Result<u64> {
+        let Err(error) = sent else { return Ok(cookie) };
+        let error = Self::broken(&error);
+        self.fail(&error);
+        lock(&self.state).slots.remove(&cookie);
+        Err(self.failure().unwrap_or(error))
     }
 
     /// Sends a request; the answer is waited for by the cookie that is returned.
     pub(super) fn send(&self, request: Request, payload: &[u8], wanted: Wanted) -> Result<u64> {
-        let cookie = {
-            let mut state = lock(&self.state);
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
-            let cookie = state.next;
-            state.next += 1;
-            let slot = Slot {
-                wanted,
-                answer: Answer::default(),
-                covered: 0,
-                error: None,
-                done: false,
-                abandoned: false,
-                sleeps: false,
-            };
-            state.slots.insert(cookie, slot);
-            cookie
-        };
+        let cookie = self.promise(wanted)?;
         let head = Request { cookie, ..request }.encode();
         let sent = {
             let _turn = lock(&self.sending);
             self.wire.send(&head, payload)
         };
-        if let Err(error) = sent {
-            let error = Self::broken(&error);
-            self.fail(&error);
-            lock(&self.state).slots.remove(&cookie);
-            return Err(self.failure().unwrap_or(error));
+        self.sent(cookie, sent)
+    }
+
+    /// As [`Link::send`], but together with others: at the latest when somebody waits for any answer.
+    pub(super) fn send_later(&self, request: Request, payload: &[u8]) -> Result<u64> {
+        let cookie = self.promise(Wanted::Nothing)?;
+        let head = Request { cookie, ..request }.encode();
+        let much = {
+            let mut later = lock(&self.later);
+            later.extend_from_slice(&head);
+            later.extend_from_slice(payload);
+            later.len() >= MUCH
+        };
+        if much { self.sent(cookie, self.send_gathered()) } else { Ok(cookie) }
+    }
+
+    /// Sends what was to be sent later.
+    fn send_gathered(&self) -> io::Result<()> {
+        if lock(&self.later).is_empty() {
+            return Ok(());
         }
-        Ok(cookie)
+        let mut sending = lock(&self.sending);
+        // Whoever gathers more meanwhile does not wait for the other side.
+        std::mem::swap(&mut *sending, &mut *lock(&self.later));
+        let sent = self.wire.send(&sending, &[]);
+        sending.clear();
+        sent
+    }
+
+    /// Sends a request whose payload goes from files to the socket by itself; none where that does
+    /// not work, and nothing was sent. What the files hold may be taken from them until the answer
+    /// has come.
+    pub(super) fn send_from(&self, request: Request, transfer: Transfer) -> Result<Option<u64>> {
+        let Some(socket) = self.wire.socket() else { return Ok(None) };
+        let kept = lock(&self.pipes).pop();
+        let Some(mut pipe) = kept.or_else(|| Pipe::new().ok()) else { return Ok(None) };
+        let cookie = self.promise(Wanted::Nothing)?;
+        let head = Request { cookie, ..request }.encode();
+        if pipe.take(&head, &transfer).is_err() {
+            // The pipe may hold a part of it, and goes.
+            lock(&self.state).slots.remove(&cookie);
+            return Ok(None);
+        }
+        // The disk may be changed underneath while this waits for the other side.
+        drop(transfer);
+        let sent = {
+            let _turn = lock(&self.sending);
+            pipe.send(socket)
+        };
+        let sent = self.sent(cookie, sent)?;
+        let mut pipes = lock(&self.pipes);
+        if pipes.len() < PIPES {
+            pipes.push(pipe);
+        }
+        Ok(Some(sent))
     }
 
     /// Waits for an answer, and fetches those of others meanwhile when nobody else does.
     pub(super) fn wait(&self, cookie: u64, until: Instant) -> Result<Answer> {
+        let mut gathered = false;
         let mut state = lock(&self.state);
         loop {
             let Some(slot) = state.slots.get_mut(&cookie) else {
@@ -173,12 +278,19 @@ impl Link {
                 drop(state);
                 return slot.map_or_else(|| Err(nonsense("no slot")), Slot::result);
             }
-            slot.sleeps = false;
             if let Some(failure) = state.failure.clone() {
                 state.slots.remove(&cookie);
                 return Err(failure);
             }
             if state.fetching {
+                if !std::mem::replace(&mut gathered, true) {
+                    drop(state);
+                    if let Err(error) = self.send_gathered() {
+                        self.fail(&Self::broken(&error));
+                    }
+                    state = lock(&self.state);
+                    continue;
+                }
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     drop(state);
@@ -186,28 +298,25 @@ impl Link {
                     state = lock(&self.state);
                     continue;
                 }
-                if let Some(slot) = state.slots.get_mut(&cookie) {
-                    slot.sleeps = true;
-                }
-                state = self
-                    .changed
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+                state.sleepers.push((cookie, std::thread::current()));
+                drop(state);
+                std::thread::park_timeout(left);
+                state = lock(&self.state);
+                state.sleepers.retain(|sleeper| sleeper.0 != cookie);
                 continue;
             }
             state.fetching = true;
             drop(state);
-            let fetched = self.fetch(cookie, until);
+            let gathered = self.send_gathered().map_err(|error| Self::broken(&error));
+            let fetched = gathered.and_then(|()| self.fetch(cookie, until));
             state = lock(&self.state);
             state.fetching = false;
             if let Err(error) = fetched {
                 drop(state);
                 self.fail(&error);
                 state = lock(&self.state);
-            } else if state.slots.values().any(|slot| slot.sleeps) {
-                // One of those who sleep goes on fetching.
-                self.changed.notify_all();
+            } else {
+                state.wake_next();
             }
         }
     }
@@ -231,15 +340,28 @@ impl Link {
         ClientError::new(kind, format!("the connection to the server: {error}"))
     }
 
-    /// Takes in answers until that of `cookie` is whole.
+    /// Takes in answers until that of `cookie` is whole, and others that have come with it.
     fn fetch(&self, cookie: u64, until: Instant) -> Result<()> {
         let mut input = lock(&self.input);
-        loop {
+        let is_done = || lock(&self.state).slots.get(&cookie).is_none_or(|slot| slot.done);
+        let mut done = false;
+        while !done || self.has_answer(&input) {
             self.one(&mut input, until)?;
-            if lock(&self.state).slots.get(&cookie).is_none_or(|slot| slot.done) {
-                return Ok(());
-            }
+            done = done || is_done();
         }
+        Ok(())
+    }
+
+    /// Whether an answer that brings nothing more is there as a whole.
+    fn has_answer(&self, input: &Input) -> bool {
+        let here = input.bytes.get(input.start..input.end).unwrap_or_default();
+        let Some(head) = here.get(..SIMPLE_REPLY_LENGTH) else { return false };
+        let mut fields = Fields(head);
+        let magic = fields.u32();
+        let (_error, cookie) = (fields.u32(), fields.u64().unwrap_or(0));
+        let nothing = |slot: &Slot| matches!(slot.wanted, Wanted::Nothing);
+        magic == Some(SIMPLE_REPLY_MAGIC)
+            && lock(&self.state).slots.get(&cookie).is_some_and(nothing)
     }
 
     /// Takes in one reply, or one chunk of one.
@@ -348,19 +470,18 @@ impl Link {
             error: slot.error.take(),
             done: false,
             abandoned: false,
-            sleeps: false,
         })
     }
 
     fn put_back(&self, cookie: u64, filled: Slot, done: bool) {
         let mut state = lock(&self.state);
         let Some(slot) = state.slots.get_mut(&cookie) else { return };
-        let (abandoned, sleeps) = (slot.abandoned, slot.sleeps);
-        *slot = Slot { done, abandoned, sleeps, ..filled };
+        let abandoned = slot.abandoned;
+        *slot = Slot { done, abandoned, ..filled };
         if done && abandoned {
             state.slots.remove(&cookie);
-        } else if done && sleeps {
-            self.changed.notify_all();
+        } else if done {
+            state.wake(cookie);
         }
     }
 
