@@ -7,19 +7,20 @@
 
 use std::cell::Cell;
 
+use plugin_sdk::model::host::DatapathChanges;
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{VdiCbt, VdiChanged, VdiChanges, VdiDone, VdiInfo};
 use plugin_sdk::model::{Bytes, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8PathBuf, step};
 use vhd::change::log::name_of;
-use vhd::change::{Difference, Logs};
+use vhd::change::{Difference, Logs, Map};
 use vhd::tree::{self, Guard, Node, Outcome, Tree, Writer};
 
 use crate::error::from_vhd;
-use crate::folder::Folder;
+use crate::place::Place;
 use crate::metadata::Metadata;
 use crate::vdis::{disk, done, incomplete, usable};
-use crate::writer::Told;
+use crate::writer::{self, Told};
 
 fn logs(tree: &Tree) -> Logs<'_> {
     Logs::of(tree.store())
@@ -39,9 +40,9 @@ pub(crate) fn mark(tree: &Tree, vdis: &mut [VdiInfo]) -> Result<()> {
 }
 
 /// Begins, or ends, to track the changes of a disk.
-pub(crate) fn set(folder: &Folder, cx: &Cx, request: &VdiCbt) -> Result<VdiDone> {
+pub(crate) fn set(place: &dyn Place, cx: &Cx, request: &VdiCbt) -> Result<VdiDone> {
     let VdiCbt { vdi, enabled } = *request;
-    let (tree, guard) = folder.locked(cx)?;
+    let (tree, guard) = place.locked(cx)?;
     tree.recover(&guard).map_err(from_vhd)?;
     let node = usable(&tree, vdi)?;
     refuse_untrackable(&node, enabled)?;
@@ -104,17 +105,21 @@ fn refuse_untrackable(node: &Node, enabled: bool) -> Result<()> {
 }
 
 /// What changed between two points of one disk.
-pub(crate) fn changed(folder: &Folder, cx: &Cx, request: &VdiChanged) -> Result<VdiChanges> {
-    let tree = folder.tree()?;
+pub(crate) fn changed(place: &dyn Place, cx: &Cx, request: &VdiChanged) -> Result<VdiChanges> {
+    let tree = place.tree()?;
     disk(&tree, request.from)?;
     let size = usable(&tree, request.to)?.virtual_size;
-    let look = || logs(&tree).diff(request.from.0, request.to.0, size, None).map_err(from_vhd);
-    let mut found = look()?;
+    let look = |now: Option<&Map>| {
+        let now = now.map(|map| (request.to.0, map));
+        logs(&tree).diff(request.from.0, request.to.0, size, now).map_err(from_vhd)
+    };
+    let mut found = look(None)?;
     if matches!(found, Difference::Everything { .. }) {
         // Somebody may have changed the logs while they were read. A folder that cannot be locked,
         // since it is mounted read-only, is changed by nobody.
-        if let Ok(_guard) = tree.lock(cx.deadline()) {
-            found = look()?;
+        if let Ok(guard) = tree.lock(cx.deadline()) {
+            let now = by_now(&tree, &guard, cx, request.to)?;
+            found = look(now.as_ref())?;
         }
     }
     Ok(match found {
@@ -131,6 +136,24 @@ pub(crate) fn changed(folder: &Folder, cx: &Cx, request: &VdiChanged) -> Result<
             bitmap: String::new(),
         },
     })
+}
+
+/// What the log of a disk would have if it were closed now: of one that is written here, from its
+/// data path. With the lock held no snapshot takes the log meanwhile.
+fn by_now(tree: &Tree, _guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result<Option<Map>> {
+    if !writer::is_written_here(tree, cx, vdi)? {
+        return Ok(None);
+    }
+    let request = DatapathChanges { vdi };
+    match cx.request_blocking::<VdiChanges>("datapath.changes", &request) {
+        Ok(now) if now.known => Ok(Some(Map::of_msb_first(now.virtual_size.0, &now.bits()?))),
+        Ok(_) => Ok(None),
+        Err(error) => {
+            // What is not known is answered as what is not known.
+            plugin_sdk::tracing::info!(%vdi, %error, "the data path does not say what changed");
+            Ok(None)
+        }
+    }
 }
 
 /// All of a disk may change, or has, without its log being told.

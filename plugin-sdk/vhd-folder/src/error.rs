@@ -13,8 +13,15 @@ pub(crate) fn size_limits() -> String {
     format!("VDI size must be between 1 MB and {MAX_MB} MB")
 }
 
-pub(crate) fn from_vhd(error: vhd::Error) -> Error {
+/// An error of the image library in the words of the model. One that a store got from elsewhere is
+/// told as it was.
+pub fn from_vhd(error: vhd::Error) -> Error {
     use vhd::Error as Vhd;
+    if let Vhd::Io { source, .. } = &error
+        && let Some(cause) = source.get_ref().and_then(|cause| cause.downcast_ref::<Error>())
+    {
+        return cause.clone();
+    }
     let reason = error.reason();
     let plain = |kind| Error::new(kind, reason.clone());
     match error {

@@ -8,10 +8,11 @@ use plugin_sdk::model::vdi::Health;
 use plugin_sdk::model::{Bytes, Changed, Kind, OperationId, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8Path, Utf8PathBuf, files, step};
 use serde::{Deserialize, Serialize};
-use vhd::tree::{self, Guard, Tree};
+use vhd::tree::{self, Tree};
 
 use crate::error::{from_io, from_vhd};
-use crate::{changes, space};
+use crate::place::Place;
+use crate::{changes, recover, space};
 
 /// Our own data inside the folder; the tree of images keeps its own there too.
 const OURS: &str = ".sm";
@@ -53,27 +54,6 @@ impl Folder {
     /// Where the images are.
     pub fn path(&self) -> &Utf8Path {
         &self.path
-    }
-
-    /// The SR that the folder is.
-    pub(crate) fn sr(&self) -> SrUuid {
-        self.sr
-    }
-
-    /// The images. Error kind `not_found` with SMAPI's 47 if the SR is not there.
-    pub(crate) fn tree(&self) -> Result<Tree> {
-        match Tree::open(self.path.as_std_path()) {
-            Err(error) if error.is_not_found() => Err(self.missing()),
-            other => other.map_err(from_vhd),
-        }
-    }
-
-    /// The images, and the right to change them, waiting for it as long as the call may take.
-    pub(crate) fn locked(&self, cx: &Cx) -> Result<(Tree, Guard)> {
-        let tree = self.tree()?;
-        let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
-        cx.check()?;
-        Ok((tree, guard))
     }
 
     pub(crate) fn create(&self, cx: &Cx, request: &SrCreate) -> Result<Changed> {
@@ -123,39 +103,7 @@ impl Folder {
     }
 
     pub(crate) fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
-        let tree = self.tree()?;
-        // Looking first: the lock would make every scan wait for a running clone.
-        let listing = tree.list().map_err(from_vhd)?;
-        let deserted = deserted_base(&listing.nodes);
-        if !listing.unfinished && !deserted && !changes::has_dead(&tree)? {
-            return Ok(SrRecovered::default());
-        }
-        let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
-        let mut recovery = tree.recover(&guard).map_err(from_vhd)?;
-        let logs = changes::sweep(&tree, &guard)?;
-        recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
-        // A merge below a disk that is open leaves its node when it is completed here.
-        if deserted || deserted_base(&tree.list().map_err(from_vhd)?.nodes) {
-            let served = crate::live::Served::of(&tree, cx)?;
-            match tree.collect_beside(&guard, &served) {
-                Ok(bases) => {
-                    recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));
-                }
-                Err(error @ vhd::Error::InUse { .. }) => {
-                    plugin_sdk::tracing::warn!(%error, "base copies that nothing needs stay");
-                }
-                Err(error) => return Err(from_vhd(error)),
-            }
-        }
-        for failed in &recovery.failed {
-            plugin_sdk::tracing::warn!(?failed, "an operation can be neither finished nor undone");
-        }
-        let sentence = |id: &plugin_sdk::model::uuid::Uuid| format!("operation {id}");
-        Ok(SrRecovered {
-            completed: recovery.completed.iter().map(sentence).collect(),
-            undone: recovery.undone.iter().map(sentence).collect(),
-            removed: recovery.removed,
-        })
+        recover::recover(self, cx)
     }
 
     pub(crate) fn destroy(&self, cx: &Cx) -> Result<Changed> {
@@ -308,13 +256,17 @@ impl Folder {
     }
 }
 
-/// Whether a base copy has lost its last child, which happens when a disk was deleted while
-/// another image of the SR could not be read.
-fn deserted_base(nodes: &[tree::Node]) -> bool {
-    let parents: std::collections::HashSet<_> =
-        nodes.iter().filter_map(|node| node.parent).collect();
-    nodes.iter().all(tree::Node::is_ok)
-        && nodes.iter().any(|node| node.kind == tree::Kind::Base && !parents.contains(&node.uuid))
+impl Place for Folder {
+    fn sr(&self) -> SrUuid {
+        self.sr
+    }
+
+    fn tree(&self) -> Result<Tree> {
+        match Tree::open(self.path.as_std_path()) {
+            Err(error) if error.is_not_found() => Err(self.missing()),
+            other => other.map_err(from_vhd),
+        }
+    }
 }
 
 /// The SRs in a location: folders named by a UUID with our data or with VHD images.

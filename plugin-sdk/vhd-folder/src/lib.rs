@@ -21,6 +21,8 @@ mod folder;
 mod live;
 mod maintain;
 mod metadata;
+mod place;
+mod recover;
 mod space;
 mod vdis;
 mod writer;
@@ -39,8 +41,10 @@ use plugin_sdk::model::vdi::{
 use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Manifest, Result};
 
-pub use error::from_io;
+pub use error::{from_io, from_vhd};
 pub use folder::{Folder, found};
+pub use place::Place;
+pub use space::warnings;
 
 /// The longest chain of images, and where the number comes from.
 pub const MAX_CHAIN: (u64, &str) = (30, "XenServer's tools: MAX_CHAIN");

@@ -11,7 +11,7 @@ use plugin_sdk::model::host::{
     DatapathConverge, DatapathIsServed, DatapathMerge, DatapathMergeState, DatapathMerging,
     DatapathRefresh, DatapathServed, MergePhase,
 };
-use plugin_sdk::model::sr::SrMaintain;
+use plugin_sdk::model::sr::{Budget, SrMaintain};
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::{Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
@@ -34,18 +34,20 @@ pub(crate) struct Served<'a> {
     tree: &'a Tree,
     cx: &'a Cx,
     here: Holder,
+    /// Their chains can be merged.
+    merges: bool,
 }
 
 impl<'a> Served<'a> {
-    pub(crate) fn of(tree: &'a Tree, cx: &'a Cx) -> Result<Self> {
-        Ok(Self { tree, cx, here: Holder::here(cx)? })
+    pub(crate) fn of(tree: &'a Tree, cx: &'a Cx, merges: bool) -> Result<Self> {
+        Ok(Self { tree, cx, here: Holder::here(cx)?, merges })
     }
 }
 
 impl Readers for Served<'_> {
     fn hears(&self, disk: Uuid, holder: &str) -> bool {
         let ours = Holder::of(holder).is_some_and(|by| by.is_at(&self.here));
-        ours && self
+        self.merges && ours && self
             .cx
             .request_blocking::<DatapathIsServed>(
                 "datapath.served",
@@ -72,7 +74,7 @@ impl Readers for Served<'_> {
 
 /// Has the data path of a disk go over to the images as they are, and go on.
 fn go_over(tree: &Tree, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let request = DatapathRefresh { vdi, access: vec![access(tree, vdi)?] };
+    let request = DatapathRefresh { vdi, access: vec![access(tree, vdi, true)?] };
     cx.request_blocking::<serde_json::Value>("datapath.refresh", &request).map(drop)
 }
 
@@ -91,13 +93,18 @@ enum End {
     },
     /// Something else has come first, or it is not possible.
     Not(String),
-    Stopped(Stopped),
+    Stopped {
+        why: Stopped,
+        bytes: u64,
+    },
 }
 
 /// How long merges may go on, and who is told of it.
 pub(crate) struct Work<'a> {
     pub(crate) until: Option<Instant>,
     pub(crate) watch: Watch<'a>,
+    /// As of [`Served::of`].
+    pub(crate) merges: bool,
 }
 
 /// Has the data paths merge the leaves that can be merged, one after the other.
@@ -108,7 +115,7 @@ pub(crate) fn merge_leaves(
     work: &Work<'_>,
     done: &mut Maintained,
 ) -> Result<()> {
-    let served = Served::of(tree, cx)?;
+    let served = Served::of(tree, cx, work.merges)?;
     let leaves = tree.live_leaves(&served).map_err(from_vhd)?;
     done.skipped.retain(|skipped| leaves.iter().all(|leaf| leaf.node != skipped.uuid));
     if leaves.is_empty() || done.stopped.is_some() {
@@ -132,7 +139,7 @@ pub(crate) fn merge_leaves(
         };
         let merge = Leaf { tree, cx, served: &served, planned: leaf, work, before };
         let taken = merge.allocated();
-        match merge.run(request.budget.bytes_per_second.map(|bytes| bytes.0)) {
+        match merge.run(&request.budget) {
             Ok(End::Merged { bytes }) => {
                 let Planned { node, into, .. } = leaf;
                 done.merged.push(Merged { node, into, bytes, live: true });
@@ -140,7 +147,9 @@ pub(crate) fn merge_leaves(
                 done.freed += taken.saturating_sub(merge.allocated());
             }
             Ok(End::Not(reason)) => done.skipped.push(Skipped { uuid: leaf.node, reason }),
-            Ok(End::Stopped(why)) => {
+            Ok(End::Stopped { why, bytes }) => {
+                // The parent has them, and the next merge of this data path goes on there.
+                done.bytes_copied += bytes;
                 done.stopped = Some(why);
                 done.planned.push(leaf);
                 done.planned.extend(left);
@@ -212,13 +221,13 @@ impl Leaf<'_> {
         files.iter().filter_map(|file| file.symlink_metadata().ok()).map(|f| f.blocks() * 512).sum()
     }
 
-    fn run(&self, rate: Option<u64>) -> Result<End> {
+    fn run(&self, budget: &Budget) -> Result<End> {
         let claims = self.tree.claims(self.planned.node).map_err(from_vhd)?;
         let heard = claims.iter().filter(|claim| self.served.hears(self.planned.node, claim));
         let holders: Vec<&str> = heard.map(String::as_str).collect();
         let live = loop {
             if let Some(why) = self.stopped() {
-                return Ok(End::Stopped(why));
+                return Ok(End::Stopped { why, bytes: 0 });
             }
             let Some(guard) = self.lock()? else { continue };
             match self.tree.begin_live_merge(&guard, self.planned.node, &holders) {
@@ -229,7 +238,9 @@ impl Leaf<'_> {
         step!("sr_maintain.live_recorded");
         let mut begun = Begun { of: self, ended: false };
         let (vdi, operation) = (self.vdi(), self.cx.operation_id());
-        let request = DatapathMerge { vdi, bytes_per_second: rate, operation };
+        let Budget { bytes_per_second, cpu_percent, .. } = budget;
+        let bytes_per_second = bytes_per_second.map(|bytes| bytes.0);
+        let request = DatapathMerge { vdi, bytes_per_second, cpu_percent: *cpu_percent, operation };
         self.told::<serde_json::Value>("datapath.merge", &request)?;
         let mut tries = 0;
         loop {
@@ -263,7 +274,7 @@ impl Leaf<'_> {
                 MergePhase::Copying => {}
             }
             if let Some(why) = self.stopped() {
-                return Ok(End::Stopped(why));
+                return Ok(End::Stopped { why, bytes: state.copied });
             }
             std::thread::sleep(LOOK);
         }

@@ -11,16 +11,17 @@ use plugin_sdk::{Cx, Result, step};
 use vhd::tree::{self, Guard, Pace, Tree};
 
 use crate::error::from_vhd;
-use crate::folder::Folder;
+use crate::place::Place;
 use crate::live::{self, Served};
 use crate::writer::Holder;
 
 /// Each merge at the same time is a thread.
 const MOST_PARALLEL: u32 = 64;
 
-pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
-    let tree = folder.tree()?;
-    let served = Served::of(&tree, cx)?;
+pub(crate) fn maintain(place: &dyn Place, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
+    let tree = place.tree()?;
+    let merges = place.merges_open();
+    let served = Served::of(&tree, cx, merges)?;
     if request.dry_run {
         let mut planned = tree.plan_beside(&served).map_err(from_vhd)?;
         live::plan(&tree, &served, &mut planned)?;
@@ -49,7 +50,7 @@ pub(crate) fn maintain(folder: &Folder, cx: &Cx, request: &SrMaintain) -> Result
     };
     let mut done =
         tree.maintain_beside(cx.deadline(), &budget, &watch, &served).map_err(from_vhd)?;
-    live::merge_leaves(&tree, cx, request, &live::Work { until, watch: &progress }, &mut done)?;
+    live::merge_leaves(&tree, cx, request, &live::Work { until, watch: &progress, merges }, &mut done)?;
     step!("sr_maintain.done");
     Ok(answer(done, cx))
 }
@@ -101,8 +102,8 @@ fn answer(done: tree::Maintained, cx: &Cx) -> SrMaintained {
     }
 }
 
-pub(crate) fn reclaim(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiReclaimed> {
-    let tree = folder.tree()?;
+pub(crate) fn reclaim(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<VdiReclaimed> {
+    let tree = place.tree()?;
     crate::vdis::usable(&tree, vdi)?;
     release_stale(&tree, cx)?;
     let progress = progress(cx, "looking for zeros");
@@ -117,7 +118,7 @@ pub(crate) fn reclaim(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiRecla
 
 /// Does work that makes a chain longer; if the chain has reached its limit, makes it shorter first.
 pub(crate) fn with_room<T>(
-    folder: &Folder,
+    place: &dyn Place,
     cx: &Cx,
     sources: &[VdiUuid],
     work: impl Fn(&Tree, &Guard) -> Result<T>,
@@ -125,7 +126,7 @@ pub(crate) fn with_room<T>(
     /// SMAPI's number for a chain that is too long.
     const TOO_LONG: u16 = 109;
     let attempt = || {
-        let (tree, guard) = folder.locked(cx)?;
+        let (tree, guard) = place.locked(cx)?;
         work(&tree, &guard)
     };
     let full = match attempt() {
@@ -133,12 +134,12 @@ pub(crate) fn with_room<T>(
         other => return other,
     };
     // It takes the lock by itself, for moments.
-    let tree = folder.tree()?;
+    let tree = place.tree()?;
     release_stale(&tree, cx)?;
     let hint = format!(
         "smctl sr maintain {} merges what can be merged, and says why the rest cannot; vdi copy \
          makes a disk without a chain",
-        folder.sr()
+        place.sr()
     );
     let mut shorter = Ok(false);
     for source in sources {
@@ -172,8 +173,8 @@ pub(crate) fn claim(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result
 }
 
 /// Ends the claims of this host; none is fine, and so is a disk or an SR that is gone.
-pub(crate) fn release(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let tree = match folder.tree() {
+pub(crate) fn release(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    let tree = match place.tree() {
         Err(error) if error.kind == plugin_sdk::model::Kind::NotFound => return Ok(()),
         other => other?,
     };
@@ -190,12 +191,25 @@ pub(crate) fn release(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
     Ok(())
 }
 
+/// The disks that this host has open.
+pub(crate) fn open_here(tree: &Tree, cx: &Cx) -> Result<Vec<VdiUuid>> {
+    let here = Holder::here(cx)?;
+    let mut open = Vec::new();
+    for node in tree.open_disks().map_err(from_vhd)? {
+        let claims = tree.claims(node).map_err(from_vhd)?;
+        if claims.iter().any(|claim| Holder::of(claim).is_some_and(|by| by.is_at(&here))) {
+            open.push(node.into());
+        }
+    }
+    Ok(open)
+}
+
 /// Ends the claims of this host that are of an earlier boot: whoever had the disk open is gone.
 pub(crate) fn release_stale(tree: &Tree, cx: &Cx) -> Result<()> {
     let here = Holder::here(cx)?;
     let mut guard = None;
-    for node in tree.list().map_err(from_vhd)?.nodes {
-        for claim in tree.claims(node.uuid).map_err(from_vhd)? {
+    for disk in tree.open_disks().map_err(from_vhd)? {
+        for claim in tree.claims(disk).map_err(from_vhd)? {
             if !Holder::of(&claim).is_some_and(|by| by.is_gone(&here)) {
                 continue;
             }
@@ -203,7 +217,7 @@ pub(crate) fn release_stale(tree: &Tree, cx: &Cx) -> Result<()> {
                 Some(guard) => guard,
                 none => none.insert(tree.lock(cx.deadline()).map_err(from_vhd)?),
             };
-            tree.unclaim(guard, node.uuid, &claim).map_err(from_vhd)?;
+            tree.unclaim(guard, disk, &claim).map_err(from_vhd)?;
             step!("sr_maintain.claim_released");
         }
     }

@@ -58,7 +58,7 @@ fn allocated(metadata: &Metadata) -> u64 {
 }
 
 /// Chains that come close to the limit, the longest first.
-pub(crate) fn warnings(nodes: &[Node]) -> Vec<String> {
+pub fn warnings(nodes: &[Node]) -> Vec<String> {
     let near = MAX_DEPTH * WARN_PERCENT / 100;
     let mut long: Vec<&Node> =
         nodes.iter().filter(|node| node.kind == Kind::Leaf && node.depth >= near).collect();

@@ -18,14 +18,14 @@ use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
 
 use crate::changes::{self, Member, Taking};
 use crate::error::{from_vhd, is_read_only, size_limits};
-use crate::folder::Folder;
+use crate::place::Place;
 use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
 use crate::space::add_exclusive;
 use crate::writer::Told;
 
-pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
-    let tree = folder.tree()?;
+pub(crate) fn scan(place: &dyn Place) -> Result<SrScanned> {
+    let tree = place.tree()?;
     let listing = tree.list().map_err(from_vhd)?;
     let leaves = listing.nodes.iter().filter(|node| node.kind == tree::Kind::Leaf);
     let mut vdis: Vec<VdiInfo> = leaves.map(describe).collect();
@@ -34,8 +34,8 @@ pub(crate) fn scan(folder: &Folder) -> Result<SrScanned> {
     Ok(SrScanned { vdis, next: None })
 }
 
-pub(crate) fn stat(folder: &Folder, request: &VdiStat) -> Result<VdiInfo> {
-    let tree = folder.tree()?;
+pub(crate) fn stat(place: &dyn Place, request: &VdiStat) -> Result<VdiInfo> {
+    let tree = place.tree()?;
     let node = disk(&tree, request.vdi)?;
     let mut info = describe(&node);
     changes::mark(&tree, std::slice::from_mut(&mut info))?;
@@ -49,7 +49,7 @@ pub(crate) fn stat(folder: &Folder, request: &VdiStat) -> Result<VdiInfo> {
     Ok(info)
 }
 
-pub(crate) fn create(folder: &Folder, cx: &Cx, request: &VdiCreate) -> Result<VdiDone> {
+pub(crate) fn create(place: &dyn Place, cx: &Cx, request: &VdiCreate) -> Result<VdiDone> {
     if request.virtual_size == Bytes(0) {
         return Err(Error::new(Kind::Limit, "the size of a VDI must be above 0")
             .legacy_detail(79, &size_limits()));
@@ -67,7 +67,7 @@ pub(crate) fn create(folder: &Folder, cx: &Cx, request: &VdiCreate) -> Result<Vd
         incomplete: request.incomplete,
         ..Metadata::default()
     };
-    let (tree, guard) = folder.locked(cx)?;
+    let (tree, guard) = place.locked(cx)?;
     let size = request.virtual_size.0;
     let change = tree
         .create(&guard, request.uuid.0, format, size, &metadata.document()?)
@@ -75,7 +75,7 @@ pub(crate) fn create(folder: &Folder, cx: &Cx, request: &VdiCreate) -> Result<Vd
     done(&tree, request.uuid, change.outcome)
 }
 
-pub(crate) fn introduce(folder: &Folder, cx: &Cx, request: &VdiIntroduce) -> Result<VdiDone> {
+pub(crate) fn introduce(place: &dyn Place, cx: &Cx, request: &VdiIntroduce) -> Result<VdiDone> {
     let metadata = Metadata {
         name: request.name.clone(),
         description: request.description.clone(),
@@ -83,13 +83,13 @@ pub(crate) fn introduce(folder: &Folder, cx: &Cx, request: &VdiIntroduce) -> Res
         keys: request.keys.clone(),
         ..Metadata::default()
     };
-    let (tree, guard) = folder.locked(cx)?;
+    let (tree, guard) = place.locked(cx)?;
     let change = tree.adopt(&guard, request.uuid.0, &metadata.document()?).map_err(from_vhd)?;
     done(&tree, request.uuid, change.outcome)
 }
 
-pub(crate) fn update(folder: &Folder, cx: &Cx, request: &VdiUpdate) -> Result<VdiDone> {
-    let (tree, guard) = folder.locked(cx)?;
+pub(crate) fn update(place: &dyn Place, cx: &Cx, request: &VdiUpdate) -> Result<VdiDone> {
+    let (tree, guard) = place.locked(cx)?;
     let mut metadata = Metadata::of(&disk(&tree, request.vdi)?)?;
     if let Some(name) = &request.name {
         metadata.name.clone_from(name);
@@ -124,8 +124,8 @@ pub(crate) fn update(folder: &Folder, cx: &Cx, request: &VdiUpdate) -> Result<Vd
     done(&tree, request.vdi, change.outcome)
 }
 
-pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<VdiDone> {
-    let (tree, guard) = folder.locked(cx)?;
+pub(crate) fn resize(place: &dyn Place, cx: &Cx, request: &VdiResize) -> Result<VdiDone> {
+    let (tree, guard) = place.locked(cx)?;
     let node = usable(&tree, request.vdi)?;
     let metadata = Metadata::of(&node)?;
     refuse_read_only(request.vdi, &metadata)?;
@@ -140,9 +140,9 @@ pub(crate) fn resize(folder: &Folder, cx: &Cx, request: &VdiResize) -> Result<Vd
     done(&tree, request.vdi, change.outcome)
 }
 
-pub(crate) fn snapshot(folder: &Folder, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
+pub(crate) fn snapshot(place: &dyn Place, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
     let sources: Vec<VdiUuid> = request.snapshots.iter().map(|spec| spec.vdi).collect();
-    with_room(folder, cx, &sources, |tree, guard| {
+    with_room(place, cx, &sources, |tree, guard| {
         let mut documents = Vec::with_capacity(request.snapshots.len());
         let mut members = Vec::with_capacity(request.snapshots.len());
         for spec in &request.snapshots {
@@ -204,8 +204,8 @@ pub(crate) fn snapshot(folder: &Folder, cx: &Cx, request: &VdiSnapshot) -> Resul
     })
 }
 
-pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
-    with_room(folder, cx, &[request.vdi], |tree, guard| {
+pub(crate) fn clone(place: &dyn Place, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
+    with_room(place, cx, &[request.vdi], |tree, guard| {
         let node = usable(tree, request.vdi)?;
         let source = Metadata::of(&node)?;
         let metadata = Metadata {
@@ -239,9 +239,9 @@ pub(crate) fn clone(folder: &Folder, cx: &Cx, request: &VdiClone) -> Result<VdiD
     })
 }
 
-pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
+pub(crate) fn revert(place: &dyn Place, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
     // It is the snapshot's chain that grows, if the snapshot holds data of its own.
-    with_room(folder, cx, &[request.snapshot], |tree, guard| {
+    with_room(place, cx, &[request.snapshot], |tree, guard| {
         let metadata = Metadata::of(&disk(tree, request.vdi)?)?;
         refuse_read_only(request.vdi, &metadata)?;
         refuse_writer(tree, guard, cx, request.vdi)?;
@@ -271,8 +271,8 @@ pub(crate) fn revert(folder: &Folder, cx: &Cx, request: &VdiRevert) -> Result<Vd
     })
 }
 
-pub(crate) fn destroy(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
-    let (tree, guard) = folder.locked(cx)?;
+pub(crate) fn destroy(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
+    let (tree, guard) = place.locked(cx)?;
     let change = tree.delete(&guard, vdi.0).map_err(from_vhd)?;
     // The host has made sure that nobody has it open; what a claim would say is past.
     for holder in tree.claims(vdi.0).map_err(from_vhd)? {
@@ -286,8 +286,8 @@ pub(crate) fn destroy(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestr
     Ok(VdiDestroyed { changed })
 }
 
-pub(crate) fn forest(folder: &Folder) -> Result<VdiForest> {
-    let nodes = folder.tree()?.list().map_err(from_vhd)?.nodes;
+pub(crate) fn forest(place: &dyn Place) -> Result<VdiForest> {
+    let nodes = place.tree()?.list().map_err(from_vhd)?.nodes;
     let mut children: HashMap<Option<Uuid>, Vec<&Node>> = HashMap::new();
     let known: std::collections::HashSet<Uuid> = nodes.iter().map(|node| node.uuid).collect();
     for node in &nodes {
@@ -326,8 +326,8 @@ fn tree_node(node: &Node) -> TreeNode {
     }
 }
 
-pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
-    let tree = folder.tree()?;
+pub(crate) fn check(place: &dyn Place, vdi: VdiUuid) -> Result<VdiChecked> {
+    let tree = place.tree()?;
     let node = disk(&tree, vdi)?;
     let mut findings = Vec::new();
     if let Health::Quarantined { reason } = describe(&node).health {
@@ -337,7 +337,7 @@ pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
             text: reason,
         });
     }
-    match tree.chain(vdi.0) {
+    match tree.expose(vdi.0, false) {
         Ok(paths) => {
             let layers: Vec<vhd::Layer<'_>> = paths
                 .iter()
@@ -364,8 +364,8 @@ pub(crate) fn check(folder: &Folder, vdi: VdiUuid) -> Result<VdiChecked> {
     Ok(VdiChecked { findings })
 }
 
-pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<VdiAttached> {
-    let tree = folder.tree()?;
+pub(crate) fn attach(place: &dyn Place, cx: &Cx, request: &VdiAttach) -> Result<VdiAttached> {
+    let tree = place.tree()?;
     // Locked: the images that are answered are those that are claimed.
     let guard = match tree.lock(cx.deadline()) {
         // Where nothing can be written, nothing will be rewritten either.
@@ -381,7 +381,11 @@ pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<Vd
             tree.repair(guard, request.vdi.0).map_err(from_vhd)?;
         }
     }
-    let access = access(&tree, request.vdi)?;
+    let write = request.mode == AttachMode::ReadWrite;
+    if let Some(guard) = &guard {
+        place.prepare(&tree, guard, request.vdi, write)?;
+    }
+    let access = access(&tree, request.vdi, write)?;
     if let Some(guard) = &guard {
         claim(&tree, guard, cx, request.vdi)?;
     }
@@ -389,9 +393,9 @@ pub(crate) fn attach(folder: &Folder, cx: &Cx, request: &VdiAttach) -> Result<Vd
 }
 
 /// How a disk is reached: its image, and those it is based on.
-pub(crate) fn access(tree: &Tree, vdi: VdiUuid) -> Result<Access> {
+pub(crate) fn access(tree: &Tree, vdi: VdiUuid, write: bool) -> Result<Access> {
     let mut images = Vec::new();
-    for path in tree.chain(vdi.0).map_err(from_vhd)? {
+    for path in tree.expose(vdi.0, write).map_err(from_vhd)? {
         let format = if is_raw(&path) { ImageFormat::Raw } else { ImageFormat::Vhd };
         let path = Utf8PathBuf::from_path_buf(path)
             .map_err(|path| Error::unsupported(format!("{} is not valid UTF-8", path.display())))?;

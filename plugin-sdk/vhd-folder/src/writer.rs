@@ -2,8 +2,9 @@
 //!
 //! A claim is an empty file in `.sm/open/` whose name says all: the disk, the host, its boot, and for
 //! the one who may write, since when. So it can be made on a full file system, and it says more
-//! than a process could: it is there as long as the host runs, whatever dies on it. Which process of
-//! the host writes is the host's affair, and a lock of the kernel on the image itself.
+//! than a process could: it is there as long as the host runs, whatever dies on it. It names the
+//! installation too: two state directories of one host do not know of each other's processes. Which
+//! process writes is the installation's affair, and a lock of the kernel on the image itself.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +15,7 @@ use plugin_sdk::{Cx, Error, Result, step};
 use vhd::tree::{Guard, Tree, Writer};
 
 use crate::error::from_vhd;
-use crate::folder::Folder;
+use crate::place::Place;
 use crate::metadata::Metadata;
 use crate::vdis::{access, usable};
 
@@ -24,6 +25,10 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// Between host and boot in the name of a holder, which people read too.
 const BOOT_ID: &str = ", boot ";
 
+/// Between that and the installation: one host may have several, and what one has open, another one
+/// must not give back. A claim of an earlier release has none, and is any installation's.
+const INSTALLATION: &str = ", of ";
+
 /// Before the epoch of one who writes.
 const WRITING: &str = ", writing since ";
 
@@ -32,6 +37,8 @@ const WRITING: &str = ", writing since ";
 pub(crate) struct Holder {
     host: String,
     boot: String,
+    /// Empty in a claim of an earlier release.
+    installation: String,
     /// The epoch of its lock, if it may write: a later writer has a larger one. Seconds since
     /// 1970-01-01 UTC where that is larger than what was before.
     writing: Option<u64>,
@@ -42,7 +49,12 @@ impl Holder {
     pub(crate) fn here(cx: &Cx) -> Result<Self> {
         let boot = std::fs::read_to_string(BOOT)
             .map_err(|error| Error::internal(format!("{BOOT} cannot be read")).source(&error))?;
-        Ok(Self { host: cx.host().0.clone(), boot: boot.trim().to_owned(), writing: None })
+        Ok(Self {
+            host: cx.host().0.clone(),
+            boot: boot.trim().to_owned(),
+            installation: cx.installation().to_owned(),
+            writing: None,
+        })
     }
 
     /// The holder that a claim names; none if it is not one of ours.
@@ -52,18 +64,27 @@ impl Holder {
             Some((boot, epoch)) => (boot, Some(epoch.parse().ok()?)),
             None => (boot, None),
         };
-        Some(Self { host: host.to_owned(), boot: boot.to_owned(), writing })
+        let (boot, installation) = boot.split_once(INSTALLATION).unwrap_or((boot, ""));
+        let [host, boot, installation] = [host, boot, installation].map(str::to_owned);
+        Some(Self { host, boot, installation, writing })
     }
 
     /// As claims name it.
     pub(crate) fn name(&self) -> String {
-        let Self { host, boot, writing } = self;
+        let Self { host, boot, installation, writing } = self;
         let writing = writing.map(|epoch| format!("{WRITING}{epoch}")).unwrap_or_default();
-        format!("{host}{BOOT_ID}{boot}{writing}")
+        let of = if installation.is_empty() { "" } else { INSTALLATION };
+        format!("{host}{BOOT_ID}{boot}{of}{installation}{writing}")
     }
 
-    /// Whether it is of that host and boot.
+    /// Whether it is of that host, boot and installation.
     pub(crate) fn is_at(&self, here: &Self) -> bool {
+        let known = !self.installation.is_empty() && !here.installation.is_empty();
+        self.is_on_host(here) && (!known || self.installation == here.installation)
+    }
+
+    /// Whether it is of that host and boot, whatever the installation.
+    fn is_on_host(&self, here: &Self) -> bool {
         (&self.host, &self.boot) == (&here.host, &here.boot)
     }
 
@@ -81,11 +102,11 @@ fn writers(tree: &Tree, vdi: VdiUuid, here: &Holder) -> Result<Vec<Holder>> {
 }
 
 /// Allows I/O. For writing the disk is claimed: one host at a time.
-pub(crate) fn activate(folder: &Folder, cx: &Cx, request: &VdiActivate) -> Result<VdiDatapathDone> {
+pub(crate) fn activate(place: &dyn Place, cx: &Cx, request: &VdiActivate) -> Result<VdiDatapathDone> {
     let vdi = request.vdi;
-    let tree = folder.tree()?;
+    let tree = place.tree()?;
     if request.mode == AttachMode::ReadOnly {
-        let access = vec![access(&tree, vdi)?];
+        let access = vec![access(&tree, vdi, false)?];
         return Ok(VdiDatapathDone { access, epoch: None });
     }
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
@@ -103,7 +124,7 @@ pub(crate) fn activate(folder: &Folder, cx: &Cx, request: &VdiActivate) -> Resul
         } else if holder.is_gone(&here) {
             tree.unclaim(&guard, vdi.0, &claim).map_err(from_vhd)?;
         } else if !sharable {
-            return Err(written_by(vdi, &holder));
+            return Err(written_by(vdi, &holder, &here));
         }
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -114,12 +135,12 @@ pub(crate) fn activate(folder: &Folder, cx: &Cx, request: &VdiActivate) -> Resul
     let holder = Holder { writing: Some(epoch), ..here };
     tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
     step!("vdi_activate.claimed");
-    Ok(VdiDatapathDone { access: vec![access(&tree, vdi)?], epoch: Some(epoch) })
+    Ok(VdiDatapathDone { access: vec![access(&tree, vdi, true)?], epoch: Some(epoch) })
 }
 
 /// Ends the writing; of a disk that is gone too.
-pub(crate) fn deactivate(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let tree = match folder.tree() {
+pub(crate) fn deactivate(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    let tree = match place.tree() {
         Err(error) if error.kind == Kind::NotFound => return Ok(()),
         other => other?,
     };
@@ -137,15 +158,26 @@ pub(crate) fn deactivate(folder: &Folder, cx: &Cx, vdi: VdiUuid) -> Result<()> {
     Ok(())
 }
 
-fn written_by(vdi: VdiUuid, holder: &Holder) -> Error {
-    Error::new(Kind::InUse, format!("VDI {vdi} is being written by host {}", holder.host))
+fn written_by(vdi: VdiUuid, holder: &Holder, here: &Holder) -> Error {
+    let (who, gone) = if holder.is_on_host(here) {
+        let who = format!("another installation of this host, {}", holder.installation);
+        (who, "its state directory is lost")
+    } else {
+        (format!("host {}", holder.host), "that host will not come back")
+    };
+    Error::new(Kind::InUse, format!("VDI {vdi} is being written by {who}"))
         .legacy(24)
         .context("vdi", vdi)
         .context("claim", holder.name())
-        .hint(
-            "detach it there; if that host will not come back, remove the claim from .sm/open/ in \
-             the SR's folder",
-        )
+        .hint(format!(
+            "detach it there; if {gone}, remove the claim from .sm/open/ in the SR's folder"
+        ))
+}
+
+/// Whether a disk is being written through this installation.
+pub(crate) fn is_written_here(tree: &Tree, cx: &Cx, vdi: VdiUuid) -> Result<bool> {
+    let here = Holder::here(cx)?;
+    Ok(writers(tree, vdi, &here)?.iter().any(|holder| holder.is_at(&here)))
 }
 
 /// Stops whoever writes disks on this host, through the host: all of them at one point in time.
@@ -181,7 +213,7 @@ impl<'a> Told<'a> {
         for vdi in all {
             let writers = writers(tree, *vdi, &here)?;
             if let Some(elsewhere) = writers.iter().find(|by| !by.is_at(&here)) {
-                return Err(written_by(*vdi, elsewhere));
+                return Err(written_by(*vdi, elsewhere, &here));
             }
             if !writers.is_empty() {
                 vdis.push(*vdi);
@@ -204,7 +236,9 @@ impl<'a> Told<'a> {
             match Holder::of(&claim) {
                 Some(holder) if holder.is_gone(&here) => {}
                 Some(holder) if holder.is_at(&here) => is_open = true,
-                Some(holder) if holder.writing.is_some() => return Err(written_by(vdi, &holder)),
+                Some(holder) if holder.writing.is_some() => {
+                    return Err(written_by(vdi, &holder, &here));
+                }
                 _ => {
                     return Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder: claim }));
                 }
@@ -217,7 +251,7 @@ impl<'a> Told<'a> {
     /// answered.
     pub(crate) fn refresh(&self) -> Result<()> {
         let told = self.vdis.iter().map(|vdi| {
-            let request = DatapathRefresh { vdi: *vdi, access: vec![access(self.tree, *vdi)?] };
+            let request = DatapathRefresh { vdi: *vdi, access: vec![access(self.tree, *vdi, true)?] };
             self.cx.request_blocking::<serde_json::Value>("datapath.refresh", &request).map(drop)
         });
         // Each of them, whatever becomes of the one before.
@@ -259,7 +293,7 @@ pub(crate) fn pause(tree: &Tree, cx: &Cx, vdis: &[VdiUuid], close: bool) -> vhd:
 
 /// What whoever changes the images holds locked, as the tree documents it.
 pub(crate) fn lock_of(tree: &Tree) -> Option<String> {
-    tree.path().join(".sm").join("lock").into_os_string().into_string().ok()
+    tree.store().lock_file()?.into_os_string().into_string().ok()
 }
 
 #[cfg(test)]
@@ -268,8 +302,12 @@ mod tests {
 
     #[test]
     fn a_claim_says_who_and_since_when() {
-        let holder =
-            Holder { host: "host, boot b".into(), boot: "93a1-0".into(), writing: Some(17) };
+        let holder = Holder {
+            host: "host, boot b".into(),
+            boot: "93a1-0".into(),
+            installation: String::new(),
+            writing: Some(17),
+        };
         assert_eq!(holder.name(), "host, boot b, boot 93a1-0, writing since 17");
         assert_eq!(Holder::of(&holder.name()), Some(holder.clone()));
         let reading = Holder { writing: None, ..holder.clone() };
@@ -278,5 +316,25 @@ mod tests {
         let later = Holder { boot: "93a1-1".into(), ..reading };
         assert!(holder.is_gone(&later));
         assert_eq!(Holder::of("somebody"), None);
+    }
+
+    #[test]
+    fn what_one_installation_has_open_is_not_anothers() {
+        let holder = |installation: &str, boot: &str| Holder {
+            host: "host".into(),
+            boot: boot.into(),
+            installation: installation.into(),
+            writing: Some(3),
+        };
+        let one = holder("5c1de0aa", "93a1-0");
+        assert_eq!(one.name(), "host, boot 93a1-0, of 5c1de0aa, writing since 3");
+        assert_eq!(Holder::of(&one.name()), Some(one.clone()));
+        let other = holder("77f00012", "93a1-0");
+        assert!(one.is_at(&one) && !one.is_at(&other) && !other.is_at(&one));
+        // One of an earlier release is any installation's.
+        let earlier = Holder::of("host, boot 93a1-0, writing since 3").unwrap();
+        assert!(earlier.is_at(&one) && earlier.is_at(&other));
+        // After a boot nobody's is there, whichever it was of.
+        assert!(!one.is_gone(&other) && one.is_gone(&holder("77f00012", "93a1-1")));
     }
 }

@@ -110,6 +110,28 @@ impl Image {
         Ok(())
     }
 
+    /// Gives back what the volume has behind the last block, durably: the footer is at the new end
+    /// before the volume is shorter, so a cut leaves one where it is looked for. Answers whether the
+    /// volume is shorter. Nobody else may have the image open for writing.
+    pub fn shrink_volume(&self) -> Result<bool> {
+        self.check_plain()?;
+        let mut state = self.state();
+        let length = sys::stat(&*self.file, &self.path)?.length;
+        if !state.volume || state.footer.disk_type == DiskType::Fixed {
+            return Ok(false);
+        }
+        let Some(shorter) = self.file.length_for(state.end + SECTOR) else { return Ok(false) };
+        if shorter >= length {
+            return Ok(false);
+        }
+        let at = super::volume_footer(shorter);
+        sys::write_at(&*self.file, &self.path, &state.footer.to_bytes(), at)?;
+        self.sync()?;
+        sys::set_len(&*self.file, &self.path, shorter)?;
+        state.footer_at = at;
+        Ok(true)
+    }
+
     /// Zeros the footer that a fixed image had when it was `from` bytes large, if a cut of
     /// [`Image::grow`] has left it there: nobody has written to the new part yet.
     pub fn finish_growing(&self, from: u64) -> Result<()> {

@@ -175,6 +175,10 @@ impl Store for Directory {
         }
     }
 
+    fn lock_file(&self) -> Option<PathBuf> {
+        Some(self.lock_path())
+    }
+
     fn lock(&self, deadline: Instant) -> Result<Held> {
         let path = self.lock_path();
         let start = Instant::now();

@@ -59,6 +59,12 @@ pub trait Blob: Send + Sync {
     /// Makes it shorter or longer; what is added reads as zeros, on a volume as anything.
     fn set_len(&self, length: u64) -> io::Result<()>;
 
+    /// The length that a volume gets by [`Blob::set_len`] with this one; none for what cannot be
+    /// made shorter.
+    fn length_for(&self, _length: u64) -> Option<u64> {
+        None
+    }
+
     /// Makes what was written, and the length, durable.
     fn sync(&self) -> io::Result<()>;
 
@@ -201,6 +207,34 @@ pub trait Store: Send + Sync {
 
     /// Keeps everybody from changing it, if nobody is at it just now.
     fn try_lock_shared(&self) -> Option<Held>;
+
+    /// What other programs lock to wait for whoever changes the store; none where there is no such
+    /// file.
+    fn lock_file(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// What a child calls an image in its parent locators.
+    fn link_name(&self, at: &At) -> String {
+        at.name.clone()
+    }
+
+    /// Bytes of a volume in which an image of this virtual size has room for all of its blocks; none
+    /// where images grow by themselves.
+    fn full_room(&self, _size: u64) -> Option<u64> {
+        None
+    }
+
+    /// Whether a new disk gets [`Store::full_room`] at once.
+    fn reserves(&self) -> bool {
+        false
+    }
+
+    /// Lets other programs of this host open images by [`Store::path_of`]: the first one for
+    /// writing if `write`, the others for reading.
+    fn expose(&self, _images: &[At], _write: bool) -> Result<()> {
+        Ok(())
+    }
 
     /// Changes whenever an image or a journal record comes, goes or is renamed.
     fn stamp(&self) -> Result<[(i64, i64); 2]>;

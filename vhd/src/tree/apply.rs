@@ -137,11 +137,12 @@ impl Tree {
             let parent = image.info().parent.as_ref().zip(node.parent);
             let parent = parent.map(|(link, uuid)| ParentLink {
                 uuid: link.uuid,
-                name: image_name(uuid, Format::Vhd),
+                name: self.link_name(uuid),
             });
             let tmp = Self::tmp_at(image_name(new, Format::Vhd));
             let uuid = Uuid::new_v4();
-            let made = self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent });
+            let image = NewImage { uuid, size: node.virtual_size, parent };
+            let made = self.write_image(&tmp, &image, None);
             made.inspect_err(|_| drop(self.store.remove(&tmp)))?;
             self.place_new(Operation::Snapshot, new, Format::Vhd, &doc)?;
             if let Some(writer) = writer {
@@ -368,25 +369,30 @@ impl Tree {
             let parent = match (&switch.base, content.parent) {
                 (Some(base), _) => {
                     let uuid = content.image_uuid.unwrap_or_default();
-                    Some(ParentLink { uuid, name: image_name(base.name, Format::Vhd) })
+                    Some(ParentLink { uuid, name: self.link_name(base.name) })
                 }
                 (None, Some(parent)) => {
                     let info = self.probe(&Self::image_at(parent, Format::Vhd))?;
-                    Some(ParentLink { uuid: info.uuid, name: image_name(parent, Format::Vhd) })
+                    Some(ParentLink { uuid: info.uuid, name: self.link_name(parent) })
                 }
                 (None, None) => None,
             };
             let mut leaf = NewImage { uuid, size: content.virtual_size, parent };
             let path = Self::new_at(switch.target);
             self.store.remove(&path)?;
-            self.write_image(&path, &leaf)?;
+            self.write_image(&path, &leaf, None)?;
             mark!(switch.operation,
                 Snapshot => "vdi_snapshot.new_leaf_written", Revert => "vdi_revert.new_leaf_written");
             if let Some(base) = &switch.base {
                 leaf.uuid = base.leaf;
                 let path = Self::new_at(base.source);
                 self.store.remove(&path)?;
-                self.write_image(&path, &leaf)?;
+                // Whoever writes the disk goes on in it: it has the room that the disk had.
+                let full = self.store.full_room(leaf.size).filter(|room| {
+                    let source = Self::image_at(base.source, Format::Vhd);
+                    self.stat(&source).is_ok_and(|stat| stat.length >= *room)
+                });
+                self.write_image(&path, &leaf, full)?;
                 mark!(switch.operation,
                     Snapshot => "vdi_snapshot.source_leaf_written",
                     Revert => "vdi_revert.source_leaf_written");

@@ -5,6 +5,8 @@
 //! full, and nothing of it can be torn. It needs no sync, because a power cut ends the data path
 //! as well; what it leaves is for the caller to tell from the holder's name and to take back.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::{Guard, Tree, parse_name};
@@ -41,6 +43,11 @@ impl Tree {
     pub fn claims(&self, uuid: Uuid) -> Result<Vec<String>> {
         let claimed = self.claimed()?.into_iter().filter(|claim| claim.0 == uuid);
         Ok(claimed.map(|claim| claim.1).collect())
+    }
+
+    /// The disks that somebody has open.
+    pub fn open_disks(&self) -> Result<BTreeSet<Uuid>> {
+        Ok(self.claimed()?.into_iter().map(|claim| claim.0).collect())
     }
 
     /// The disks that somebody has open, and who: one for each claim.

@@ -31,7 +31,7 @@ use uuid::Uuid;
 use super::doc::Doc;
 use super::journal::{Action, Beside, FileId, Member, Record, Switch};
 use super::node::{Change, Format, Outcome};
-use super::{Guard, Operation, Snapshot, Tree, Writer, image_name};
+use super::{Guard, Operation, Snapshot, Tree, Writer};
 use crate::copy::Progress;
 use crate::error::{Error, Result};
 use crate::image::{Mode, NewImage, ParentLink};
@@ -164,11 +164,11 @@ impl Tree {
             let parent = image.info().parent.as_ref().zip(node.parent);
             let parent = parent.map(|(link, uuid)| ParentLink {
                 uuid: link.uuid,
-                name: image_name(uuid, Format::Vhd),
+                name: self.link_name(uuid),
             });
             let uuid = Uuid::new_v4();
             self.store.remove(&tmp)?;
-            self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent })?;
+            self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent }, None)?;
             self.stage_doc(new, &doc)?;
             return Ok(beside(FileId::Image(uuid)));
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use super::scan::{Entry, Link, Scan, What};
-use super::{Format, parse_image};
+use super::{Format, parse_link};
 use crate::image::{Parent, Suspect};
 
 impl Scan {
@@ -66,7 +66,7 @@ impl Scan {
             );
         }
         let hint = parent.sibling().unwrap_or(&parent.name);
-        let hinted = parse_image(hint)
+        let hinted = parse_link(hint)
             .filter(|(_, format)| *format == Format::Vhd)
             .and_then(|(uuid, _)| self.index.get(&uuid).copied());
         let matching = by_image.get(&parent.uuid).map_or(&[][..], Vec::as_slice);

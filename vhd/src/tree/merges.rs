@@ -319,7 +319,7 @@ impl Tree {
         let mut children = Vec::new();
         for entry in scan.entries.iter().filter(|entry| entry.parent() == Some(index)) {
             let image = self.open_image(&Self::image_at(entry.uuid, Format::Vhd), Mode::Write)?;
-            let name = image_name(into, Format::Vhd);
+            let name = self.link_name(into);
             let header = image.header_for_parent(progress.into_image, &name)?;
             children.push(Child { uuid: entry.uuid, header: header.to_bytes().to_vec() });
         }
@@ -352,7 +352,7 @@ impl Tree {
     }
 
     pub(super) fn relink_children(&self, relink: &Relink) -> Result<()> {
-        let name = image_name(relink.into, Format::Vhd);
+        let name = self.link_name(relink.into);
         for child in &relink.children {
             let at = Self::image_at(child.uuid, Format::Vhd);
             let path = self.store.path_of(&at);

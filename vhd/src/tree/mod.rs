@@ -148,6 +148,31 @@ impl Tree {
         image::repair_blob(self.store.open(&at, true)?, &self.store.path_of(&at))
     }
 
+    /// The files of a disk, as [`Tree::chain`] answers them, which other programs of this host can
+    /// open from now on: a volume has to be made a device first.
+    pub fn expose(&self, uuid: Uuid, write: bool) -> Result<Vec<PathBuf>> {
+        let (_, images) = self.chain_nodes(uuid)?;
+        self.store.expose(&images, write)?;
+        Ok(images.iter().map(|at| self.store.path_of(at)).collect())
+    }
+
+    /// Gives the volume of an image room for all of its blocks, or with `full` unset takes what it
+    /// does not need. Answers whether its length was another; files are as long as they need to be.
+    pub fn fit(&self, guard: &Guard, uuid: Uuid, full: bool) -> Result<bool> {
+        self.ready_to_change(guard, &[uuid])?;
+        let at = Self::image_at(uuid, Format::Vhd);
+        let info = self.probe(&at)?;
+        let Some(room) = self.store.full_room(info.size) else { return Ok(false) };
+        if full {
+            if info.file_size >= room && !info.needs_repair() {
+                return Ok(false);
+            }
+            self.open_image(&at, Mode::Write)?.extend_volume(room)?;
+            return Ok(true);
+        }
+        self.open_image(&at, Mode::Write)?.shrink_volume()
+    }
+
     fn check_guard(&self, guard: &Guard) -> Result<()> {
         let wanted = self.store.path();
         if guard.path == wanted {
@@ -179,6 +204,11 @@ impl Tree {
         At::new(Area::Images, image_name(uuid, format))
     }
 
+    /// What children call an image.
+    fn link_name(&self, uuid: Uuid) -> String {
+        self.store.link_name(&Self::image_at(uuid, Format::Vhd))
+    }
+
     fn doc_at(uuid: Uuid) -> At {
         At::new(Area::Docs, format!("{uuid}.json"))
     }
@@ -208,6 +238,14 @@ impl Tree {
     fn probe(&self, at: &At) -> Result<Info> {
         image::probe_blob(&*self.store.open(at, false)?, &self.store.path_of(at))
     }
+}
+
+/// UUID and format of an image by the name that a locator has for it: that of a file, or of a
+/// volume, as XenServer's tools write it.
+fn parse_link(name: &str) -> Option<(Uuid, Format)> {
+    let volume = name.strip_prefix("VHD-").filter(|uuid| uuid.len() == 36);
+    let volume = volume.and_then(|uuid| Uuid::try_parse(uuid).ok());
+    volume.map_or_else(|| parse_image(name), |uuid| Some((uuid, Format::Vhd)))
 }
 
 fn image_name(uuid: Uuid, format: Format) -> String {

@@ -74,7 +74,8 @@ impl Tree {
         let tmp = Self::tmp_at(image_name(uuid, format));
         match format {
             Format::Vhd => {
-                self.write_image(&tmp, &NewImage { uuid: Uuid::new_v4(), size, parent: None })
+                let room = self.store.full_room(size).filter(|_| self.store.reserves());
+                self.write_image(&tmp, &NewImage { uuid: Uuid::new_v4(), size, parent: None }, room)
             }
             Format::Raw => self.write_raw(&tmp, size),
         }
@@ -83,9 +84,9 @@ impl Tree {
         Ok(Change::new(Outcome::Created, size))
     }
 
-    /// Writes a new, empty VHD, synced.
-    pub(super) fn write_image(&self, at: &At, new: &NewImage) -> Result<()> {
-        let file = self.store.create(at, new.room()?)?;
+    /// Writes a new, empty VHD, synced; a volume has `room` bytes at least.
+    pub(super) fn write_image(&self, at: &At, new: &NewImage, room: Option<u64>) -> Result<()> {
+        let file = self.store.create(at, new.room()?.max(room.unwrap_or(0)))?;
         create_in(&*file, &self.store.path_of(at), new)
     }
 

@@ -42,6 +42,7 @@ impl Tree {
     /// Twice is the same as once, and a cut inside it is dealt with by the next run.
     pub fn recover(&self, guard: &Guard) -> Result<Recovery> {
         self.check_guard(guard)?;
+        self.store.heal()?;
         let mut recovery = Recovery::default();
         for entry in self.records()? {
             match entry {

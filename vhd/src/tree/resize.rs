@@ -138,7 +138,18 @@ impl Tree {
         let at = Self::image_at(uuid, format);
         if format == Format::Vhd {
             let image = self.open_image(&at, Mode::Write)?;
-            image.grow(size)?;
+            let room = |size| self.store.full_room(size);
+            if let (Some(before), Some(after)) = (room(from), room(size))
+                && (self.store.reserves() || self.stat(&at)?.length >= before)
+            {
+                image.extend_volume(after)?;
+            }
+            loop {
+                match image.grow(size) {
+                    Err(Error::VolumeFull { needed, .. }) => image.extend_volume(needed)?,
+                    other => break other?,
+                }
+            }
             return image.finish_growing(from);
         }
         let path = self.store.path_of(&at);

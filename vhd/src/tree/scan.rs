@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use super::doc::Doc;
 use super::journal::Entry as JournalEntry;
-use super::{Format, Health, Kind, Listing, Node, Tree, image_name, parse_image, parse_name};
+use super::{
+    Format, Health, Kind, Listing, Node, Tree, image_name, parse_image, parse_link, parse_name,
+};
 use crate::chain::{Chain, Level};
 use crate::error::{Error, Result};
 use crate::image::{Info, Mode, Suspect};
@@ -149,7 +151,7 @@ impl Tree {
         }))
     }
 
-    fn chain_nodes(&self, uuid: Uuid) -> Result<(Format, Vec<At>)> {
+    pub(super) fn chain_nodes(&self, uuid: Uuid) -> Result<(Format, Vec<At>)> {
         let raw = Self::image_at(uuid, Format::Raw);
         let vhd = self.store.exists(&Self::image_at(uuid, Format::Vhd))?;
         if vhd && let Some(walk) = self.walk(uuid) {
@@ -186,7 +188,7 @@ impl Tree {
             if chain.iter().any(|(seen, _)| *seen == next) {
                 return None;
             }
-            let hint = info.parent.as_ref().map(|parent| parent.sibling().and_then(parse_image));
+            let hint = info.parent.as_ref().map(|parent| parent.sibling().and_then(parse_link));
             chain.push((next, info));
             match hint {
                 None => return Some(chain),

@@ -1,0 +1,308 @@
+//! What the store does with the group and with its small things.
+
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use host_kit::lvm::{Group, Piece, Volume};
+use plugin_sdk::model::Kind;
+use plugin_sdk::step;
+use vhd::store::{Area, At};
+use vhd::{Error, Result};
+
+use crate::blob::{Part, Places, VolumeBlob};
+use crate::direct::Direct;
+use crate::objects::{Change, Objects};
+use crate::volumes::Volumes;
+
+/// The volume of everything that is small.
+pub(crate) const OBJECTS: &str = "sm-store";
+/// The same before it is whole.
+pub(crate) const NEW_OBJECTS: &str = "sm-tmp-store";
+pub(crate) const IMAGE: &str = "VHD-";
+pub(crate) const TMP: &str = "sm-tmp-";
+pub(crate) const OLD: &str = "sm-old-";
+/// How long one change of another process may take.
+pub(crate) const TURN: Duration = Duration::from_secs(60);
+/// Between two tries at a lock, at most.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+
+/// The store; nothing of it is held open but the group's devices.
+pub(crate) struct Inner {
+    pub(crate) volumes: Box<dyn Volumes>,
+    pub(crate) group: String,
+    pub(crate) locks: PathBuf,
+    pub(crate) view: Mutex<View>,
+}
+
+/// What was read, as long as nobody can have changed it.
+#[derive(Default)]
+pub(crate) struct View {
+    pub(crate) group: Option<Arc<Group>>,
+    pub(crate) objects: Option<Objects>,
+    pub(crate) disks: HashMap<(PathBuf, bool), Arc<Direct>>,
+}
+
+/// An error of LVM as one of the store; `vhd_folder` gets it out again as it was.
+pub(crate) fn told(path: &Path, action: &'static str) -> impl FnOnce(plugin_sdk::Error) -> Error {
+    move |error| {
+        let kind = match error.kind {
+            Kind::NoSpace => ErrorKind::StorageFull,
+            Kind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Other,
+        };
+        Error::io(path, action)(io::Error::new(kind, error))
+    }
+}
+
+/// The volume that a thing is; none if it is small.
+pub(crate) fn volume_of(at: &At) -> Option<String> {
+    let (stem, extension) = at.name.rsplit_once('.')?;
+    match at.area {
+        Area::Images if extension == "vhd" => Some(format!("{IMAGE}{stem}")),
+        Area::Tmp if matches!(extension, "vhd" | "new") => Some(format!("{TMP}{}", at.name)),
+        _ => None,
+    }
+}
+
+/// The thing that a volume is.
+pub(crate) fn thing_of(volume: &str) -> Option<At> {
+    if let Some(uuid) = volume.strip_prefix(IMAGE) {
+        return Some(At::new(Area::Images, format!("{uuid}.vhd")));
+    }
+    let name = volume.strip_prefix(TMP)?;
+    Some(At::new(Area::Tmp, name)).filter(|at| volume_of(at).is_some())
+}
+
+/// A volume by its name; one whose name is just changing hands is there by the one it has meanwhile.
+pub(crate) fn find<'a>(group: &'a Group, name: &str) -> Option<&'a Volume> {
+    group.volume(name).or_else(|| {
+        let uuid = name.strip_prefix(IMAGE)?;
+        group.volume(&format!("{OLD}{uuid}"))
+    })
+}
+
+impl Inner {
+    pub(crate) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        Path::new("/dev").join(&self.group)
+    }
+
+    pub(crate) fn lvm<T>(&self, action: &'static str, name: &str, done: plugin_sdk::Result<T>) -> Result<T> {
+        done.map_err(told(&self.dir().join(name), action))
+    }
+
+    pub(crate) fn group(&self, view: &mut View) -> Result<Arc<Group>> {
+        if let Some(group) = &view.group {
+            return Ok(Arc::clone(group));
+        }
+        let group = Arc::new(self.volumes.group().map_err(told(&self.dir(), "list"))?);
+        view.group = Some(Arc::clone(&group));
+        Ok(group)
+    }
+
+    pub(crate) fn lock_file(&self, name: &str) -> PathBuf {
+        self.locks.join(format!("{}.{name}", self.group))
+    }
+
+    pub(crate) fn open_lock(&self, name: &str) -> Result<File> {
+        let path = self.lock_file(name);
+        std::fs::create_dir_all(&self.locks).map_err(Error::io(&path, "lock"))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        file.map_err(Error::io(&path, "lock"))
+    }
+
+    pub(crate) fn attempt(
+        &self,
+        name: &str,
+        lock: fn(&File) -> std::result::Result<(), TryLockError>,
+    ) -> Result<Option<File>> {
+        let file = self.open_lock(name)?;
+        match lock(&file) {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(Error::io(&self.lock_file(name), "lock")(error))
+            }
+        }
+    }
+
+    /// Takes a lock of this host.
+    pub(crate) fn take(&self, name: &str, deadline: Instant) -> Result<File> {
+        let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
+        loop {
+            if let Some(file) = self.attempt(name, File::try_lock)? {
+                return Ok(file);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let waited_ms = start.elapsed().as_millis() as u64;
+                let holder = "another process of this host".to_owned();
+                return Err(Error::Busy { path: self.lock_file(name), holder, waited_ms });
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(PAUSE);
+        }
+    }
+
+    /// Changes volumes or small things, with nobody else changing any. With `tick` the store's stamp
+    /// is another one before.
+    pub(crate) fn change<T>(&self, tick: bool, work: impl FnOnce(&mut View) -> Result<T>) -> Result<T> {
+        let _turn = self.take("turn", Instant::now() + TURN)?;
+        let mut view = self.view();
+        self.refresh(&mut view)?;
+        if tick {
+            self.write(&mut view, Change::Tick, &[])?;
+        }
+        work(&mut view)
+    }
+
+    pub(crate) fn write(&self, view: &mut View, change: Change, content: &[u8]) -> Result<()> {
+        let path = self.dir().join(OBJECTS);
+        self.objects(view)?.write(change, content).map_err(Error::io(&path, "write"))
+    }
+
+    /// Takes in what others have written of small things; what was read of volumes is old then.
+    pub(crate) fn refresh(&self, view: &mut View) -> Result<()> {
+        let Some(objects) = &mut view.objects else { return Ok(()) };
+        if objects.refresh().map_err(Error::io(&self.dir().join(OBJECTS), "read"))? {
+            view.group = None;
+        }
+        Ok(())
+    }
+
+    /// The small things, read once.
+    pub(crate) fn objects<'a>(&self, view: &'a mut View) -> Result<&'a mut Objects> {
+        if view.objects.is_none() {
+            let mut blob = self.blob(view, OBJECTS, true)?;
+            blob.store = None;
+            let objects = Objects::open(Box::new(blob));
+            view.objects = Some(objects.map_err(Error::io(&self.dir().join(OBJECTS), "read"))?);
+        }
+        let none = || Error::io(&self.dir().join(OBJECTS), "read")(ErrorKind::NotFound.into());
+        view.objects.as_mut().ok_or_else(none)
+    }
+
+    pub(crate) fn disk(&self, view: &mut View, path: PathBuf, write: bool) -> Result<Arc<Direct>> {
+        let key = (path, write);
+        if let Some(disk) = view.disks.get(&key) {
+            return Ok(Arc::clone(disk));
+        }
+        let disk = Direct::open(&key.0, write, self.volumes.cached());
+        let disk = Arc::new(disk.map_err(Error::io(&key.0, "open"))?);
+        view.disks.insert(key, Arc::clone(&disk));
+        Ok(disk)
+    }
+
+    /// An open volume.
+    pub(crate) fn blob(&self, view: &mut View, name: &str, write: bool) -> Result<VolumeBlob> {
+        let group = self.group(view)?;
+        let path = self.dir().join(name);
+        let volume = find(&group, name);
+        let volume = volume.ok_or_else(|| Error::io(&path, "open")(ErrorKind::NotFound.into()))?;
+        let places = self.places(view, &group, volume, write)?;
+        Ok(VolumeBlob { store: None, id: volume.id.clone(), write, places: Mutex::new(places) })
+    }
+
+    /// Where a volume lies.
+    pub(crate) fn places(
+        &self,
+        view: &mut View,
+        group: &Group,
+        volume: &Volume,
+        write: bool,
+    ) -> Result<Arc<Places>> {
+        let (length, extent) = (volume.size, group.extent);
+        if volume.active {
+            // Not from the view: it would be open when somebody deactivates it.
+            let path = self.volumes.device(&volume.name);
+            let disk = Direct::open(&path, write, self.volumes.cached());
+            let disk = Arc::new(disk.map_err(Error::io(&path, "open"))?);
+            let parts = vec![Part { start: 0, length, disk, offset: 0 }];
+            return Ok(Arc::new(Places { length, extent, parts }));
+        }
+        if volume.pieces.is_empty() {
+            let what = "is not linear, and so none of an SR of VHDs".to_owned();
+            return Err(Error::Store { path: self.dir().join(&volume.name), what });
+        }
+        let mut parts = Vec::with_capacity(volume.pieces.len());
+        for Piece { start, length, device, offset } in &volume.pieces {
+            let disk = self.disk(view, self.volumes.disk(device), write)?;
+            parts.push(Part { start: *start, length: *length, disk, offset: *offset });
+        }
+        Ok(Arc::new(Places { length, extent, parts }))
+    }
+
+    /// Gives a volume another size, and answers where it lies then.
+    pub(crate) fn resize(&self, id: &str, length: u64, write: bool) -> Result<Arc<Places>> {
+        self.change(true, |view| {
+            view.group = None;
+            let find = |group: &Group| group.volumes.iter().find(|v| v.id == id).cloned();
+            let gone = || Error::io(&self.dir(), "resize")(ErrorKind::NotFound.into());
+            let mut group = self.group(view)?;
+            let mut volume = find(&group).ok_or_else(gone)?;
+            let bytes = length.max(1).next_multiple_of(group.extent);
+            if volume.size != bytes {
+                let done = self.volumes.resize(&volume.name, bytes, bytes < volume.size);
+                self.lvm("resize", &volume.name, done)?;
+                step!("store.resized");
+                view.group = None;
+                group = self.group(view)?;
+                volume = find(&group).ok_or_else(gone)?;
+            }
+            self.places(view, &group, &volume, write)
+        })
+    }
+
+    /// Renames a volume, also in what was read.
+    pub(crate) fn rename_volume(&self, view: &mut View, from: &str, to: &str) -> Result<()> {
+        self.lvm("rename", from, self.volumes.rename(from, to))?;
+        let group = view.group.as_mut().map(Arc::make_mut);
+        let volume = group.and_then(|group| group.volumes.iter_mut().find(|v| v.name == from));
+        if let Some(volume) = volume {
+            to.clone_into(&mut volume.name);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove_volume(&self, view: &mut View, id: &str, name: &str) -> Result<()> {
+        self.lvm("remove", name, self.volumes.remove(id))?;
+        if let Some(group) = view.group.as_mut().map(Arc::make_mut) {
+            group.volumes.retain(|volume| volume.id != id);
+        }
+        Ok(())
+    }
+
+    /// Lets a volume take the name of another one, or a free one. That of an image goes on being
+    /// there under [`OLD`] until the other one has it.
+    pub(crate) fn take_name(&self, view: &mut View, from: &str, to: &str) -> Result<()> {
+        let group = self.group(view)?;
+        let not_there = || Error::io(&self.dir().join(from), "rename")(ErrorKind::NotFound.into());
+        let from = find(&group, from).ok_or_else(not_there)?.name.clone();
+        let Some(there) = group.volume(to) else { return self.rename_volume(view, &from, to) };
+        let Some(uuid) = to.strip_prefix(IMAGE) else {
+            self.remove_volume(view, &there.id, to)?;
+            return self.rename_volume(view, &from, to);
+        };
+        let aside = format!("{OLD}{uuid}");
+        if let Some(left) = group.volume(&aside) {
+            self.remove_volume(view, &left.id, &aside)?;
+        }
+        self.rename_volume(view, to, &aside)?;
+        step!("store.moved_aside");
+        self.rename_volume(view, &from, to)?;
+        step!("store.renamed");
+        // It has its place, whatever becomes of the other one: healing removes that as well.
+        if let Err(error) = self.remove_volume(view, &there.id, &aside) {
+            plugin_sdk::tracing::warn!(%error, volume = aside, "it stays until the next recovery");
+        }
+        step!("store.old_removed");
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! VHD trees on logical volumes, in XenServer's layout: the store that the trees of the `vhd` crate
+//! lie in, and an SR on it.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod blob;
+mod direct;
+mod disks;
+mod inner;
+mod objects;
+mod store;
+mod volumes;
+
+pub use disks::Disks;
+pub use store::LvStore;
+pub use volumes::Volumes;

@@ -1,0 +1,400 @@
+//! The volumes of a group as a store of images.
+//!
+//! ```text
+//! VG_XenStorage-<sr>
+//!   VHD-<uuid>        an image: a disk, or a base copy
+//!   sm-tmp-<name>     an image that is not there yet, or no longer
+//!   sm-old-<uuid>     what had a name that another image is just getting
+//!   sm-store          everything that is small, see `objects`
+//!   LV-<uuid>         a raw disk: not of this store
+//! ```
+//!
+//! An image is read and written where it lies on the group's devices, unless it is active on this
+//! host: then through its device, whose cache would else be wrong. So a listing costs one report,
+//! however many images there are, and only what a guest uses is ever activated.
+//!
+//! Why writing past LVM is sound: its report says which bytes of which device a volume has, a device
+//! of the volume would be a map of just these, and while it is inactive nobody else has them.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use host_kit::lvm::{Allocation, Group, Repository, Volume};
+use plugin_sdk::model::uuid::Uuid;
+use plugin_sdk::step;
+use vhd::store::{Area, At, Blob, Held, Store};
+use vhd::{Error, Result};
+
+use crate::blob::Small;
+use crate::inner::{IMAGE, Inner, NEW_OBJECTS, OBJECTS, OLD, TMP, find, thing_of, volume_of};
+use crate::objects::{self, Change, Objects};
+use crate::volumes::Volumes;
+
+/// Bytes of metadata that XenServer's tools reckon with for each image: tables for 2 TiB.
+const TABLES: u64 = 4_329_472;
+/// Bytes of a block's bitmap, with what aligns it.
+const BITMAP: u64 = 4096;
+
+/// A store. A copy of it is the same one.
+#[derive(Clone)]
+pub struct LvStore(Arc<Inner>);
+
+/// The right to change the store, or to look at it with nobody changing it.
+struct Lock {
+    _file: File,
+    store: Arc<Inner>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // From here on others change what was read.
+        self.store.view().group = None;
+    }
+}
+
+impl LvStore {
+    /// The store in a group. `locks` is a folder of this host for locks between its processes.
+    pub fn new(volumes: Box<dyn Volumes>, group: &str, locks: &Path) -> Self {
+        Self(Arc::new(Inner {
+            volumes,
+            group: group.to_owned(),
+            locks: locks.to_owned(),
+            view: Mutex::default(),
+        }))
+    }
+
+    /// The group, as it was when it was last looked at.
+    pub fn group(&self) -> Result<Arc<Group>> {
+        self.0.group(&mut self.0.view())
+    }
+
+    /// Makes the volume of small things if it is not there; whether it was not.
+    pub fn init(&self) -> Result<bool> {
+        let inner = &self.0;
+        inner.change(false, |view| {
+            let group = inner.group(view)?;
+            if group.volume(OBJECTS).is_some() {
+                return Ok(false);
+            }
+            if let Some(begun) = group.volume(NEW_OBJECTS) {
+                inner.lvm("remove", NEW_OBJECTS, inner.volumes.remove(&begun.id))?;
+                view.group = None;
+            }
+            let bytes = objects::VOLUME.next_multiple_of(group.extent);
+            inner.lvm("create", NEW_OBJECTS, inner.volumes.create(NEW_OBJECTS, bytes))?;
+            view.group = None;
+            step!("sr_create.store_volume_made");
+            let blob = inner.blob(view, NEW_OBJECTS, true)?;
+            let path = inner.volumes.device(NEW_OBJECTS);
+            Objects::format(&blob).map_err(Error::io(&path, "format"))?;
+            step!("sr_create.store_formatted");
+            inner.lvm("rename", OBJECTS, inner.volumes.rename(NEW_OBJECTS, OBJECTS))?;
+            view.group = None;
+            step!("sr_create.store_named");
+            Ok(true)
+        })
+    }
+
+    /// Removes all volumes that are the store's own.
+    pub fn remove(&self) -> Result<()> {
+        let inner = &self.0;
+        inner.change(false, |view| {
+            view.objects = None;
+            let group = inner.group(view)?;
+            for volume in group.volumes.iter().filter(|volume| Self::is_own(&volume.name)) {
+                inner.lvm("remove", &volume.name, inner.volumes.remove(&volume.id))?;
+                step!("sr_destroy.store_removed");
+            }
+            view.group = None;
+            Ok(())
+        })
+    }
+
+    /// Whether a volume is one of a store but for its images.
+    pub fn is_own(name: &str) -> bool {
+        name == OBJECTS || name.starts_with(TMP) || name.starts_with(OLD)
+    }
+
+    /// Takes the devices away of images that are active and not in `used`. Answers whether there
+    /// were any.
+    pub fn deactivate_but(&self, used: &[String]) -> Result<bool> {
+        let inner = &self.0;
+        inner.change(false, |view| {
+            let group = inner.group(view)?;
+            let idle = |volume: &&Volume| {
+                let image = volume.name.starts_with(IMAGE) || Self::is_own(&volume.name);
+                image && volume.active && !used.contains(&volume.name)
+            };
+            let names: Vec<&str> =
+                group.volumes.iter().filter(idle).map(|volume| volume.name.as_str()).collect();
+            if names.is_empty() {
+                return Ok(false);
+            }
+            inner.lvm("deactivate", &names.join(" "), inner.volumes.deactivate(&names))?;
+            view.group = None;
+            step!("vdi_detach.inactive");
+            Ok(true)
+        })
+    }
+
+    /// Sets an image's volume read-only, unless it is.
+    pub fn freeze(&self, uuid: Uuid) -> Result<bool> {
+        let inner = &self.0;
+        inner.change(false, |view| {
+            let name = format!("{IMAGE}{uuid}");
+            let group = inner.group(view)?;
+            if group.volume(&name).is_none_or(|volume| !volume.writable) {
+                return Ok(false);
+            }
+            inner.lvm("permit", &name, inner.volumes.permit(&name, false))?;
+            view.group = None;
+            step!("vdi_snapshot.base_read_only");
+            Ok(true)
+        })
+    }
+}
+
+impl Store for LvStore {
+    fn path(&self) -> PathBuf {
+        self.0.dir()
+    }
+
+    fn path_of(&self, at: &At) -> PathBuf {
+        match volume_of(at) {
+            Some(name) => self.0.volumes.device(&name),
+            None => self.0.dir().join(&at.name),
+        }
+    }
+
+    fn names(&self, area: Area) -> Result<Vec<String>> {
+        let mut view = self.0.view();
+        let mut names = match area {
+            Area::Images => Vec::new(),
+            _ => {
+                let key = objects::key(&At::new(area, ""));
+                self.0.objects(&mut view)?.names(key.0)
+            }
+        };
+        if matches!(area, Area::Images | Area::Tmp) {
+            let group = self.0.group(&mut view)?;
+            for volume in &group.volumes {
+                let aside = volume.name.strip_prefix(OLD).map(|uuid| format!("{IMAGE}{uuid}"));
+                let name = match &aside {
+                    Some(name) if group.volume(name).is_none() => name,
+                    Some(_) => continue,
+                    None => &volume.name,
+                };
+                names.extend(thing_of(name).filter(|at| at.area == area).map(|at| at.name));
+            }
+        }
+        Ok(names)
+    }
+
+    fn exists(&self, at: &At) -> Result<bool> {
+        let mut view = self.0.view();
+        match volume_of(at) {
+            Some(name) => Ok(find(&*self.0.group(&mut view)?, &name).is_some()),
+            None => Ok(self.0.objects(&mut view)?.get(&objects::key(at)).is_some()),
+        }
+    }
+
+    fn open(&self, at: &At, write: bool) -> Result<Box<dyn Blob>> {
+        let mut view = self.0.view();
+        if let Some(name) = volume_of(at) {
+            let mut blob = self.0.blob(&mut view, &name, write)?;
+            blob.store = Some(Arc::clone(&self.0));
+            return Ok(Box::new(blob));
+        }
+        let key = objects::key(at);
+        let found = self.0.objects(&mut view)?.get(&key);
+        let not_there = || Error::io(&self.path_of(at), "open")(ErrorKind::NotFound.into());
+        let bytes = Mutex::new(found.ok_or_else(not_there)?.to_vec());
+        Ok(Box::new(Small { store: Arc::clone(&self.0), key, bytes, write }))
+    }
+
+    fn create(&self, at: &At, room: u64) -> Result<Box<dyn Blob>> {
+        let inner = &self.0;
+        let taken = || Error::io(&self.path_of(at), "create")(ErrorKind::AlreadyExists.into());
+        let Some(name) = volume_of(at) else {
+            let key = objects::key(at);
+            inner.change(false, |view| {
+                if inner.objects(view)?.get(&key).is_some() {
+                    return Err(taken());
+                }
+                // One with a content is there with it, when that is synced.
+                if room == 0 {
+                    inner.write(view, Change::Set(key.0, key.1.clone()), &[])?;
+                }
+                Ok(())
+            })?;
+            let (store, bytes) = (Arc::clone(inner), Mutex::default());
+            return Ok(Box::new(Small { store, key, bytes, write: true }));
+        };
+        inner.change(true, |view| {
+            let group = inner.group(view)?;
+            if find(&group, &name).is_some() {
+                return Err(taken());
+            }
+            let bytes = room.max(1).next_multiple_of(group.extent);
+            inner.lvm("create", &name, inner.volumes.create(&name, bytes))?;
+            step!("store.created");
+            view.group = None;
+            let mut blob = inner.blob(view, &name, true)?;
+            blob.store = Some(Arc::clone(inner));
+            Ok(Box::new(blob) as Box<dyn Blob>)
+        })
+    }
+
+    fn link(&self, _: &At, _: &At) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn rename(&self, from: &At, to: &At) -> Result<()> {
+        let inner = &self.0;
+        match (volume_of(from), volume_of(to)) {
+            (Some(from), Some(to)) => {
+                inner.change(true, |view| inner.take_name(view, &from, &to))?;
+                step!("store.name_taken");
+                Ok(())
+            }
+            (None, None) => inner.change(false, |view| {
+                let (from_key, to_key) = (objects::key(from), objects::key(to));
+                if inner.objects(view)?.get(&from_key).is_none() {
+                    let path = self.path_of(from);
+                    return Err(Error::io(&path, "rename")(ErrorKind::NotFound.into()));
+                }
+                inner.write(view, Change::Rename(from_key, to_key), &[])
+            }),
+            _ => {
+                let what = "a volume and a small thing cannot have each other's name".to_owned();
+                Err(Error::Store { path: self.path_of(from), what })
+            }
+        }
+    }
+
+    fn remove(&self, at: &At) -> Result<bool> {
+        let inner = &self.0;
+        let Some(name) = volume_of(at) else {
+            let key = objects::key(at);
+            if inner.objects(&mut inner.view())?.get(&key).is_none() {
+                return Ok(false);
+            }
+            return inner.change(false, |view| {
+                inner.write(view, Change::Remove(key.0, key.1.clone()), &[]).map(|()| true)
+            });
+        };
+        if find(&*inner.group(&mut inner.view())?, &name).is_none() {
+            return Ok(false);
+        }
+        inner.change(true, |view| {
+            let group = inner.group(view)?;
+            let Some(volume) = find(&group, &name) else { return Ok(false) };
+            inner.remove_volume(view, &volume.id, &volume.name)?;
+            step!("store.removed");
+            Ok(true)
+        })
+    }
+
+    fn sync(&self, _: Area) -> Result<()> {
+        // Each change was durable when it was done.
+        Ok(())
+    }
+
+    fn heal(&self) -> Result<()> {
+        let inner = &self.0;
+        let aside = |group: &Group| -> Vec<Volume> {
+            group.volumes.iter().filter(|v| v.name.starts_with(OLD)).cloned().collect()
+        };
+        if aside(&*inner.group(&mut inner.view())?).is_empty() {
+            return Ok(());
+        }
+        inner.change(true, |view| {
+            let group = inner.group(view)?;
+            for volume in aside(&group) {
+                let name = volume.name.replacen(OLD, IMAGE, 1);
+                if group.volume(&name).is_some() {
+                    inner.remove_volume(view, &volume.id, &volume.name)?;
+                    step!("recover.aside_removed");
+                } else {
+                    inner.rename_volume(view, &volume.name, &name)?;
+                    step!("recover.aside_back");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn lock_file(&self) -> Option<PathBuf> {
+        Some(self.0.lock_file("lock"))
+    }
+
+    fn link_name(&self, at: &At) -> String {
+        volume_of(at).unwrap_or_else(|| at.name.clone())
+    }
+
+    fn full_room(&self, size: u64) -> Option<u64> {
+        Some(size + TABLES + size.div_ceil(vhd::BLOCK) * BITMAP)
+    }
+
+    fn reserves(&self) -> bool {
+        let group = self.group();
+        group.is_ok_and(|group| Repository::allocation_of(&group) == Allocation::Thick)
+    }
+
+    fn expose(&self, images: &[At], write: bool) -> Result<()> {
+        let inner = &self.0;
+        let names: Vec<String> = images.iter().filter_map(volume_of).collect();
+        let (leaf, missing) = {
+            let group = inner.group(&mut inner.view())?;
+            let volume = |name: &String| find(&group, name).cloned();
+            let leaf = names.first().and_then(volume).filter(|leaf| write && !leaf.writable);
+            let all = names.iter().filter_map(volume).filter(|volume| !volume.active);
+            (leaf, all.map(|volume| volume.name).collect::<Vec<_>>())
+        };
+        if leaf.is_none() && missing.is_empty() {
+            return Ok(());
+        }
+        inner.change(leaf.is_some(), |view| {
+            if let Some(leaf) = leaf {
+                inner.lvm("permit", &leaf.name, inner.volumes.permit(&leaf.name, true))?;
+                step!("vdi_attach.leaf_writable");
+            }
+            if !missing.is_empty() {
+                let names: Vec<&str> = missing.iter().map(String::as_str).collect();
+                inner.lvm("activate", &names.join(" "), inner.volumes.activate(&names))?;
+                step!("vdi_attach.active");
+            }
+            view.group = None;
+            Ok(())
+        })
+    }
+
+    fn lock(&self, deadline: Instant) -> Result<Held> {
+        let file = self.0.take("lock", deadline)?;
+        let mut view = self.0.view();
+        view.group = None;
+        self.0.refresh(&mut view)?;
+        drop(view);
+        Ok(Box::new(Lock { _file: file, store: Arc::clone(&self.0) }))
+    }
+
+    fn try_lock_maintenance(&self) -> Result<Option<Held>> {
+        let file = self.0.attempt("maintenance", File::try_lock)?;
+        Ok(file.map(|file| Box::new(file) as Held))
+    }
+
+    fn try_lock_shared(&self) -> Option<Held> {
+        let file = self.0.attempt("lock", File::try_lock_shared).ok()??;
+        Some(Box::new(Lock { _file: file, store: Arc::clone(&self.0) }))
+    }
+
+    fn stamp(&self) -> Result<[(i64, i64); 2]> {
+        let mut view = self.0.view();
+        self.0.refresh(&mut view)?;
+        let (generation, sequence) = self.0.objects(&mut view)?.stamp();
+        Ok([(generation as i64, sequence as i64), (0, 0)])
+    }
+}
