@@ -13,6 +13,7 @@ use crate::error::{Doing, Error, Result};
 use crate::guest::{Builder, Guest};
 use crate::machine::{self, Machine};
 use crate::network::Network;
+use crate::processors::Turns;
 
 /// Makes [`Lab::keep_logs`] the rule.
 const KEEP: &str = "LAB_KEEP_LOGS";
@@ -32,7 +33,7 @@ pub(crate) struct Inner {
     pub(crate) folder: TempDir,
     /// Removes the folder if we cannot.
     sweeper: Child,
-    processors: Vec<usize>,
+    turns: Turns,
     guests: AtomicU8,
     networks: AtomicU8,
     pub(crate) requests: AtomicU32,
@@ -67,7 +68,7 @@ impl Lab {
             machine,
             folder,
             sweeper,
-            processors: machine::processors(),
+            turns: Turns::begin(),
             guests: AtomicU8::new(0),
             networks: AtomicU8::new(0),
             requests: AtomicU32::new(1),
@@ -79,10 +80,7 @@ impl Lab {
     /// A guest of that host name, to be described and booted.
     pub fn guest(&self, name: &str) -> Builder {
         let number = self.inner.guests.fetch_add(1, Ordering::Relaxed) + 1;
-        // Labs of several processes begin at different processors.
-        let turn = usize::from(number) + std::process::id() as usize;
-        let processors = &self.inner.processors;
-        let processor = processors.get(turn % processors.len()).copied().unwrap_or(0);
+        let processor = self.inner.turns.processor(number);
         Builder::new(Arc::clone(&self.inner), name, number, processor)
     }
 

@@ -59,6 +59,7 @@ pub mod log_writes;
 mod machine;
 mod network;
 mod power;
+mod processors;
 #[doc(hidden)]
 pub mod wire;
 

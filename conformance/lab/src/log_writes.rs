@@ -10,6 +10,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 use crate::disk::Disk;
 use crate::error::{Doing, Error, Result};
 
@@ -141,10 +143,14 @@ impl Log {
             if !keep(index) || entry.length == 0 || entry.mark.is_some() {
                 continue;
             }
-            let mut bytes = vec![0_u8; entry.length as usize];
-            if !entry.discard {
-                self.file.read_exact_at(&mut bytes, entry.data).doing(doing)?;
+            if entry.discard {
+                // Reads as zeros, and takes no room.
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                fallocate(&disk, hole, entry.offset, entry.length).doing(doing)?;
+                continue;
             }
+            let mut bytes = vec![0_u8; entry.length as usize];
+            self.file.read_exact_at(&mut bytes, entry.data).doing(doing)?;
             disk.write_all_at(&bytes, entry.offset).doing(doing)?;
         }
         Ok(())

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use rustix::thread::sched_getaffinity;
-
 use crate::error::{Doing, Error, Result};
 use crate::wire;
 
@@ -119,14 +117,6 @@ fn agent() -> Result<PathBuf> {
 fn current(agent: &Path) -> bool {
     let output = Command::new(agent).arg("--identity").output();
     output.is_ok_and(|output| output.stdout.trim_ascii() == wire::identity().as_bytes())
-}
-
-/// The processors that this process may use.
-pub(crate) fn processors() -> Vec<usize> {
-    let set = sched_getaffinity(None).ok();
-    let listed = (0..1024).filter(|number| set.as_ref().is_some_and(|set| set.is_set(*number)));
-    let listed: Vec<usize> = listed.collect();
-    if listed.is_empty() { vec![0] } else { listed }
 }
 
 /// Memory that a new guest could get, in MiB.

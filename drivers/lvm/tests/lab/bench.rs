@@ -42,7 +42,9 @@ pub(crate) struct Bench {
 pub(crate) fn prepare() {
     assert!(lab::inside(), "this would change the disks of the machine");
     std::fs::create_dir_all("/etc/lvm").unwrap();
-    std::fs::write("/etc/lvm/lvmlocal.conf", lab::kit::lvm::WITHOUT_UDEV).unwrap();
+    for (file, text) in lab::kit::lvm::FILES {
+        std::fs::write(file, text).unwrap();
+    }
 }
 
 impl Bench {

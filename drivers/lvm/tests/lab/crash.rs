@@ -14,8 +14,8 @@ use crate::bench::*;
 use crate::user::Smctl;
 
 /// What a scan shows of one round's VDIs (its number ends their names): size, whether it is a
-/// snapshot, health; and volumes of the group that are no VDI.
-fn state(scan: &Value, guest: &Guest, round: &str) -> BTreeMap<String, String> {
+/// snapshot, health.
+fn state(scan: &Value, round: &str) -> BTreeMap<String, String> {
     let mut seen = BTreeMap::new();
     for vdi in scan["vdis"].as_array().unwrap() {
         let facts = ["virtual_size", "is_a_snapshot", "health", "incomplete", "read_only"];
@@ -24,20 +24,27 @@ fn state(scan: &Value, guest: &Guest, round: &str) -> BTreeMap<String, String> {
             seen.insert(name.to_owned(), facts.join(" "));
         }
     }
-    let volumes = guest.check(["lvs", "--noheadings", "-o", "lv_name"]).unwrap();
-    for volume in volumes.split_whitespace().filter(|name| !name.starts_with("vdi-")) {
-        seen.insert(format!("volume {volume}"), String::new());
-    }
     seen
+}
+
+/// Volumes of the group that are no VDI.
+fn others(guest: &Guest) -> BTreeSet<String> {
+    let volumes = guest.check(["lvs", "--noheadings", "-o", "lv_name"]).unwrap();
+    let names = volumes.split_whitespace().filter(|name| !name.starts_with("vdi-"));
+    names.map(str::to_owned).collect()
 }
 
 struct Scenario {
     what: &'static str,
-    /// What is there before, beside the disk `disk` with the snapshot `snap`.
+    /// What is done before. Words that name VDIs (`disk`, `snap`, `new`, `other`) mean those of the
+    /// round.
     before: &'static [&'static [&'static str]],
     command: &'static [&'static str],
     steps: &'static [&'static str],
 }
+
+const DISK: &[&str] = &["vdi", "create", "--name", "disk", "--size", "16MiB"];
+const SNAP: &[&str] = &["vdi", "snapshot", "disk", "--name", "snap"];
 
 const THIN: &[Scenario] = &[
     Scenario {
@@ -48,31 +55,31 @@ const THIN: &[Scenario] = &[
     },
     Scenario {
         what: "snapshot",
-        before: &[],
+        before: &[DISK],
         command: &["vdi", "snapshot", "disk", "--name", "new"],
         steps: &["vdi_snapshot.volume_made"],
     },
     Scenario {
         what: "resize",
-        before: &[],
+        before: &[DISK],
         command: &["vdi", "resize", "disk", "32MiB"],
         steps: &["vdi_resize.recorded", "vdi_resize.extended"],
     },
     Scenario {
         what: "revert",
-        before: &[&["vdi", "resize", "disk", "64MiB"]],
+        before: &[DISK, SNAP, &["vdi", "resize", "disk", "64MiB"]],
         command: &["vdi", "revert", "disk", "snap"],
         steps: &["vdi_revert.new_made", "vdi_revert.old_removed", "vdi_revert.renamed"],
     },
     Scenario {
         what: "rename",
-        before: &[],
+        before: &[DISK],
         command: &["vdi", "rename", "disk", "other"],
         steps: &["vdi_update.written"],
     },
     Scenario {
         what: "destroy",
-        before: &[],
+        before: &[DISK, SNAP],
         command: &["vdi", "destroy", "snap"],
         steps: &["vdi_destroy.removed"],
     },
@@ -87,7 +94,7 @@ const THICK: &[Scenario] = &[
     },
     Scenario {
         what: "thick resize",
-        before: &[],
+        before: &[DISK],
         command: &["vdi", "resize", "disk", "32MiB"],
         steps: &[
             "vdi_resize.recorded",
@@ -98,6 +105,68 @@ const THICK: &[Scenario] = &[
     },
 ];
 
+/// One command that is cut at one step, with VDIs of its own.
+struct Round {
+    /// The command and the step.
+    what: String,
+    step: &'static str,
+    /// What the names of its VDIs end with.
+    end: String,
+    /// The command, with an operation id of its own.
+    words: Vec<String>,
+    /// Whether it is repeated at once; else a scan comes first, and the repetition late.
+    at_once: bool,
+}
+
+impl Round {
+    /// Does what comes before, and names the VDIs by their UUIDs from then on, as `smctl` itself
+    /// would.
+    fn prepare(
+        smctl: &Smctl<'_>,
+        number: usize,
+        scenario: &Scenario,
+        step: &'static str,
+        at_once: bool,
+    ) -> Self {
+        let end = format!("-{number}-");
+        let mut uuids: BTreeMap<&str, String> = BTreeMap::new();
+        let named = |uuids: &BTreeMap<&str, String>, words: &[&str]| -> Vec<String> {
+            let name = |word: &&str| match (uuids.get(word), *word) {
+                (Some(uuid), _) => uuid.clone(),
+                (None, "disk" | "snap" | "new" | "other") => format!("{word}{end}"),
+                (None, word) => word.to_owned(),
+            };
+            words.iter().map(name).collect()
+        };
+        for command in scenario.before {
+            let made = smctl.ok(&borrowed(&named(&uuids, command)));
+            if let Some(name) = command.iter().position(|word| *word == "--name") {
+                uuids.insert(command[name + 1], made);
+            }
+        }
+        let id = OperationId::random().to_string();
+        let words =
+            [vec!["--operation-id".to_owned(), id], named(&uuids, scenario.command)].concat();
+        Self { what: format!("{} at {step}", scenario.what), step, end, words, at_once }
+    }
+
+    fn cut(&self, smctl: &Smctl<'_>) {
+        let output =
+            smctl.call(&borrowed(&self.words)).env("SM_STEP_KILL", self.step).run().unwrap();
+        assert_eq!(output.status, 128 + 9, "{}: {}", self.what, output.errors());
+    }
+
+    fn repeat(&self, smctl: &Smctl<'_>) {
+        smctl.ok(&borrowed(&self.words));
+    }
+}
+
+fn borrowed(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+/// Cuts each command at each of its steps, twice: one is repeated at once, the other is left for a
+/// scan, which finds all of these at the same time, and repeated after it.
 fn cut_everywhere(allocation: &str, scenarios: &[Scenario]) -> lab::Result<()> {
     let lab = Lab::new()?;
     let host = machine(&lab, &[512])?.boot()?;
@@ -106,71 +175,44 @@ fn cut_everywhere(allocation: &str, scenarios: &[Scenario]) -> lab::Result<()> {
     let create = ["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda"];
     smctl.ok(&[&create[..], &[&allocation_key]].concat());
     let scan = || smctl.json(&["sr", "scan", "l"]);
-    let mut round = 0;
-    for Scenario { what, before, command, steps } in scenarios {
-        for step in *steps {
-            // Makes what the command needs; the command with an operation id of its own.
-            let mut prepare = || {
-                round += 1;
-                let end = format!("-{round}-");
-                // By their UUIDs once they are there, as smctl itself would name them again.
-                let mut uuids: BTreeMap<&str, String> = BTreeMap::new();
-                let named = |uuids: &BTreeMap<&str, String>, words: &[&str]| -> Vec<String> {
-                    let name = |word: &&str| match (uuids.get(word), *word) {
-                        (Some(uuid), _) => uuid.clone(),
-                        (None, "disk" | "snap" | "new" | "other") => format!("{word}{end}"),
-                        (None, word) => word.to_owned(),
-                    };
-                    words.iter().map(name).collect()
-                };
-                let run = |uuids: &BTreeMap<&str, String>, words: &[&str]| {
-                    let words = named(uuids, words);
-                    smctl.ok(&words.iter().map(String::as_str).collect::<Vec<_>>())
-                };
-                let made = run(&uuids, &["vdi", "create", "--name", "disk", "--size", "16MiB"]);
-                uuids.insert("disk", made);
-                if allocation == "thin" {
-                    let made = run(&uuids, &["vdi", "snapshot", "disk", "--name", "snap"]);
-                    uuids.insert("snap", made);
-                }
-                for words in *before {
-                    run(&uuids, words);
-                }
-                let id = OperationId::random().to_string();
-                let words =
-                    [vec!["--operation-id".to_owned(), id], named(&uuids, command)].concat();
-                (end, words)
-            };
-            let killed = |words: &[&str]| {
-                let output = smctl.call(words).env("SM_STEP_KILL", *step).run().unwrap();
-                assert_eq!(output.status, 128 + 9, "{what} at {step}: {}", output.errors());
-            };
-            // Somebody looks, nobody repeats it; late, somebody does.
-            let (end, words) = prepare();
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let first = state(&scan(), &host, &end);
-            killed(&words);
-            let scanned = state(&scan(), &host, &end);
-            let again = scan();
-            assert!(is_empty(&again["recovered"]), "{what} at {step}: {again}");
-            assert_eq!(state(&again, &host, &end), scanned, "{what} at {step}");
-            smctl.ok(&words);
-            let last = state(&scan(), &host, &end);
-            assert_ne!(first, last, "{what} does nothing that is seen");
-            assert!(
-                scanned == first || scanned == last,
-                "{what} at {step}:\n{first:?}\n{scanned:?}\n{last:?}"
-            );
-            host.check(["vgck"])?;
+    let mut rounds = Vec::new();
+    for scenario in scenarios {
+        for (step, at_once) in scenario.steps.iter().flat_map(|s| [(*s, false), (*s, true)]) {
+            rounds.push(Round::prepare(&smctl, rounds.len(), scenario, step, at_once));
+        }
+    }
+    let (first, volumes) = (scan(), others(&host));
+    for round in &rounds {
+        round.cut(&smctl);
+        if round.at_once {
+            round.repeat(&smctl);
+        }
+    }
+    // Somebody looks.
+    let scanned = scan();
+    assert_eq!(others(&host), volumes, "something is left over");
+    let again = scan();
+    assert!(is_empty(&again["recovered"]), "the second scan finds work: {again}");
+    host.check(["vgck"])?;
+    // Late, somebody repeats it.
+    for round in rounds.iter().filter(|round| !round.at_once) {
+        round.repeat(&smctl);
+    }
+    let last = scan();
+    assert!(is_empty(&last["recovered"]), "the last scan finds work: {last}");
+    assert_eq!(others(&host), volumes, "something is left over");
+    host.check(["vgck"])?;
 
-            // It is repeated at once.
-            let (end, words) = prepare();
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            killed(&words);
-            smctl.ok(&words);
-            let repeated = scan();
-            assert!(is_empty(&repeated["recovered"]), "{what} at {step}: {repeated}");
-            assert_eq!(state(&repeated, &host, &end), last, "{what} at {step}");
+    for pair in rounds.chunks(2) {
+        let [late, at_once] = pair else { panic!("rounds come in pairs") };
+        let what = &late.what;
+        let of = |scan: &Value, round: &Round| state(scan, &round.end);
+        let (before, seen, after) = (of(&first, late), of(&scanned, late), of(&last, late));
+        assert_ne!(before, after, "{what}: it does nothing that is seen");
+        assert!(seen == before || seen == after, "{what}:\n{before:?}\n{seen:?}\n{after:?}");
+        assert_eq!(of(&again, late), seen, "{what}: a second scan shows something else");
+        for scan in [&scanned, &again, &last] {
+            assert_eq!(of(scan, at_once), after, "{what}: repeated at once");
         }
     }
     Ok(())
@@ -192,6 +234,24 @@ fn a_cut_while_a_thick_volume_is_zeroed_is_as_before_or_as_after() -> lab::Resul
     cut_everywhere("thick", THICK)
 }
 
+const CREATE: &[&str] =
+    &["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda", "force=true"];
+const DESTROY: &[&str] = &["sr", "destroy", "l"];
+
+/// Lives of an SR. Each command is cut at the step beside it, and repeated with the same id.
+const LIVES: &[&[(&[&str], &str)]] = &[
+    &[
+        (CREATE, "sr_create.wiped"),
+        (&["sr", "update", "l", "--description", "d"], "sr_update.written"),
+        (&["sr", "detach", "l"], "sr_detach.inactive"),
+        (&["sr", "attach", "l"], "sr_attach.pool_active"),
+        (DESTROY, "sr_destroy.checked"),
+    ],
+    &[(CREATE, "sr_create.group_made"), (DESTROY, "sr_destroy.pool_removed")],
+    &[(CREATE, "sr_create.pool_made"), (DESTROY, "sr_destroy.group_removed")],
+    &[(CREATE, "sr_create.pool_made"), (DESTROY, "sr_destroy.labels_removed")],
+];
+
 /// The life of an SR cut at its steps, and every step of the library known to a scenario.
 #[test]
 fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
@@ -204,48 +264,26 @@ fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
     let steps: BTreeSet<String> =
         steps.map(|step| step.as_str().unwrap_or_else(|| panic!("{step}")).to_owned()).collect();
 
-    let create =
-        ["sr", "create", "--driver", "lvm", "--name", "l", "device=/dev/ubda", "force=true"];
-    let made = ["sr_create.wiped", "sr_create.group_made", "sr_create.pool_made"];
-    let used = ["sr_attach.pool_active", "sr_detach.inactive", "sr_update.written"];
-    let gone = [
-        "sr_destroy.checked",
-        "sr_destroy.pool_removed",
-        "sr_destroy.group_removed",
-        "sr_destroy.labels_removed",
-    ];
-    for step in made.iter().chain(&used).chain(&gone) {
-        host.check(["mkfs.ext4", "-q", "-F", "/dev/ubda"])?;
-        let mut cut = 0;
-        // The step kills the one command that reaches it; that one again, with the same id.
-        for command in [
-            &create[..],
-            &["sr", "update", "l", "--name", "m"],
-            &["sr", "detach", "m"],
-            &["sr", "attach", "m"],
-            &["sr", "destroy", "m"],
-        ] {
+    // Somebody's data, which is erased, as was asked for.
+    host.check(["mkfs.ext4", "-q", "-F", "/dev/ubda"])?;
+    for life in LIVES {
+        for (command, step) in *life {
             let id = OperationId::random().to_string();
             let words = [&["--operation-id", &id][..], command].concat();
             let output = smctl.call(&words).env("SM_STEP_KILL", *step).run()?;
-            if output.status == 128 + 9 {
-                cut += 1;
-                smctl.ok(&words);
-            } else {
-                output.success()?;
-            }
+            assert_eq!(output.status, 128 + 9, "{command:?} at {step}: {}", output.errors());
+            smctl.ok(&words);
         }
-        assert!(cut > 0, "nothing reaches {step}");
         host.check([
             "sh",
             "-c",
             "test -z \"$(wipefs /dev/ubda)\" || lvm pvs /dev/ubda | grep -q lvm2",
         ])?;
-        assert_eq!(host.check(["vgs", "--noheadings"])?, "", "{step}");
+        assert_eq!(host.check(["vgs", "--noheadings"])?, "", "{life:?}");
     }
 
     let mut known: BTreeSet<String> =
-        made.iter().chain(&used).chain(&gone).map(|step| (*step).to_owned()).collect();
+        LIVES.iter().flat_map(|life| life.iter()).map(|(_, step)| (*step).to_owned()).collect();
     for scenario in THIN.iter().chain(THICK) {
         known.extend(scenario.steps.iter().map(|step| (*step).to_owned()));
     }

@@ -6,5 +6,7 @@ mod bench;
 mod crash;
 mod life;
 mod pool;
+mod power;
 mod refusals;
+mod scale;
 mod user;

@@ -1,5 +1,4 @@
 //! iSCSI across guests: a target, two paths, one of them cut under I/O.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 use std::time::Duration;
 

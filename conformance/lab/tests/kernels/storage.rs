@@ -1,5 +1,4 @@
 //! What is below a driver on one host: LVM, faults of disks, NBD, reflinks.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 use std::time::{Duration, Instant};
 

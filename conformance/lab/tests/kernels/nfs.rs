@@ -1,5 +1,4 @@
 //! NFS across guests: data, and what soft and hard mounts do when the server is not there.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 use std::time::Duration;
 
