@@ -50,6 +50,7 @@ pub(crate) struct SessionInfo {
     pub(crate) driver: &'static str,
     pub(crate) host: Host,
     pub(crate) host_id: HostId,
+    pub(crate) installation: String,
     pub(crate) sr: Option<SrUuid>,
     /// As given: secrets are references.
     pub(crate) device_config: sm_model::DeviceConfig,
@@ -109,6 +110,12 @@ impl Cx {
     /// This host.
     pub fn host(&self) -> &HostId {
         &self.call.session.host_id
+    }
+
+    /// Which of the installations of this host it is; see
+    /// [`OpenRequest::installation`](sm_model::host::OpenRequest::installation).
+    pub fn installation(&self) -> &str {
+        &self.call.session.installation
     }
 
     /// The device configuration as the caller gave it, secrets still references: what

@@ -258,7 +258,8 @@ impl TestHost {
     ) -> Result<Opened<D>> {
         let config = config.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         manifest::<D>()?.check_config(&config, sr.is_none())?;
-        let request = OpenRequest { sr, device_config: config, host: HostId("test".to_owned()) };
+        let (host, installation) = (HostId("test".to_owned()), String::new());
+        let request = OpenRequest { sr, device_config: config, host, installation };
         let host = Host_TO::from_value(Face(self.clone()), TD_Opaque);
         match root_module::<D>().open()(write(&request)?.into(), host).await {
             RResult::ROk(driver) => {

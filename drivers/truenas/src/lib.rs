@@ -26,14 +26,14 @@ mod iscsi;
 mod object;
 mod probe;
 
-use array_kit::array::{Initiator, Mapping};
 use array_kit::array_manifest;
-use array_kit::driver::{Connector, Offload, Product};
+use array_kit::driver::{Offload, Product};
 use array_kit::http::Trust;
+use array_kit::iscsi::IscsiHost;
 use plugin_sdk::config::{ConfigValue, RawConfig};
 use plugin_sdk::model::manifest::{FieldKind, feature};
 use plugin_sdk::model::sr::SrProbed;
-use plugin_sdk::{Cx, Error, Feature, Manifest, Result, Secret, Utf8PathBuf};
+use plugin_sdk::{Cx, Error, Feature, Manifest, Result, Secret};
 
 use api::{Api, Credentials};
 
@@ -171,61 +171,32 @@ impl TrueNasProduct {
 impl Product for TrueNasProduct {
     type Config = Config;
     type Array = TrueNas;
-    type Connector = Here;
+    type Connector = IscsiHost;
 
     const MANIFEST: Manifest = array_manifest! {
-        control_only,
         name: "truenas",
         title: "TrueNAS SCALE: volumes, snapshots and clones made by the array",
         features: &[
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
             Feature::new(feature::OFFLOAD),
+            Feature::new(feature::LIVE_SNAPSHOT),
+            Feature::new(feature::LIVE_RESIZE),
         ],
+        needs_root: true,
     };
 
     fn pool(config: &Config) -> Option<String> {
         Some(config.pool.0.clone())
     }
 
-    async fn open(config: Config, cx: &Cx) -> Result<(TrueNas, Here)> {
-        let here = Here { iqn: config.initiator.clone() };
+    async fn open(config: Config, cx: &Cx) -> Result<(TrueNas, IscsiHost)> {
+        let here = IscsiHost::new(config.initiator.clone());
         Ok((Self::array(config, cx).await?, here))
     }
 
     async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
         probe::probe(&config, cx).await
-    }
-}
-
-/// This host: who it is. It reaches no volume yet, so the manifest has no attach.
-#[derive(Debug)]
-pub struct Here {
-    iqn: Option<String>,
-}
-
-impl Connector for Here {
-    async fn initiator(&self, _: &Cx) -> Result<Initiator> {
-        let iqn = match &self.iqn {
-            Some(iqn) => iqn.clone(),
-            None => host_kit::iscsi::initiator_name()
-                .map_err(|error| error.hint("set initiator in the device configuration"))?,
-        };
-        let sound = |name: &str| ["iqn.", "eui.", "naa."].iter().any(|kind| name.starts_with(kind));
-        if !sound(&iqn) || iqn.contains(char::is_whitespace) {
-            return Err(Error::config("the iSCSI name of this host is none")
-                .hint("it looks like iqn.1993-08.org.debian:01:222; see initiator or its file"));
-        }
-        let host = iqn.clone();
-        Ok(Initiator { host, iqn, chap: None })
-    }
-
-    async fn connect(&self, _: &Cx, _: &Mapping, _: bool) -> Result<Utf8PathBuf> {
-        Err(Error::unsupported("this driver cannot reach volumes over iSCSI yet"))
-    }
-
-    async fn disconnect(&self, _: &Cx, _: &Mapping) -> Result<()> {
-        Ok(())
     }
 }
 

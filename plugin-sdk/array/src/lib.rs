@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`mod@array`] | the trait [`Array`](array::Array): what an array can do, in small steps |
 //! | [`driver`] | a whole [`plugin_sdk::Driver`] over any [`Array`](array::Array) |
+//! | [`iscsi`] | how this host reaches a mapped volume: sessions, the LUN by its identity, multipath |
 //! | [`outcome`], [`classify`] | what became of a request, by a table of the vendor's codes and words |
 //! | [`ledger`] | each change is done once, whatever becomes of the answers |
 //! | [`rest`], [`http`] | an API over HTTP: connections, TLS, deadlines, one request |
@@ -143,6 +144,7 @@ pub mod array;
 pub mod classify;
 pub mod driver;
 pub mod http;
+pub mod iscsi;
 pub mod job;
 pub mod ledger;
 pub mod metadata;

@@ -147,6 +147,12 @@ impl Disk {
         self.state == "running"
     }
 
+    /// The number of its LUN, however the target addresses it: in the kernel's numbers flat
+    /// addressing (SAM-5, 4.7.7.5) is above 16384.
+    pub fn number(&self) -> u64 {
+        if self.lun >> 14 == 1 { self.lun & 0x3fff } else { self.lun }
+    }
+
     /// Has the kernel ask the disk anew what it is and how large. A path that is down is left
     /// alone: it would answer when it is up again.
     pub async fn refresh(&self, cx: &Cx) -> Result<()> {
@@ -277,7 +283,21 @@ pub fn gone(id: &ScsiId) -> Error {
 
 /// Asks a SCSI host for disks that it does not know yet; those that it knows stay as they are.
 pub async fn scan_host(cx: &Cx, host: u32) -> Result<()> {
-    write(cx, PathBuf::from(format!("/sys/class/scsi_host/host{host}/scan")), "- - -").await
+    write(cx, scan(host), "- - -").await
+}
+
+/// Asks a SCSI host for the disk with that number, if it does not know it yet, and for no other:
+/// one whose LUN is about to go must not come back.
+pub async fn scan_number(cx: &Cx, host: u32, number: u16) -> Result<()> {
+    // How a target addresses larger ones is its own choice: it tells in its list of all.
+    if number > 255 {
+        return scan_host(cx, host).await;
+    }
+    write(cx, scan(host), format!("- - {number}")).await
+}
+
+fn scan(host: u32) -> PathBuf {
+    PathBuf::from(format!("/sys/class/scsi_host/host{host}/scan"))
 }
 
 /// Waits until each disk that a SCSI host has found has its block device, which is made some time
@@ -298,28 +318,39 @@ fn settled(sys: &Path, host: u32) -> bool {
     })
 }
 
-/// Writes to sysfs, on a thread that is left behind if the kernel waits for a disk that does not
-/// answer: nothing can end such a write.
-async fn write(cx: &Cx, file: PathBuf, text: &'static str) -> Result<()> {
+/// Writes to sysfs.
+async fn write(cx: &Cx, file: PathBuf, text: impl Into<String>) -> Result<()> {
+    let (path, text) = (file.clone(), text.into());
+    match apart(cx, &file.display().to_string(), move || std::fs::write(&path, text)).await? {
+        // What has gone away meanwhile has nothing left to be told.
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::internal(format!("{} cannot be written", file.display())).source(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Does something to `what` on a thread that is left behind if the kernel waits for a disk that
+/// does not answer: nothing can end such a call.
+pub(crate) async fn apart<T: Send + 'static>(
+    cx: &Cx,
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     let (done, answer) = tokio::sync::oneshot::channel();
-    let path = file.clone();
     let thread = std::thread::Builder::new().name("sysfs".to_owned());
     thread
-        .spawn(move || drop(done.send(std::fs::write(&path, text))))
+        .spawn(move || drop(done.send(work())))
         .map_err(|error| Error::internal("a thread cannot be started").source(&error))?;
     let limit = SYSFS.min(cx.remaining());
     match tokio::time::timeout(limit, answer).await {
-        // What has gone away meanwhile has nothing left to be told.
-        Ok(Ok(Err(error))) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Ok(Ok(Err(error))) => {
-            Err(Error::internal(format!("{} cannot be written", file.display())).source(&error))
-        }
-        Ok(_) => Ok(()),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) => Err(Error::internal(format!("the work on {what} ended without an answer"))),
         Err(_) => {
             let seconds = limit.as_secs_f64();
             Err(Error::new(
                 Kind::Unreachable,
-                format!("{} does not answer within {seconds:.0} s", file.display()),
+                format!("{what} does not answer within {seconds:.0} s"),
             )
             .legacy(47)
             .hint("the host's log says which path is dead"))

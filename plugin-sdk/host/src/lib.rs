@@ -5,6 +5,7 @@
 //! | [`block`] | SCSI disks by their SCSIid; sizes, rescans, removal; what lies on a device |
 //! | [`iscsi`] | open-iscsi: discovery, sessions, CHAP, who needs which target |
 //! | [`mount`] | file systems of servers that may stop answering, NFS above all |
+//! | [`lun`] | a LUN as one device: found by what it is, joined by multipath, grown, let go of |
 //! | [`lvm`] | LVM by its JSON reports; SRs whose VDIs are logical volumes |
 //! | [`multipath`] | maps of dm-multipath and what their paths are worth |
 //!
@@ -16,6 +17,7 @@
 
 pub mod block;
 pub mod iscsi;
+pub mod lun;
 pub mod lvm;
 pub mod mount;
 pub mod multipath;

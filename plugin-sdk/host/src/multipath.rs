@@ -229,6 +229,15 @@ pub async fn flush(cx: &Cx, map: &Mapped) -> Result<()> {
     }
 }
 
+/// Has multipath forget that it once was told to take a LUN into a map, so that the list of those
+/// does not grow with each LUN that comes and goes. One that is not in it is no matter.
+pub async fn forget(cx: &Cx, disk: &Disk) -> Result<()> {
+    let output =
+        cx.within(DAEMON).command("multipath").args(["-w", &disk.device()]).output().await?;
+    plugin_sdk::tracing::debug!(disk = disk.name, status = output.status, "forgotten by multipath");
+    Ok(())
+}
+
 /// One command for the daemon, which says `ok` or `fail`.
 async fn ask(cx: &Cx, words: &[&str]) -> Result<()> {
     let output = cx.within(DAEMON).command("multipathd").args(words).output().await?;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use array_kit::array::{Initiator, Mapping};
-use array_kit::driver::{Connector, Offload, Product};
+use array_kit::array::Initiator;
+use array_kit::driver::{Connector, Disconnected, Lun, Offload, Product};
 use array_kit::http::{Client, Limits, Request, Trust, basic};
 use array_kit::ledger::Settle;
 use array_kit::recorder::Recorder;
@@ -81,7 +81,8 @@ impl Connector for Watcher {
         Ok(Initiator { host: "host1".to_owned(), iqn: IQN.to_owned(), chap: None })
     }
 
-    async fn connect(&self, _: &Cx, mapping: &Mapping, _: bool) -> Result<Utf8PathBuf> {
+    async fn connect(&self, _: &Cx, lun: &Lun<'_>, _: bool) -> Result<Utf8PathBuf> {
+        let mapping = lun.mapping;
         assert!(mapping.scsi_id.starts_with("36589cfc000000"), "{mapping:?}");
         assert_eq!(mapping.scsi_id.len(), 33);
         let exports = Simulated.exports(&self.0.current());
@@ -95,8 +96,8 @@ impl Connector for Watcher {
         Ok(format!("/dev/disk/{}", mapping.scsi_id).into())
     }
 
-    async fn disconnect(&self, _: &Cx, _: &Mapping) -> Result<()> {
-        Ok(())
+    async fn disconnect(&self, _: &Cx, _: &Lun<'_>) -> Result<Disconnected> {
+        Ok(Disconnected::default())
     }
 }
 

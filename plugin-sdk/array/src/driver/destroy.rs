@@ -6,7 +6,7 @@ use plugin_sdk::{Cx, Result, step};
 
 use super::item::Item;
 use super::recent::Happened;
-use super::{Connector as _, Offload, Product};
+use super::{Offload, Product};
 use crate::array::{Array as _, CloneKind, Volume};
 use crate::ledger::{Intent, What};
 use crate::names::Role;
@@ -15,6 +15,8 @@ use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
 impl<P: Product> Offload<P> {
     pub(super) async fn destroy(&self, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
         let ledger = Self::ledger(cx);
+        // Nobody uses it here. What an attach left that was cut goes before the volume does.
+        self.detach(cx, vdi).await?;
         let Some(item) = self.find(cx, vdi).await? else {
             // Out of sight, but perhaps not all the way gone.
             let names = [self.disk_name(vdi.0), self.snapshot_name(Role::Snapshot, vdi.0)];
@@ -135,18 +137,6 @@ impl<P: Product> Offload<P> {
             self.reap_origin(cx, volume, origin).await.map_err(Failure::partly)?;
         }
         Ok(())
-    }
-
-    /// Ends a mapping to this host that a crash left. The host has made sure that nobody here uses
-    /// the volume.
-    async fn unmap_stale(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
-        let initiator = self.connector.initiator(cx).await?;
-        let hosts = self.array.mappings(cx, volume).await?;
-        if hosts.is_empty() || hosts.iter().any(|host| *host != initiator.iqn) {
-            return Ok(false);
-        }
-        self.array.unmap(cx, volume, &initiator).await?;
-        Ok(true)
     }
 
     /// Turns a clone around that hangs on a hidden snapshot of the volume, so that the volume can

@@ -10,7 +10,7 @@ use plugin_sdk::{Cx, Result, step};
 
 use super::item::Item;
 use super::recent::Happened;
-use super::{Connector as _, Offload, Product, no_vdi};
+use super::{Offload, Product, no_vdi};
 use crate::array::{Array as _, CloneKind, New, SnapshotScope, Volume};
 use crate::metadata::Document;
 use crate::names::Role;
@@ -170,9 +170,8 @@ impl<P: Product> Offload<P> {
             )
             .await?;
         item.volume.size = size;
-        if changed != Changed::Already {
-            self.connector.resized(cx, request.vdi.0).await?;
-        }
+        // Also if it had that size: an earlier try may have ended between the two.
+        self.resized(cx, request.vdi, size).await?;
         Ok(VdiDone { changed, vdi: item.info() })
     }
 
@@ -444,7 +443,7 @@ impl<P: Product> Offload<P> {
         }
         self.describe(cx, &mut item.volume, &document).await?;
         item.document = Ok(Some(document));
-        self.connector.resized(cx, request.vdi.0).await?;
+        self.resized(cx, request.vdi, item.volume.size).await?;
         Ok(VdiDone { changed: Changed::Modified, vdi: item.info() })
     }
 }

@@ -19,6 +19,7 @@ mod make;
 mod recent;
 mod record;
 
+use host_kit::iscsi::uses::Held;
 use plugin_sdk::config::{DeviceConfig, RawConfig};
 use plugin_sdk::model::sr::{
     SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed, SrRecover,
@@ -30,7 +31,7 @@ use plugin_sdk::model::vdi::{
     VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiInfo, VdiResize, VdiRevert, VdiSnapshot,
     VdiStat, VdiUpdate, VdisDone,
 };
-use plugin_sdk::model::{Kind, SrUuid};
+use plugin_sdk::model::{Bytes, Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Driver, Error, Manifest, Result, SessionHealth, Utf8PathBuf};
 
 use self::item::Item;
@@ -40,7 +41,33 @@ use crate::ledger::{Ledger, Settle};
 use crate::metadata::Document;
 use crate::names::{Codec, Role};
 
-/// How this host reaches a mapped volume.
+/// A mapped volume, as a [`Connector`] reaches it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lun<'a> {
+    /// Whose it is: who needs its target.
+    pub vdi: VdiUuid,
+    /// Where the array shows it.
+    pub mapping: &'a Mapping,
+    /// The size it has on the array.
+    pub size: Bytes,
+}
+
+/// That a volume is not connected. As long as this is held, nobody of this host looks for LUNs at
+/// its targets: the mapping ends meanwhile, and what was found just before would lead nowhere.
+#[derive(Debug, Default)]
+#[must_use = "the mapping must end before this is dropped"]
+pub struct Disconnected {
+    _targets: Vec<Held>,
+}
+
+impl Disconnected {
+    /// With the right to work on these targets.
+    pub fn holding(targets: impl IntoIterator<Item = Held>) -> Self {
+        Self { _targets: targets.into_iter().collect() }
+    }
+}
+
+/// How this host reaches a mapped volume. [`IscsiHost`](crate::iscsi::IscsiHost) does by iSCSI.
 pub trait Connector: Send + Sync + 'static {
     /// Who this host is at the array.
     fn initiator(&self, cx: &Cx) -> impl Future<Output = Result<Initiator>> + Send;
@@ -49,17 +76,27 @@ pub trait Connector: Send + Sync + 'static {
     fn connect(
         &self,
         cx: &Cx,
-        mapping: &Mapping,
+        lun: &Lun<'_>,
         writable: bool,
     ) -> impl Future<Output = Result<Utf8PathBuf>> + Send;
 
     /// Removes the block device with all its paths, before the array ends the mapping. Not
     /// connected: success.
-    fn disconnect(&self, cx: &Cx, mapping: &Mapping) -> impl Future<Output = Result<()>> + Send;
+    fn disconnect(
+        &self,
+        cx: &Cx,
+        lun: &Lun<'_>,
+    ) -> impl Future<Output = Result<Disconnected>> + Send;
 
-    /// The volume has another size; looks again if it is connected.
-    fn resized(&self, cx: &Cx, vdi: Uuid) -> impl Future<Output = Result<()>> + Send {
-        let _ = (cx, vdi);
+    /// Has what this host keeps of the volume's content written out. Not connected: success.
+    fn written(&self, cx: &Cx, lun: &Lun<'_>) -> impl Future<Output = Result<()>> + Send {
+        let _ = (cx, lun);
+        std::future::ready(Ok(()))
+    }
+
+    /// The volume has another size: its device takes it. Not connected: success.
+    fn resized(&self, cx: &Cx, lun: &Lun<'_>) -> impl Future<Output = Result<()>> + Send {
+        let _ = (cx, lun);
         std::future::ready(Ok(()))
     }
 }
@@ -105,7 +142,7 @@ pub trait Product: Send + Sync + Sized + 'static {
 
 /// The manifest of an array's driver: `name`, `title`, then any other field of
 /// [`Manifest`]. The operations are those that [`Offload`] serves. `control_only` before them is for
-/// a driver whose [`Connector`] cannot reach a volume yet: it has no attach.
+/// a driver whose [`Connector`] cannot reach a volume: it has no attach.
 #[macro_export]
 macro_rules! array_manifest {
     (control_only, name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
@@ -270,7 +307,8 @@ impl<P: Product> Driver for Offload<P> {
         Ok(VdiDatapathDone::default())
     }
 
-    async fn vdi_deactivate(&self, _: &Cx, _: VdiDeactivate) -> Result<VdiDatapathDone> {
+    async fn vdi_deactivate(&self, cx: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
+        self.written(cx, request.vdi).await?;
         Ok(VdiDatapathDone::default())
     }
 

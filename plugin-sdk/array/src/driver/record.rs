@@ -106,6 +106,8 @@ impl<P: Product> Offload<P> {
     }
 
     pub(super) async fn detach_sr(&self, cx: &Cx) -> Result<SrDone> {
+        // No VDI is attached any more; what attaches left that were cut would keep the entry.
+        self.detach_all(cx).await?;
         let initiator = self.connector.initiator(cx).await?;
         self.array.revoke(cx, &initiator).await?;
         Ok(SrDone { changed: Changed::Modified })

@@ -5,7 +5,7 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plugin_sdk::model::{Bytes, Error, Result};
+use plugin_sdk::model::{Bytes, Error, Kind, Result};
 use plugin_sdk::tokio::sync::Notify;
 
 use crate::array::{
@@ -170,7 +170,8 @@ pub(super) struct State {
     pub(super) calls: Vec<&'static str>,
     pub(super) changes: usize,
     pub(super) trouble: Option<(usize, Trouble)>,
-    pub(super) connected: BTreeSet<String>,
+    pub(super) connected: BTreeMap<String, u64>,
+    pub(super) unreachable: bool,
     pub(super) violations: Vec<String>,
 }
 
@@ -265,15 +266,28 @@ impl MemoryArray {
         }
     }
 
-    pub(super) fn connect(&self, scsi_id: &str) -> Result<()> {
+    /// Sizes of what hosts are connected to, as they know them.
+    pub fn connected(&self) -> Vec<u64> {
+        self.lock().connected.values().copied().collect()
+    }
+
+    /// From now on connecting fails, or works again.
+    pub fn unreachable(&self, unreachable: bool) {
+        self.lock().unreachable = unreachable;
+    }
+
+    pub(super) fn connect(&self, scsi_id: &str, size: Bytes) -> Result<()> {
         let mut state = self.lock();
+        if state.unreachable {
+            return Err(Error::new(Kind::Unreachable, "no path leads to the LUN"));
+        }
         let id = scsi_id.trim_start_matches("36").to_owned();
         let all = &state.now;
         let disk = all.volumes.get(&id).or_else(|| all.snapshots.get(&id));
         if disk.is_none_or(|disk| disk.hosts.is_empty()) {
             return Err(Error::internal(format!("no LUN has the identity {scsi_id}")));
         }
-        state.connected.insert(id);
+        state.connected.insert(id, size.0);
         Ok(())
     }
 

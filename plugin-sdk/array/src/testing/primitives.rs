@@ -305,7 +305,7 @@ impl Array for MemoryArray {
 
     async fn unmap(&self, _: &Cx, volume: &Volume, from: &Initiator) -> Outcome<()> {
         self.change("unmap", |state, _| {
-            if state.connected.contains(&volume.id) {
+            if state.connected.contains_key(&volume.id) {
                 let violation = format!("{} was unmapped while it was connected", volume.name);
                 state.violations.push(violation);
             }

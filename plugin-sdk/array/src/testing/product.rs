@@ -7,8 +7,8 @@ use std::time::Duration;
 use plugin_sdk::{Cx, Error, Manifest, Result, Utf8PathBuf, device_config};
 
 use super::memory::MemoryArray;
-use crate::array::{Initiator, Mapping};
-use crate::driver::{Connector, Product};
+use crate::array::Initiator;
+use crate::driver::{Connector, Disconnected, Lun, Product};
 use crate::ledger::Settle;
 
 device_config! {
@@ -75,13 +75,18 @@ impl Connector for MemoryConnector {
         Ok(Initiator { host: self.host.clone(), iqn, chap: None })
     }
 
-    async fn connect(&self, _: &Cx, mapping: &Mapping, _: bool) -> Result<Utf8PathBuf> {
-        self.array.connect(&mapping.scsi_id)?;
-        Ok(format!("/dev/memory/{}", mapping.scsi_id).into())
+    async fn connect(&self, _: &Cx, lun: &Lun<'_>, _: bool) -> Result<Utf8PathBuf> {
+        let identity = &lun.mapping.scsi_id;
+        self.array.connect(identity, lun.size)?;
+        Ok(format!("/dev/memory/{identity}").into())
     }
 
-    async fn disconnect(&self, _: &Cx, mapping: &Mapping) -> Result<()> {
-        self.array.disconnect(&mapping.scsi_id);
-        Ok(())
+    async fn disconnect(&self, _: &Cx, lun: &Lun<'_>) -> Result<Disconnected> {
+        self.array.disconnect(&lun.mapping.scsi_id);
+        Ok(Disconnected::default())
+    }
+
+    async fn resized(&self, _: &Cx, lun: &Lun<'_>) -> Result<()> {
+        self.array.connect(&lun.mapping.scsi_id, lun.size)
     }
 }

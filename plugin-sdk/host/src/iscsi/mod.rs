@@ -32,6 +32,8 @@ use crate::block;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Most time for a discovery, a login, a logout.
 const ADMIN: Duration = Duration::from_secs(45);
+/// Most time for a portal where another one of the target works.
+const SPARE: Duration = Duration::from_secs(5);
 /// Where the name of this host's initiator is.
 const INITIATOR: &str = "/etc/iscsi/initiatorname.iscsi";
 
@@ -224,6 +226,33 @@ pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
         block::scan_host(cx, session.host).await?;
     }
     Ok(Changed::Created)
+}
+
+/// Logs in at these portals of one target, where there is no session yet. One that works is enough:
+/// then the others have [a short time](SPARE) each, and are tried again by the next who comes.
+///
+/// Errors: that of the first portal, if none works.
+pub async fn login_anywhere(cx: &Cx, targets: &[Target], chap: &Chap) -> Result<Changed> {
+    let there = sessions();
+    let (known, missing): (Vec<&Target>, Vec<&Target>) =
+        targets.iter().partition(|target| there.iter().any(|session| session.is_of(target)));
+    let mut works = there.iter().any(|one| one.is_up() && known.iter().any(|of| one.is_of(of)));
+    let (mut changed, mut failed) = (Changed::Already, None);
+    for target in missing {
+        let limited = if works { cx.within(SPARE) } else { cx.clone() };
+        match login(&limited, target, chap).await {
+            Ok(_) => (works, changed) = (true, Changed::Created),
+            Err(error) => {
+                cx.check()?;
+                plugin_sdk::tracing::warn!(%error, "a portal cannot be used");
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    match failed {
+        Some(error) if !works => Err(error),
+        _ => Ok(changed),
+    }
 }
 
 /// Ends a session, and forgets its record with the password in it. `already` if there is none.

@@ -91,6 +91,14 @@ impl Held {
         std::fs::write(&path, text).map_err(|error| failed(&path, &error))
     }
 
+    /// Whether this user needs the target, nobody else does, and it was one of us who logged in:
+    /// then it is to be logged out of, and the user [removed](Self::remove) after that, so that who is
+    /// cut between the two comes back to it.
+    pub fn is_last(&self, user: &str) -> bool {
+        let users: Vec<String> = self.users().collect();
+        users == [user] && !self.folder.join(FOREIGN).exists()
+    }
+
     /// Notes that somebody does not need it any more. Whether to log out: nobody else needs it, and
     /// it was one of us who logged in.
     pub fn remove(&self, user: &str) -> Result<bool> {
@@ -137,13 +145,17 @@ mod tests {
         held.add("one", &iqn, std::slice::from_ref(&portal)).unwrap();
         held.add("two", &iqn, &[]).unwrap();
         assert_eq!(of_below(folder.path(), "one"), [(iqn.to_string(), vec![portal])]);
+        assert!(!held.is_last("one") && !held.is_last("two"));
         assert!(!held.remove("one").unwrap());
+        assert!(held.is_last("two") && !held.is_last("one"));
         assert!(held.remove("two").unwrap());
+        assert!(!held.is_last("two"));
         assert!(held.remove("two").unwrap());
         assert!(of_below(folder.path(), "two").is_empty());
         // Sessions that were there before.
         held.add("three", &iqn, &[]).unwrap();
         std::fs::write(folder.path().join(iqn.as_str()).join(FOREIGN), "").unwrap();
+        assert!(!held.is_last("three"));
         assert!(!held.remove("three").unwrap());
     }
 

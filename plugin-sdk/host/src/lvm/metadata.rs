@@ -264,7 +264,11 @@ impl SrDocument {
                 .legacy(181)
         };
         let mut document = tags::decode(group.tags.iter().map(String::as_str)).map_err(corrupt)?;
-        let Some(version) = document.remove("v") else { return Ok(None) };
+        let Some(version) = document.remove("v") else {
+            // One that XenServer made has no tags of ours, and says by its name what it is.
+            let theirs = group.names() == Names::XenServer && Names::sr_of(&group.name).is_some();
+            return Ok(theirs.then(|| Self { thick: true, ..Self::default() }));
+        };
         if version != VERSION {
             return Err(Error::unsupported(format!(
                 "{} has version {version}, this release knows {VERSION}",

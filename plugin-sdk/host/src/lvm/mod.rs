@@ -25,5 +25,5 @@ mod vdis;
 pub use command::Lvm;
 pub use devices::{Devices, Signature, candidates, signatures, wipe};
 pub use names::Names;
-pub use report::{Device, Group, Report, Volume};
+pub use report::{Device, Group, Piece, Report, Volume};
 pub use repository::{Allocation, Found, Repository};

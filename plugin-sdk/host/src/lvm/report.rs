@@ -18,9 +18,9 @@ pub(crate) const COLUMNS: [(&str, &str); 5] = [
         "lv_name,lv_uuid,lv_size,lv_attr,lv_tags,lv_health_status,lv_layout,origin,data_percent,\
          metadata_percent,lv_metadata_size,lv_check_needed",
     ),
-    // They cannot be left out.
+    // It cannot be left out.
     ("pvseg", "pvseg_start"),
-    ("seg", "seg_start"),
+    ("seg", "lv_uuid,seg_start,segtype,seg_pe_ranges"),
 ];
 
 /// All that lies on the devices that were looked at.
@@ -33,7 +33,7 @@ pub struct Report {
 }
 
 /// A volume group.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -62,8 +62,23 @@ pub struct Device {
     pub name: String,
     /// Its size now.
     pub size: u64,
+    /// Where the first extent of the group begins.
+    pub first: u64,
     /// Where the last extent of the group ends.
     pub used_to: u64,
+}
+
+/// A piece of a volume: bytes in a row on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where in the volume.
+    pub start: u64,
+    /// How many.
+    pub length: u64,
+    /// LVM's name of the device.
+    pub device: String,
+    /// Where on the device.
+    pub offset: u64,
 }
 
 /// A logical volume.
@@ -100,6 +115,8 @@ pub struct Volume {
     pub is_thin: bool,
     /// A pool's metadata need a check.
     pub needs_check: bool,
+    /// Where a linear volume lies, from its start to its end; empty for another one.
+    pub pieces: Vec<Piece>,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +130,16 @@ struct Part {
     vg: Vec<RawGroup>,
     pv: Vec<RawDevice>,
     lv: Vec<RawVolume>,
+    seg: Vec<RawSegment>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawSegment {
+    lv_uuid: String,
+    seg_start: String,
+    segtype: String,
+    seg_pe_ranges: String,
 }
 
 #[derive(Deserialize)]
@@ -160,23 +187,27 @@ impl Report {
         let document: Document = serde_json::from_slice(json)
             .map_err(|error| Error::internal("the report of lvm cannot be read").source(&error))?;
         let mut report = Self::default();
-        for Part { vg, pv, lv } in document.report {
+        for Part { vg, pv, lv, seg } in document.report {
             let sizes: Vec<Device> = pv.iter().map(Device::read).collect::<Result<_>>()?;
             let devices: Vec<String> = pv.into_iter().map(|device| device.pv_name).collect();
             let Some(group) = vg.into_iter().next() else {
                 report.orphans.extend(devices);
                 continue;
             };
+            let extent = number("vg_extent_size", &group.vg_extent_size)?.max(512);
+            let mut volumes: Vec<Volume> =
+                lv.into_iter().map(Volume::read).collect::<Result<_>>()?;
+            place(&mut volumes, &seg, &sizes, extent)?;
             report.groups.push(Group {
                 size: number("vg_size", &group.vg_size)?,
                 free: number("vg_free", &group.vg_free)?,
-                extent: number("vg_extent_size", &group.vg_extent_size)?.max(512),
+                extent,
                 missing: number("vg_missing_pv_count", &group.vg_missing_pv_count)?,
                 tags: list(&group.vg_tags),
                 name: group.vg_name,
                 devices,
                 sizes,
-                volumes: lv.into_iter().map(Volume::read).collect::<Result<_>>()?,
+                volumes,
             });
         }
         Ok(report)
@@ -190,10 +221,54 @@ impl Device {
             "" => Ok(0),
             text => number(column, text),
         };
-        let used_to = or_zero("pe_start", &raw.pe_start)? + or_zero("pv_size", &raw.pv_size)?;
+        let first = or_zero("pe_start", &raw.pe_start)?;
+        let used_to = first + or_zero("pv_size", &raw.pv_size)?;
         let size = or_zero("dev_size", &raw.dev_size)?;
-        Ok(Self { name: raw.pv_name.clone(), size, used_to })
+        Ok(Self { name: raw.pv_name.clone(), size, first, used_to })
     }
+}
+
+/// Gives linear volumes their places. One whose segments do not cover it in order gets none.
+fn place(
+    volumes: &mut [Volume],
+    segments: &[RawSegment],
+    devices: &[Device],
+    extent: u64,
+) -> Result<()> {
+    for volume in volumes {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for segment in segments.iter().filter(|segment| segment.lv_uuid == volume.id) {
+            let start = number("seg_start", &segment.seg_start)?;
+            // `/dev/sda:0-255`; of a striped segment there are several.
+            let range = segment.seg_pe_ranges.rsplit_once(':').and_then(|(device, range)| {
+                let (first, last) = range.split_once('-')?;
+                Some((device, first.parse::<u64>().ok()?, last.parse::<u64>().ok()?))
+            });
+            let on = |name: &str| devices.iter().find(|device| device.name == name);
+            let found = range.and_then(|(name, first, last)| Some((on(name)?, first, last)));
+            let Some((device, first, last)) = found.filter(|_| segment.segtype == "linear") else {
+                pieces.clear();
+                break;
+            };
+            pieces.push(Piece {
+                start,
+                length: (last + 1).saturating_sub(first).saturating_mul(extent),
+                device: device.name.clone(),
+                offset: first.saturating_mul(extent).saturating_add(device.first),
+            });
+        }
+        pieces.sort_by_key(|piece| piece.start);
+        let mut end = 0;
+        let mut in_order = true;
+        for piece in &pieces {
+            in_order &= piece.start == end;
+            end = piece.start.saturating_add(piece.length);
+        }
+        if in_order && end == volume.size {
+            volume.pieces = pieces;
+        }
+    }
+    Ok(())
 }
 
 impl Group {
@@ -235,6 +310,7 @@ impl Volume {
             is_pool,
             is_thin: layout.contains(&"thin") && !is_pool,
             needs_check: raw.lv_check_needed == "check needed",
+            pieces: Vec::new(),
             tags: list(&raw.lv_tags),
             health: raw.lv_health_status,
             origin: raw.origin,
@@ -315,6 +391,38 @@ mod tests {
         let report = recorded(include_str!("../../tests/fixtures/lvm/full.json"));
         let pool = report.groups[0].volume("pool").unwrap();
         assert_eq!((pool.health.as_str(), pool.data), ("out_of_data", Some(10_000)));
+    }
+
+    #[test]
+    fn a_linear_volume_is_where_its_segments_are() {
+        let json = |segments: &str| {
+            format!(
+                r#"{{"report":[{{"vg":[{{"vg_name":"g","vg_size":"41943040","vg_free":"0",
+                "vg_extent_size":"4194304","vg_tags":"","vg_missing_pv_count":"0"}}],
+                "pv":[{{"pv_name":"/dev/a","dev_size":"99","pe_start":"1048576","pv_size":"8"}},
+                {{"pv_name":"/dev/b:1","dev_size":"99","pe_start":"2097152","pv_size":"8"}}],
+                "lv":[{{"lv_name":"v","lv_uuid":"id","lv_size":"12582912","lv_attr":"-wi-------",
+                "lv_tags":"","lv_health_status":"","lv_layout":"linear","origin":"",
+                "data_percent":"","metadata_percent":"","lv_metadata_size":"",
+                "lv_check_needed":"unknown"}}],"seg":[{segments}]}}]}}"#
+            )
+        };
+        let one = r#"{"lv_uuid":"id","seg_start":"8388608","segtype":"linear","seg_pe_ranges":"/dev/a:7-7"}"#;
+        let two = r#"{"lv_uuid":"id","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/b:1:2-3"}"#;
+        let other = r#"{"lv_uuid":"x","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/a:0-0"}"#;
+        let pieces = |segments: &str| recorded(&json(segments)).groups[0].volumes[0].pieces.clone();
+        let (mib, b) = (1 << 20, "/dev/b:1".to_owned());
+        assert_eq!(
+            pieces(&format!("{one},{other},{two}")),
+            [
+                Piece { start: 0, length: 8 * mib, device: b, offset: 10 * mib },
+                Piece { start: 8 * mib, length: 4 * mib, device: "/dev/a".into(), offset: 29 * mib },
+            ]
+        );
+        // A part of it, a device that is missing, another type: none, rather than wrong ones.
+        assert_eq!(pieces(one), []);
+        assert_eq!(pieces(&format!("{one},{}", two.replace("/dev/b:1", "[unknown]"))), []);
+        assert_eq!(pieces(&format!("{one},{}", two.replace("linear", "striped"))), []);
     }
 
     #[test]

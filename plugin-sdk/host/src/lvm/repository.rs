@@ -13,7 +13,9 @@ use plugin_sdk::model::{Bytes, Changed, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Result};
 
 use crate::lvm::command::Lvm;
+use crate::lvm::metadata::{SrDocument, vdis as vdis_of};
 use crate::lvm::names::Names;
+use crate::lvm::report::Group;
 use crate::lvm::sr::{self, Sr};
 use crate::lvm::{attach, vdis};
 
@@ -97,6 +99,24 @@ impl Repository {
     /// data is on a device.
     pub async fn create(&self, cx: &Cx, request: &SrCreate) -> Result<Changed> {
         self.sr.create(cx, request).await
+    }
+
+    /// How the VDIs of a group take their space, by its tags.
+    pub fn allocation_of(group: &Group) -> Allocation {
+        match SrDocument::of(group) {
+            Ok(Some(document)) if !document.thick => Allocation::Thin,
+            _ => Allocation::Thick,
+        }
+    }
+
+    /// The VDIs of a group that was looked at, each a volume of its own.
+    pub fn disks_of(group: &Group) -> Vec<VdiInfo> {
+        vdis_of(group).iter().map(|vdi| vdi.info(group)).collect()
+    }
+
+    /// Space and health of a group that was looked at.
+    pub fn stat_of(&self, group: &Group) -> Result<SrInfo> {
+        self.sr.stat_of(group)
     }
 
     /// Makes it ready for use, and recovers.

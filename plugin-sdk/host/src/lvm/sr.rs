@@ -147,7 +147,8 @@ impl Sr {
     /// Makes the pool of a thin SR if it is not there yet.
     async fn ensure_pool(&self, cx: &Cx, group: &Group) -> Result<bool> {
         let thick = SrDocument::of(group)?.is_some_and(|document| document.thick);
-        if thick || pool::of(group).is_some() {
+        // What is thin in a group of XenServer's layout are images, and of no pool.
+        if thick || self.names == Names::XenServer || pool::of(group).is_some() {
             return Ok(false);
         }
         let layout = pool::Layout::of(group)?;
@@ -294,8 +295,13 @@ impl Sr {
 
     pub(crate) async fn stat(&self, cx: &Cx) -> Result<SrInfo> {
         let group = self.group(cx).await?;
-        let document = SrDocument::of(&group)?.unwrap_or_default();
-        let infos: Vec<_> = vdis(&group).iter().map(|vdi| vdi.info(&group)).collect();
+        self.stat_of(&group)
+    }
+
+    /// As [`Self::stat`], of a group that was looked at.
+    pub(crate) fn stat_of(&self, group: &Group) -> Result<SrInfo> {
+        let document = SrDocument::of(group)?.unwrap_or_default();
+        let infos: Vec<_> = vdis(group).iter().map(|vdi| vdi.info(group)).collect();
         let quarantined: Vec<VdiUuid> = infos
             .iter()
             .filter(|info| matches!(info.health, Health::Quarantined { .. }))
@@ -304,15 +310,15 @@ impl Sr {
         let degraded = |reason| Health::Degraded { reason };
         let health = if group.missing > 0 {
             degraded(format!("{} of {} devices are missing", group.missing, group.devices.len()))
-        } else if let Some(reason) = pool::trouble(&group) {
+        } else if let Some(reason) = pool::trouble(group) {
             degraded(reason)
         } else if quarantined.is_empty() {
             Health::Ok
         } else {
             degraded(format!("{} VDIs are quarantined", quarantined.len()))
         };
-        let (size, used) = match pool::of(&group) {
-            Some(pool) => (pool::size(&group, pool), pool.mapped().unwrap_or_default()),
+        let (size, used) = match pool::of(group) {
+            Some(pool) => (pool::size(group, pool), pool.mapped().unwrap_or_default()),
             None => (group.size, group.size - group.free.min(group.size)),
         };
         Ok(SrInfo {
@@ -326,7 +332,7 @@ impl Sr {
             quarantined,
             health,
             usage: None,
-            warnings: pool::warnings(&group),
+            warnings: pool::warnings(group),
             paths: None,
         })
     }

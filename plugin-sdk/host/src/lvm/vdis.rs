@@ -67,7 +67,9 @@ pub(crate) async fn create(sr: &Sr, cx: &Cx, request: &VdiCreate) -> Result<VdiD
         }
         return already(&group, request.uuid);
     }
-    if SrDocument::of(&group)?.is_some_and(|document| document.thick) {
+    // A raw disk of XenServer's layout is linear, however its images are allocated.
+    let thick = SrDocument::of(&group)?.is_some_and(|document| document.thick);
+    if thick || sr.names == Names::XenServer {
         return create_thick(sr, cx, request.uuid, size, metadata, begun).await;
     }
     pool::room(&group)?;
