@@ -1,6 +1,5 @@
-//! The array: its state, how it is changed, and its data path.
+//! The array: how it is made, changed and asked.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,14 +10,12 @@ use serde_json::Value;
 
 use super::change::Change;
 use super::clock::Clock;
-use super::content::Contents;
 use super::faults::Faults;
-use super::model::{
-    Depletion, Export, Hold, Layer, Pool, Settings, Snapshot, Trouble, Volume, WhenFull,
-};
-use super::objects::{Objects, View};
+use super::model::{Export, Pool, Settings, Trouble};
+use super::objects::View;
 use super::requests::Requests;
 use super::sessions::Sessions;
+use super::state::{Space, State};
 
 /// How an array is made.
 #[derive(Clone, Debug)]
@@ -41,24 +38,6 @@ impl Default for Options {
     }
 }
 
-/// How full a pool is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes it has.
-    pub capacity: u64,
-    /// Bytes of pages in it, each counted once.
-    pub used: u64,
-    /// Bytes kept for thick volumes and not written.
-    pub reserved: u64,
-}
-
-impl Space {
-    /// What is left.
-    pub fn free(&self) -> u64 {
-        self.capacity.saturating_sub(self.used + self.reserved)
-    }
-}
-
 /// An array. Clones are the same array.
 #[derive(Clone, Debug)]
 pub struct Array(Arc<Shared>);
@@ -78,131 +57,6 @@ struct Shared {
     changes: AtomicU64,
 }
 
-#[derive(Debug)]
-pub(super) struct State {
-    pub(super) objects: Objects,
-    pub(super) contents: Contents,
-    /// What reads see until when, oldest first.
-    stale: VecDeque<(Instant, View)>,
-    /// Targets that an initiator has open, by target and initiator: how many sessions.
-    pub(super) logins: BTreeMap<(String, String), usize>,
-    /// When the last session of a target ended.
-    pub(super) left: BTreeMap<String, u64>,
-}
-
-impl State {
-    fn open(folder: &Path, page: u64) -> std::io::Result<Self> {
-        let objects = Objects::open(folder)?;
-        let layers = objects.now.all::<Layer>();
-        let known: Vec<u64> = layers.iter().filter_map(|(key, _)| key.parse().ok()).collect();
-        let contents = Contents::open(folder, page, &known)?;
-        let (stale, logins, left) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self { objects, contents, stale, logins, left })
-    }
-
-    /// The layers from `top` down.
-    pub(super) fn chain(&self, top: u64) -> Vec<u64> {
-        let mut chain = Vec::new();
-        let mut next = Some(top);
-        while let Some(number) = next {
-            chain.push(number);
-            next = self.objects.now.get::<Layer>(&number.to_string()).and_then(|layer| layer.below);
-        }
-        chain
-    }
-
-    pub(super) fn space(&self, pool: &str) -> Result<Space, Trouble> {
-        let missing = || Trouble::Missing("pool", pool.to_owned());
-        let capacity = self.objects.now.get::<Pool>(pool).ok_or_else(missing)?.capacity;
-        let layers = self.objects.now.all::<Layer>();
-        let of_pool = layers.iter().filter(|(_, layer)| layer.pool == pool);
-        let used =
-            of_pool.filter_map(|(key, _)| Some(self.contents.bytes(key.parse().ok()?))).sum();
-        let volumes = self.objects.now.all::<Volume>();
-        let thick = volumes.iter().filter(|(_, volume)| volume.thick && volume.pool == pool);
-        let reserved = thick
-            .map(|(_, volume)| volume.size.saturating_sub(self.contents.bytes(volume.layer)))
-            .sum();
-        Ok(Space { capacity, used, reserved })
-    }
-
-    /// Removes layers that nobody reads, and joins those that one reader alone needs.
-    fn collect(&mut self) -> Result<(), Trouble> {
-        loop {
-            let now = &self.objects.now;
-            let mut held: BTreeSet<u64> = BTreeSet::new();
-            held.extend(now.all::<Volume>().iter().map(|(_, volume)| volume.layer));
-            held.extend(now.all::<Snapshot>().iter().map(|(_, snapshot)| snapshot.layer));
-            held.extend(now.all::<Hold>().iter().map(|(_, hold)| hold.layer));
-            let layers: BTreeMap<u64, Arc<Layer>> = now
-                .all::<Layer>()
-                .into_iter()
-                .filter_map(|(key, layer)| Some((key.parse().ok()?, layer)))
-                .collect();
-            let mut above: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-            for (number, layer) in &layers {
-                if let Some(below) = layer.below {
-                    above.entry(below).or_default().push(*number);
-                }
-            }
-            let nobody = |number: &u64| above.get(number).map_or(0, Vec::len);
-            let lost = layers.keys().find(|number| !held.contains(number) && nobody(number) == 0);
-            if let Some(number) = lost.copied() {
-                self.objects.remove::<Layer>(&number.to_string());
-                self.objects.commit()?;
-                self.contents.remove(number)?;
-                continue;
-            }
-            let single = layers.keys().find(|number| !held.contains(number) && nobody(number) == 1);
-            let Some(lower) = single.copied() else { return Ok(()) };
-            let Some(upper) = above.get(&lower).and_then(|all| all.first()).copied() else {
-                return Ok(());
-            };
-            self.join(lower, upper, above.get(&upper).map_or(&[][..], Vec::as_slice))?;
-        }
-    }
-
-    /// Joins a layer and the only one above it into the lower.
-    fn join(&mut self, lower: u64, upper: u64, above: &[u64]) -> Result<(), Trouble> {
-        let below = self.chain(lower).split_off(1);
-        self.contents.merge(upper, lower, &below)?;
-        for number in above {
-            let key = number.to_string();
-            if let Some(layer) = self.objects.now.get::<Layer>(&key) {
-                let layer = Layer { below: Some(lower), ..(*layer).clone() };
-                self.objects.put(&key, &layer)?;
-            }
-        }
-        for (key, volume) in self.objects.now.all::<Volume>() {
-            if volume.layer == upper {
-                self.objects.put(&key, &Volume { layer: lower, ..(*volume).clone() })?;
-            }
-        }
-        for (key, snapshot) in self.objects.now.all::<Snapshot>() {
-            if snapshot.layer == upper {
-                self.objects.put(&key, &Snapshot { layer: lower, ..(*snapshot).clone() })?;
-            }
-        }
-        for (key, hold) in self.objects.now.all::<Hold>() {
-            if hold.layer == upper {
-                self.objects.put(&key, &Hold { layer: lower })?;
-            }
-        }
-        self.objects.remove::<Layer>(&upper.to_string());
-        self.objects.commit()?;
-        self.contents.remove(upper)?;
-        Ok(())
-    }
-
-    /// What a copy held that did not end before the array was killed.
-    fn drop_holds(&mut self) -> Result<(), Trouble> {
-        for (key, _) in self.objects.now.all::<Hold>() {
-            self.objects.remove::<Hold>(&key);
-        }
-        self.objects.commit()?;
-        self.collect()
-    }
-}
 
 impl Array {
     /// Opens the state in a folder, or makes it.
@@ -349,118 +203,6 @@ impl Array {
         own.map(|number| state.contents.bytes(*number)).sum()
     }
 
-    /// Reads a volume, or a snapshot of that key.
-    pub fn read(&self, key: &str, offset: u64, length: usize) -> Result<Vec<u8>, Trouble> {
-        let state = self.lock();
-        let (layer, size) = match state.objects.now.get::<Volume>(key) {
-            Some(volume) if !volume.online => return Err(Trouble::Offline(key.to_owned())),
-            Some(volume) => (volume.layer, volume.size),
-            None => {
-                let snapshot = state.objects.now.get::<Snapshot>(key);
-                let snapshot =
-                    snapshot.ok_or_else(|| Trouble::Missing("volume", key.to_owned()))?;
-                (snapshot.layer, snapshot.size)
-            }
-        };
-        within(offset, length as u64, size)?;
-        let mut bytes = vec![0; length];
-        state.contents.read(&state.chain(layer), offset, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Writes a volume, as a host does.
-    pub fn write(&self, key: &str, offset: u64, bytes: &[u8]) -> Result<(), Trouble> {
-        let mut state = self.lock();
-        loop {
-            let volume = online(&state, key)?;
-            within(offset, bytes.len() as u64, volume.size)?;
-            let needed = state.contents.needed(volume.layer, offset, bytes.len() as u64);
-            // Without snapshots nothing is kept, and the reserve is of no matter.
-            let reserve = volume.snapshot_reserve.filter(|_| !snapshots_of(&state, key).is_empty());
-            if let Some((reserve, depletion)) = reserve {
-                // Each page written anew keeps an old one for the snapshots.
-                if needed > 0 && kept(&state, key, &volume) + needed > reserve {
-                    if !deplete(&mut state, key, &volume, depletion)? {
-                        return Err(Trouble::Offline(key.to_owned()));
-                    }
-                    continue;
-                }
-            }
-            let free = state.space(&volume.pool)?.free();
-            let room = if volume.thick { u64::MAX } else { free };
-            if needed > room {
-                if volume.when_full == WhenFull::Offline {
-                    put_offline(&mut state, key, &volume)?;
-                }
-                return Err(Trouble::NoSpace(volume.pool.clone()));
-            }
-            let chain = state.chain(volume.layer);
-            return Ok(state.contents.write(&chain, offset, bytes)?);
-        }
-    }
-
-    /// Gives back the pages of a range of a volume.
-    pub fn unmap(&self, key: &str, offset: u64, length: u64) -> Result<(), Trouble> {
-        let mut state = self.lock();
-        let volume = online(&state, key)?;
-        within(offset, length, volume.size)?;
-        let chain = state.chain(volume.layer);
-        Ok(state.contents.unmap(&chain, offset, length)?)
-    }
-
-    /// Copies the used pages of a volume or snapshot into a volume that shares nothing with it, and
-    /// tells how far it is: pages copied, pages in all. The caller made the volume `to` just now.
-    /// The source may be written meanwhile: what is copied is its content at the beginning.
-    pub fn copy_pages(
-        &self,
-        from: &str,
-        to: &str,
-        progress: impl FnMut(u64, u64),
-    ) -> Result<(), Trouble> {
-        let hold = self.change(|change| change.hold(from))?;
-        let copied = self.copy_held(&hold, to, progress);
-        self.change(|change| {
-            change.release(&hold);
-            Ok::<_, Trouble>(())
-        })?;
-        copied
-    }
-
-    fn copy_held(
-        &self,
-        hold: &str,
-        to: &str,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<(), Trouble> {
-        let held = |state: &State| {
-            // Its number may change while others are removed; what it holds does not.
-            let hold = state.objects.now.get::<Hold>(hold);
-            hold.map_or_else(Vec::new, |hold| state.chain(hold.layer))
-        };
-        let pages = {
-            let state = self.lock();
-            state.contents.pages(&held(&state))
-        };
-        let all = pages.len() as u64;
-        progress(0, all);
-        for (done, part) in pages.chunks(64).enumerate() {
-            let mut state = self.lock();
-            let volume = state.objects.now.get::<Volume>(to);
-            let volume = volume.ok_or_else(|| Trouble::Missing("volume", to.to_owned()))?;
-            let needed = part.len() as u64 * self.0.page;
-            if !volume.thick && needed > state.space(&volume.pool)?.free() {
-                return Err(Trouble::NoSpace(volume.pool.clone()));
-            }
-            let chain = held(&state);
-            for page in part {
-                state.contents.copy_page(&chain, *page, volume.layer)?;
-            }
-            drop(state);
-            progress((done as u64 * 64 + part.len() as u64).min(all), all);
-        }
-        Ok(())
-    }
-
     /// An initiator logs in to a target, or leaves it: what "in use" is about.
     pub fn login(&self, target: &str, initiator: &str) {
         *self.lock().logins.entry((target.to_owned(), initiator.to_owned())).or_default() += 1;
@@ -566,53 +308,4 @@ impl Array {
             "sessions": self.sessions().count(),
         })
     }
-}
-
-fn within(offset: u64, length: u64, size: u64) -> Result<(), Trouble> {
-    match offset.checked_add(length) {
-        Some(end) if end <= size => Ok(()),
-        _ => Err(Trouble::Invalid(format!("{length} bytes at {offset} are past the end, {size}"))),
-    }
-}
-
-fn online(state: &State, key: &str) -> Result<Arc<Volume>, Trouble> {
-    let volume = state.objects.now.get::<Volume>(key);
-    let volume = volume.ok_or_else(|| Trouble::Missing("volume", key.to_owned()))?;
-    if volume.online { Ok(volume) } else { Err(Trouble::Offline(key.to_owned())) }
-}
-
-fn put_offline(state: &mut State, key: &str, volume: &Volume) -> Result<(), Trouble> {
-    state.objects.put(key, &Volume { online: false, ..volume.clone() })?;
-    state.objects.commit()?;
-    Ok(())
-}
-
-fn snapshots_of(state: &State, key: &str) -> Vec<(String, Arc<Snapshot>)> {
-    let all = state.objects.now.all::<Snapshot>();
-    let mut own: Vec<_> = all.into_iter().filter(|(_, snapshot)| snapshot.volume == key).collect();
-    own.sort_by_key(|(_, snapshot)| snapshot.order);
-    own
-}
-
-/// Bytes that the snapshots of a volume hold and the volume itself does not read any more.
-fn kept(state: &State, key: &str, volume: &Volume) -> u64 {
-    if snapshots_of(state, key).is_empty() { 0 } else { state.contents.bytes(volume.layer) }
-}
-
-/// Makes room in the reserve. Says whether the volume still serves.
-fn deplete(
-    state: &mut State,
-    key: &str,
-    volume: &Volume,
-    depletion: Depletion,
-) -> Result<bool, Trouble> {
-    let oldest = snapshots_of(state, key).into_iter().next();
-    if let (Depletion::DeleteOldest, Some((oldest, _))) = (depletion, oldest) {
-        state.objects.remove::<Snapshot>(&oldest);
-        state.objects.commit()?;
-        state.collect()?;
-        return Ok(true);
-    }
-    put_offline(state, key, volume)?;
-    Ok(false)
 }

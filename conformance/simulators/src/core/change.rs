@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::array::{Space, State};
+use super::state::{Space, State};
 use super::model::{
     Counter, Depletion, Hold, Job, JobState, Layer, Settings, Snapshot, Trouble, Volume, WhenFull,
 };

@@ -5,15 +5,17 @@ mod array;
 mod change;
 mod clock;
 mod content;
+mod data;
 mod faults;
 mod jobs;
 mod model;
 mod objects;
 mod requests;
 mod sessions;
+mod state;
 mod vendor;
 
-pub use array::{Array, Options, Space};
+pub use array::{Array, Options};
 pub use change::{Change, NewVolume};
 pub use clock::Clock;
 pub use faults::{Effect, Fault, Faults};
@@ -24,6 +26,7 @@ pub use model::{
 pub use objects::{Record, View};
 pub use requests::{Asked, Requests};
 pub use sessions::{Session, Sessions, TooMany};
+pub use state::Space;
 pub use vendor::Vendor;
 
 /// Lower-case hexadecimal digits.

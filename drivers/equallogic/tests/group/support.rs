@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use array_kit::array::{Initiator, Mapping};
-use array_kit::driver::{Connector, Offload, Product};
+use array_kit::array::Initiator;
+use array_kit::driver::{Connector, Disconnected, Lun, Offload, Product};
 use array_kit::ledger::Settle;
 use array_kit::names::{Codec, Role};
 use array_sim::core::{Effect, Fault};
@@ -43,12 +43,12 @@ impl Connector for NoDisk {
         Ok(Initiator { host: "test".into(), iqn: self.iqn.clone(), chap: None })
     }
 
-    async fn connect(&self, _: &Cx, mapping: &Mapping, _: bool) -> Result<Utf8PathBuf> {
-        Ok(format!("/dev/disk/by-id/scsi-{}", mapping.scsi_id).into())
+    async fn connect(&self, _: &Cx, lun: &Lun<'_>, _: bool) -> Result<Utf8PathBuf> {
+        Ok(format!("/dev/disk/by-id/scsi-{}", lun.mapping.scsi_id).into())
     }
 
-    async fn disconnect(&self, _: &Cx, _: &Mapping) -> Result<()> {
-        Ok(())
+    async fn disconnect(&self, _: &Cx, _: &Lun<'_>) -> Result<Disconnected> {
+        Ok(Disconnected::default())
     }
 }
 
