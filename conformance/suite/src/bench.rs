@@ -198,6 +198,7 @@ impl Bench {
             sr: opening.sr,
             device_config: opening.device_config.clone().unwrap_or_else(|| self.device_config()),
             host: HostId(opening.host.into()),
+            installation: String::new(),
         };
         let services = Arc::clone(services);
         let budget = self.config.call_budget().max(OPENING);

@@ -103,6 +103,7 @@ fn remove(
             sr: Some(sr),
             device_config: device_config.clone(),
             host: HostId(HOST.into()),
+            installation: String::new(),
         };
         let budget = config.call_budget();
         let open = loader.open(driver, Placement::Child, request, services, budget);
