@@ -13,8 +13,8 @@ const LAYERS: &[&[&str]] = &[
     &["sm-step", "sm-model", "sm-abi"],
     &["vhd", "lab", "array-sim"],
     &["sm-loader", "plugin-sdk", "datapath"],
-    &["sm-core", "sm-driver-host", "array-kit", "host-kit", "vhd-folder"],
-    &["smctl"],
+    &["sm-core", "sm-driver-host", "host-kit", "vhd-folder"],
+    &["smctl", "array-kit", "vhd-lvm"],
     &["conformance", "sm-conformance", "xtask"],
 ];
 

@@ -93,7 +93,7 @@ impl Place {
             listing["vdis"].as_array().unwrap().iter().find(|vdi| vdi["name"] == "snapshot");
         fs::write(place.file("snapshot"), snapshot.unwrap()["uuid"].as_str().unwrap()).unwrap();
         place.must(&["vdi", "clone", DISK, "--name", "clone"]);
-        copy(&place.file("state"), &place.file("start.state"));
+        copy_state(&place.file("state"), &place.file("start.state"));
         copy(&place.images(), &place.file("start.images"));
         place
     }
@@ -131,7 +131,7 @@ impl Place {
 
     /// Remembers what is, for [`Self::back`].
     pub(crate) fn keep(&self) {
-        copy(&self.file("state"), &self.file("kept.state"));
+        copy_state(&self.file("state"), &self.file("kept.state"));
         copy(&self.images(), &self.file("kept.images"));
     }
 
@@ -141,7 +141,7 @@ impl Place {
 
     fn restore(&self, name: &str) {
         self.kill_datapaths();
-        copy(&self.file(&format!("{name}.state")), &self.file("state"));
+        copy_state(&self.file(&format!("{name}.state")), &self.file("state"));
         copy(&self.file(&format!("{name}.images")), &self.images());
         let _ = fs::remove_dir_all(self.file("out"));
         fs::create_dir_all(self.file("out")).unwrap();
@@ -431,6 +431,29 @@ fn count(folder: &Path, root: &Path, files: &mut BTreeMap<String, usize>) {
         };
         let parent = path.parent().unwrap().strip_prefix(root).unwrap().display();
         *files.entry(format!("{parent}/{kind}")).or_default() += 1;
+    }
+}
+
+/// Makes the state directory `to` a copy of `from`, but for the drivers that were loaded: nothing
+/// changes these, and they are 24 MiB each.
+fn copy_state(from: &Path, to: &Path) {
+    let entries = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| !path.ends_with("drivers")).collect()
+    };
+    for path in entries(to) {
+        if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.unwrap();
+    }
+    fs::create_dir_all(to).unwrap();
+    for path in entries(from) {
+        let copied = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_state(&path, &copied);
+            fs::set_permissions(&copied, fs::metadata(&path).unwrap().permissions()).unwrap();
+        } else {
+            fs::copy(&path, &copied).unwrap();
+        }
     }
 }
 

@@ -99,8 +99,7 @@ async fn a_backup_program_reads_what_changed() {
         let backwards = site.changes(tuesday, monday).await;
         assert!(!backwards.known && backwards.bitmap.is_empty());
         assert_eq!(backwards.ranges().unwrap(), [(0, 8 << 20)]);
-        let open = site.changes(wednesday, disk).await;
-        assert_eq!(open.why, Some(format!("the log of {disk} was not closed")));
+        assert_eq!(site.changed(wednesday, disk).await, []);
 
         let (uri, changes) = site.backup(wednesday, monday).await;
         assert!(changes.known);
@@ -132,9 +131,7 @@ async fn a_backup_program_reads_what_changed() {
         assert_eq!(dirty.len(), 1, "{map}");
         assert_eq!(dirty[0]["start"], 4 << 20);
         site.end_backup(wednesday).await;
-        let run =
-            ::datapath::control::Run::of_installation(site.folder.join("state").as_std_path());
-        assert_eq!(run.disks().unwrap().len(), 1, "the disk's own");
+        assert_eq!(site.processes().disks().unwrap().len(), 1, "the disk's own");
 
         // What is written to cannot be shown with what is fixed.
         let error = site.sr.vdi_attach_since(&Op::new(), disk, "backup", monday).await.unwrap_err();
@@ -156,6 +153,57 @@ async fn a_backup_program_reads_what_changed() {
         site.sr.vdi_destroy(&Op::new(), disk).await.unwrap();
         site.sr.vdi_destroy(&Op::new(), monday).await.unwrap();
         assert_eq!(site.logs(), 0);
+    }
+}
+
+/// What a guest has been answered is told, whatever is going on; and what differs then is among it.
+#[tokio::test]
+async fn what_has_changed_by_now_is_asked_of_the_data_path() {
+    for placement in PLACEMENTS {
+        let site = Site::new(placement).await;
+        let (disk, uri) = site.served("a").await;
+        site.cbt(disk, true).await;
+        guest(&uri, &["write -P 1 0 64k"]);
+        let first = site.snapshot(disk).await;
+        assert_eq!(site.changed(first, disk).await, []);
+        guest(&uri, &["write -P 2 1M 4k"]);
+        assert_eq!(site.changed(first, disk).await, [(16, 1)]);
+        let second = site.snapshot(disk).await;
+        guest(&uri, &["write -z 2M 64k", "discard 3M 64k"]);
+        assert_eq!(site.changed(second, disk).await, [(32, 1), (48, 1)]);
+        assert_eq!(site.changed(first, disk).await, [(16, 1), (32, 1), (48, 1)]);
+        let place = site.processes().disk(&disk.to_string());
+        assert!(!place.changed_since("now").exists(), "what was told is not left behind");
+
+        // Blocks in order, each twice: whatever is asked while they are written, those that were
+        // there before are told.
+        let mut load = Command::new("fio")
+            .args(["--name=load", "--ioengine=nbd", &format!("--uri={uri}"), "--rw=write"])
+            .args(["--bs=64k", "--iodepth=1", "--offset=4m", "--size=3m", "--loops=2"])
+            .args(["--rate_iops=100"])
+            .current_dir(&site.folder)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut asked, mut last) = (0, 0);
+        while load.try_wait().unwrap().is_none() {
+            let answered = site.sr.datapath(disk).await.unwrap().unwrap().statistics.write.bytes;
+            let changes = site.changed(second, disk).await;
+            let told: u64 = changes.iter().map(|range| range.1).sum();
+            // Of all writes since the snapshot: the zeros and the discard are no writes.
+            let before = (64 << 10) + 4096;
+            let least = ((answered - before) / CHANGED_BLOCK).min(48) + 2;
+            assert!(told >= least && told >= last && told <= 50, "{least}, {last}: {changes:?}");
+            (asked, last) = (asked + 1, told);
+        }
+        assert!(load.wait().unwrap().success() && asked > 0);
+        let all = [(32, 1), (48, 1), (64, 48)];
+        assert_eq!(site.changed(second, disk).await, all);
+        // One that was killed knows no more what it was.
+        kill(site.pid(disk).await);
+        site.sr.scan(&Op::new()).await.unwrap();
+        assert_eq!(site.changed(second, disk).await, [(0, 128)]);
+        site.detach(disk).await;
     }
 }
 

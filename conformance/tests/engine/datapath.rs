@@ -163,6 +163,102 @@ async fn a_data_path_that_was_killed_is_there_again_with_what_it_had_answered() 
     }
 }
 
+/// Writes without a flush, which `nbdsh` does not add at its end.
+fn answered(uri: &str, byte: u8) {
+    let write = format!("h.pwrite(bytes([{byte}]) * 262144, 1 << 20)");
+    let words = ["-u", uri, "-c", "import os", "-c", &write, "-c", "os._exit(0)"];
+    let output = Command::new("nbdsh").args(words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// How many sockets the kernel knows under a path: the one that listens, and one for each connection.
+fn sockets(path: &std::path::Path) -> usize {
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    all.lines().filter(|line| line.ends_with(path.to_str().unwrap())).count()
+}
+
+impl Site {
+    /// Nothing of the data path of a disk is left, nor of its claim; and the disk has what was
+    /// answered.
+    async fn is_as_detached(&self, disk: VdiUuid, byte: u8, context: &str) {
+        let place = self.processes().disk(&disk.to_string());
+        assert!(!place.exists(), "{context}: {:?}", std::fs::read_dir(place.path()));
+        let claims = std::fs::read_dir(self.sr_folder().join(".sm/open")).unwrap();
+        let claims: Vec<_> = claims.map(|claim| claim.unwrap().file_name()).collect();
+        let ours = |name: &&std::ffi::OsString| name.to_str().unwrap().contains(&disk.to_string());
+        assert_eq!(claims.iter().find(ours), None, "{context}");
+        assert!(self.sr.attachments().unwrap().iter().all(|held| held.vdi != disk), "{context}");
+        assert!(self.sr.vdi_check(&Op::new(), disk).await.unwrap().findings.is_empty());
+        let content = self.content(disk).await;
+        assert!(content[1 << 20..][..256 << 10].iter().all(|is| *is == byte), "{context}");
+    }
+
+    /// Where the data paths of this installation are.
+    pub(crate) fn processes(&self) -> ::datapath::control::Run {
+        ::datapath::control::Run::of_installation(self.folder.join("state").as_std_path())
+    }
+}
+
+/// It is stopped, so that whoever detaches has to wait for its answer, and killed then.
+#[tokio::test]
+async fn a_data_path_that_is_killed_while_it_is_detached_leaves_nothing() {
+    for (byte, at_once) in [(5, false), (6, true)] {
+        let site = Site::new(PLACEMENTS[0]).await;
+        let (disk, uri) = site.served("a").await;
+        answered(&uri, byte);
+        let pid = site.pid(disk).await;
+        let control = site.processes().disk(&disk.to_string()).control();
+        let before = sockets(&control);
+        assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
+        let sr = site.sr.clone();
+        let detach = tokio::spawn(async move {
+            if !at_once {
+                sr.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
+            }
+            sr.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+        });
+        let until = Instant::now() + Duration::from_secs(60);
+        while sockets(&control) <= before {
+            assert!(Instant::now() < until, "nobody asks it");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        kill(pid);
+        detach.await.unwrap();
+        site.is_as_detached(disk, byte, "killed when it was asked").await;
+    }
+}
+
+/// At any moment of the detach: each time a little later, until it is over before.
+#[tokio::test]
+async fn a_detach_that_meets_a_kill_at_any_moment_leaves_nothing() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (disk, uri) = site.served("a").await;
+    let (mut met, mut late) = (0, 0);
+    for round in 1_u8..20 {
+        answered(&uri, round);
+        let pid = site.pid(disk).await;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let process =
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let delay = Duration::from_micros(u64::from(round) * 1500);
+        let killed = std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            rustix::process::pidfd_send_signal(process, rustix::process::Signal::KILL)
+        });
+        site.detach(disk).await;
+        let in_time = killed.join().unwrap().is_ok();
+        site.is_as_detached(disk, round, &format!("killed after {delay:?}")).await;
+        (met, late) = if in_time { (met + 1, 0) } else { (met, late + 1) };
+        if late == 3 {
+            break;
+        }
+        site.attach_again(disk).await;
+    }
+    println!("{met} kills met it");
+    assert!(met > 0, "every kill came too late");
+    let _ = site.sr.vdi_detach(&Op::new(), disk, VM).await;
+}
+
 /// Numbers that only grow are written by `fio` in one place after the other, and verified by it.
 #[tokio::test]
 async fn snapshots_under_load_leave_every_byte_to_the_guest() {
@@ -277,13 +373,72 @@ async fn attaches_that_race_share_one_process() {
         async { other.vdi_attach(&Op::new(), disk, "two", mode).await.unwrap() },
     );
     assert_eq!(first, second);
-    let run = ::datapath::control::Run::of_installation(site.folder.join("state").as_std_path());
-    assert_eq!(run.disks().unwrap().len(), 1);
+    assert_eq!(site.processes().disks().unwrap().len(), 1);
     let (first, second) =
         tokio::join!(async { site.sr.vdi_activate(&Op::new(), disk, "one").await }, async {
             other.vdi_activate(&Op::new(), disk, "two").await
         },);
-    assert!(first.is_ok() != second.is_ok(), "one writer: {first:?} {second:?}");
+    let (error, writer) = match (first, second) {
+        (Ok(()), Err(error)) => (error, "one"),
+        (Err(error), Ok(())) => (error, "two"),
+        both => panic!("one writer: {both:?}"),
+    };
+    assert_eq!(error.kind, Kind::InUse);
+    assert_eq!(error.message, format!("VDI {disk} is being written by {writer:?}"));
+}
+
+/// Two state directories with the same SR: neither knows of the processes of the other.
+#[tokio::test]
+async fn what_one_installation_of_a_host_has_open_another_one_leaves_alone() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (disk, uri) = site.served("a").await;
+    guest(&uri, &["write -P 1 0 1M", "flush"]);
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = camino::Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
+    let manager = crate::manager(&elsewhere, PLACEMENTS[0]).await;
+    let config = [("location".to_owned(), site.folder.join("images").into_string())].into();
+    let known = sm_core::NewSr {
+        driver: "file".into(),
+        uuid: Some(site.sr.uuid()),
+        device_config: config,
+        ..sm_core::NewSr::default()
+    };
+    manager.sr_introduce(&Op::new(), known).await.unwrap();
+    let other = manager.sr(&site.sr.uuid().to_string()).unwrap();
+
+    let ours = site.processes().installation();
+    let written = format!("VDI {disk} is being written by another installation of this host, {ours}");
+    other.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
+    let error = other.vdi_activate(&Op::new(), disk, VM).await.unwrap_err();
+    assert_eq!((&error.kind, &error.message), (&Kind::InUse, &written));
+    let spec = [NewSnapshot { vdi: disk, name: "s".into(), description: String::new() }];
+    let error = other.vdi_snapshot(&Op::new(), &spec).await.unwrap_err();
+    assert_eq!((&error.kind, &error.message), (&Kind::InUse, &written));
+    // Whatever it gives back, and tidies up, is its own.
+    other.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+    other.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+    other.scan(&Op::new()).await.unwrap();
+    let dry = sm_core::model::sr::SrMaintain::default();
+    other.maintain(&Op::new(), dry).await.unwrap();
+    let claims = std::fs::read_dir(site.sr_folder().join(".sm/open")).unwrap();
+    let claims: Vec<_> = claims.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(claims.len() == 2 && claims.iter().all(|claim| claim.contains(&ours)), "{claims:?}");
+    guest(&uri, &["read -P 1 0 1M", "write -P 2 0 1M", "flush"]);
+    let snapshot = site.snapshot(disk).await;
+    site.detach(disk).await;
+
+    // And the other way round.
+    other.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
+    other.vdi_activate(&Op::new(), disk, VM).await.unwrap();
+    site.sr.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
+    let error = site.sr.vdi_activate(&Op::new(), disk, VM).await.unwrap_err();
+    assert_eq!(error.kind, Kind::InUse, "{error:?}");
+    site.sr.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+    other.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
+    other.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+    assert!(site.content(snapshot).await[..1 << 20].iter().all(|byte| *byte == 2));
+    assert_eq!(std::fs::read_dir(site.sr_folder().join(".sm/open")).unwrap().count(), 0);
+    manager.close().await;
 }
 
 /// The state directory was lost: nobody knows of the process but its directory.
@@ -291,8 +446,7 @@ async fn attaches_that_race_share_one_process() {
 async fn a_process_that_nobody_needs_is_ended_by_a_scan() {
     let site = Site::new(PLACEMENTS[0]).await;
     let disk = site.disk("a").await;
-    let run = ::datapath::control::Run::of_installation(site.folder.join("state").as_std_path());
-    let place = run.disk(&disk.to_string());
+    let place = site.processes().disk(&disk.to_string());
     let program = crate::path("sm-datapath");
     ::datapath::control::start(&place, program.as_std_path()).unwrap();
     site.sr.scan(&Op::new()).await.unwrap();

@@ -17,11 +17,11 @@ use crate::{PLACEMENTS, Site, files};
 const LONG: Duration = Duration::from_secs(60);
 
 impl Site {
-    async fn maintain(&self) -> SrMaintained {
+    pub(crate) async fn maintain(&self) -> SrMaintained {
         self.maintain_within(Budget::default()).await
     }
 
-    async fn maintain_within(&self, budget: Budget) -> SrMaintained {
+    pub(crate) async fn maintain_within(&self, budget: Budget) -> SrMaintained {
         self.sr.maintain(&Op::new(), SrMaintain { budget, dry_run: false }).await.unwrap()
     }
 
@@ -31,19 +31,19 @@ impl Site {
     }
 
     /// How many base copies there are.
-    async fn bases(&self) -> usize {
+    pub(crate) async fn bases(&self) -> usize {
         let nodes = self.sr.tree(&Op::new()).await.unwrap().nodes;
         nodes.iter().filter(|node| node.kind == NodeKind::BaseCopy).count()
     }
 
-    async fn check(&self, disks: &[VdiUuid]) {
+    pub(crate) async fn check(&self, disks: &[VdiUuid]) {
         for disk in disks {
             let checked = self.sr.vdi_check(&Op::new(), *disk).await.unwrap();
             assert_eq!(checked.findings, [], "{disk}");
         }
     }
 
-    async fn until_it_merges(&self) {
+    pub(crate) async fn until_it_merges(&self) {
         let until = Instant::now() + LONG;
         while self.left_over().is_empty() {
             assert!(Instant::now() < until, "it does not begin");
@@ -71,7 +71,7 @@ impl Site {
         (disk, uri)
     }
 
-    async fn serve(&self, disk: VdiUuid, mode: AttachMode) -> String {
+    pub(crate) async fn serve(&self, disk: VdiUuid, mode: AttachMode) -> String {
         let access = self.sr.vdi_attach(&Op::new(), disk, "vm", mode).await.unwrap();
         self.sr.vdi_activate(&Op::new(), disk, "vm").await.unwrap();
         let [Access::Nbd { uri }] = access.as_slice() else { panic!("{access:?}") };
@@ -250,6 +250,56 @@ async fn a_merge_keeps_to_its_budget_and_a_cancel_ends_it_soon() {
     guest(&uri, &["read -P 3 0 1M", "read -P 1 1M 15M", "read -P 2 16M 32M"]);
     site.detach(disk).await;
     site.check(&[disk]).await;
+}
+
+/// What a budget has let through is not copied again, but for what the guest writes in between.
+#[tokio::test]
+async fn a_merge_whose_time_was_over_goes_on_where_it_was() {
+    let site = Site::new(PLACEMENTS[1]).await;
+    let (disk, uri) = site.with_base().await;
+    let bytes_per_second = Some(Bytes::mib(10));
+    let some = Budget { bytes_per_second, seconds: Some(1), ..Budget::default() };
+    let first = site.maintain_within(some.clone()).await;
+    assert_eq!((first.stopped, first.remaining), (Some(Stopped::OutOfTime), 1), "{first:?}");
+    assert!(first.bytes_copied >= Bytes::mib(1) && first.bytes_copied < Bytes::mib(32), "{first:?}");
+    let second = site.maintain_within(some).await;
+    assert_eq!((second.stopped, second.remaining), (Some(Stopped::OutOfTime), 1), "{second:?}");
+    // Where nothing was copied yet, if anywhere; and where the parent has it.
+    guest(&uri, &["write -P 7 50M 64k", "write -P 8 16M 64k", "flush"]);
+    let third = site.maintain().await;
+    assert_eq!((third.merged.len(), third.skipped.len()), (1, 0), "{third:?}");
+    let all = [first, second, third].iter().map(|done| done.bytes_copied.0).sum::<u64>();
+    // What was written in between is copied, perhaps again; and what is copied between the last look
+    // and the end of the time is not counted.
+    let most = (32 << 20) + 2 * (64 << 10);
+    assert!((most - (4 << 20)..=most).contains(&all), "{all} bytes were copied");
+    let whole = ["read -P 8 16M 64k", "read -P 7 50M 64k", "read -P 1 0 16M"];
+    guest(&uri, &whole);
+    guest(&uri, &["read -P 2 16448k 32704k"]);
+    site.detach(disk).await;
+    site.check(&[disk]).await;
+    assert!(site.content(disk).await[48 << 20..50 << 20].iter().all(|byte| *byte == 0));
+}
+
+/// A percent of a processor is not enough for so much in a second.
+#[tokio::test]
+async fn a_merge_by_the_data_path_keeps_to_its_share_of_a_processor() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let size = Bytes::mib(512);
+    let new = NewVdi { name: "a".into(), virtual_size: size, ..NewVdi::default() };
+    let disk = site.sr.vdi_create(&Op::new(), new).await.unwrap().vdi.uuid;
+    let uri = site.serve(disk, AttachMode::ReadWrite).await;
+    guest(&uri, &["write -P 1 0 1M", "flush"]);
+    let snapshot = site.snapshot(disk).await;
+    site.sr.vdi_destroy(&Op::new(), snapshot).await.unwrap();
+    guest(&uri, &["write -P 2 0 256M", "flush"]);
+    let little = Budget { cpu_percent: Some(1), seconds: Some(1), ..Budget::default() };
+    let done = site.maintain_within(little).await;
+    assert_eq!((done.stopped, done.remaining), (Some(Stopped::OutOfTime), 1), "{done:?}");
+    assert!(done.bytes_copied < Bytes::mib(128), "{done:?}");
+    assert_eq!(site.maintain().await.merged.len(), 1);
+    guest(&uri, &["read -P 2 0 256M"]);
+    site.detach(disk).await;
 }
 
 #[tokio::test]

@@ -6,10 +6,12 @@ use std::io::Write;
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use sm_core::model::sr::{Budget, SrMaintain};
 use sm_core::model::vdi::VdiInfo;
-use sm_core::model::{Bytes, ImageFormat, Kind, VdiUuid};
+use sm_core::model::{AttachMode, Bytes, ImageFormat, Kind, VdiUuid};
 use sm_core::{ExportTarget, ImportSource, NewSnapshot, NewVdi, Op, Placement};
 
+use crate::datapath::guest;
 use crate::{PLACEMENTS, Site, files};
 
 /// Runs this test again in a mount namespace of its own, where `true` is answered.
@@ -189,6 +191,91 @@ async fn a_full_disk_costs_nothing_but_the_operation() {
             assert_eq!(attempt(&site, what, &op, &disks).await, Ok(()), "{what} with space");
             println!("{what}: refused with {refused} amounts of free space");
         }
+    }
+}
+
+/// Runs a program on a disk; what it said.
+fn said(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What a guest meets on a full disk, by three programs that others have written: each request that
+/// needs space fails with that very error, and all others are done.
+fn meets_a_full_disk(uri: &str) {
+    let script = "import errno
+def attempt(at):
+    try:
+        h.pwrite(bytes([9]) * 1048576, at)
+        return 'written'
+    except nbd.Error as error:
+        return error.errno
+print('new', attempt(40 << 20), 'old', attempt(5 << 20), 'new', attempt(48 << 20))
+h.flush()
+print('read', set(h.pread(1 << 20, 5 << 20)), set(h.pread(1 << 20, 7 << 20)))
+print('nothing', set(h.pread(1 << 20, 32 << 20)))";
+    let told = said("nbdsh", &["-u", uri, "-c", script]);
+    let expected = "new ENOSPC old written new ENOSPC\nread {9} {2}\nnothing {0}\n";
+    assert_eq!(told, expected);
+    let told = said("qemu-io", &["-f", "raw", "-c", "write -P 3 44M 1M", uri]);
+    assert!(told.contains("write failed: No space left on device"), "{told}");
+    let uri = format!("--uri={uri}");
+    let words = ["--name=n", "--ioengine=nbd", &uri, "--rw=write", "--bs=1M"];
+    let told = said("fio", &[&words[..], &["--offset=52M", "--size=2M"]].concat());
+    assert!(told.contains("err=28"), "{told}");
+}
+
+/// Of a disk that is served, and whose leaf is being merged.
+#[tokio::test]
+async fn a_full_disk_ends_a_merge_and_fails_first_writes_and_all_goes_on_with_space() {
+    let name = "space::a_full_disk_ends_a_merge_and_fails_first_writes_and_all_goes_on_with_space";
+    if !in_namespace(name) {
+        return;
+    }
+    for placement in PLACEMENTS {
+        let temporary = tempfile::tempdir().unwrap();
+        let outer = Utf8PathBuf::from_path_buf(temporary.path().to_owned()).unwrap();
+        let site = small_site(&outer, placement).await;
+        let images = site.folder.join("images");
+        let new = NewVdi { name: "a".into(), virtual_size: Bytes::mib(64), ..NewVdi::default() };
+        let disk = site.sr.vdi_create(&Op::new(), new).await.unwrap().vdi.uuid;
+        let uri = site.serve(disk, AttachMode::ReadWrite).await;
+        guest(&uri, &["write -P 1 0 2M", "flush"]);
+        let snapshot = site.snapshot(disk).await;
+        site.sr.vdi_destroy(&Op::new(), snapshot).await.unwrap();
+        guest(&uri, &["write -P 2 4M 8M", "flush"]);
+        // No space before the merge begins, and some that it uses up.
+        for slow in [None, Some(Bytes::mib(2))] {
+            let budget = Budget { bytes_per_second: slow, ..Budget::default() };
+            let work = || {
+                let (sr, budget) = (site.sr.clone(), budget.clone());
+                let request = SrMaintain { budget, dry_run: false };
+                tokio::spawn(async move { sr.maintain(&Op::new(), request).await.unwrap() })
+            };
+            let (ballast, work) = if slow.is_none() {
+                let ballast = Ballast::leaving(&images, 128 << 10);
+                (ballast, work())
+            } else {
+                let work = work();
+                site.until_it_merges().await;
+                (Ballast::leaving(&images, 512 << 10), work)
+            };
+            let done = work.await.unwrap();
+            assert_eq!((done.merged.len(), done.skipped.len()), (0, 1), "{done:?}");
+            let reason = &done.skipped[0].reason;
+            assert!(reason.starts_with("its data path could not merge it: "), "{reason}");
+            assert!(reason.contains("No space left on device"), "{reason}");
+            meets_a_full_disk(&uri);
+            drop(ballast);
+            guest(&uri, &["write -P 2 5M 1M", "read -P 2 4M 8M", "read -P 1 0 2M"]);
+        }
+        guest(&uri, &["write -P 4 40M 1M", "flush"]);
+        assert_eq!(site.maintain().await.merged.len(), 1);
+        let whole = ["read -P 1 0 2M", "read -P 2 4M 8M", "read -P 4 40M 1M", "read -P 0 48M 1M"];
+        guest(&uri, &whole);
+        site.detach(disk).await;
+        site.check(&[disk]).await;
+        assert_eq!(site.bases().await, 0);
     }
 }
 

@@ -228,6 +228,7 @@ pub(crate) fn open_request() -> OpenRequest {
         sr: Some(SrUuid::random()),
         device_config: DeviceConfig::new(),
         host: HostId("host".into()),
+        installation: String::new(),
     }
 }
 

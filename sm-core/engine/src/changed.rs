@@ -5,7 +5,7 @@
 //! where the data path shows it, as a bitmap that clients of NBD can ask for.
 
 use datapath::control::Place;
-use datapath::control::protocol::{BitmapFile, Tracking};
+use datapath::control::protocol::{BitmapFile, FailureKind, Tracking};
 use sm_model::vdi::{VdiCbt, VdiChanged, VdiChanges, VdiDone};
 use sm_model::{Access, AttachMode, Error, Kind, Result, VdiUuid};
 use vhd::change::{LogFile, Map};
@@ -15,7 +15,7 @@ use crate::catalog::AttachmentRecord;
 use crate::events::Event;
 use crate::op::Op;
 use crate::services::blocking;
-use crate::serving::is_active;
+use crate::serving::{Datapaths, STORAGE, is_active, told};
 use crate::sr::Sr;
 
 impl AttachmentRecord {
@@ -43,6 +43,33 @@ pub(crate) fn log_of(access: &[Access]) -> Option<std::path::PathBuf> {
     }
 }
 
+impl Datapaths {
+    /// What has changed by now of a VDI that is served, as far as its log goes back; none if its
+    /// process has no log open.
+    pub(crate) fn changes(&self, vdi: VdiUuid) -> Result<Option<Map>> {
+        let found = match self.must_find(vdi)?.changes(STORAGE) {
+            // It knows of no log: it is of an earlier release, or serves nothing.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    Some(FailureKind::Unsupported | FailureKind::NotActive)
+                ) =>
+            {
+                return Ok(None);
+            }
+            other => other.map_err(|error| told(vdi, &error))?,
+        };
+        let Some(path) = found.path else { return Ok(None) };
+        let broken = |error: vhd::Error| Error::internal(error.reason()).context("vdi", vdi);
+        let Some(file) = LogFile::open_path(&path, false).map_err(broken)? else {
+            return Ok(None);
+        };
+        let map = file.head().and_then(|head| file.map(head.size)).map_err(broken)?;
+        let _ = std::fs::remove_file(&path);
+        Ok(Some(map))
+    }
+}
+
 impl Sr {
     /// Begins, or ends, to track which blocks of a VDI change; also while it is attached.
     pub async fn vdi_cbt(&self, op: &Op, vdi: VdiUuid, enabled: bool) -> Result<VdiDone> {
@@ -57,7 +84,8 @@ impl Sr {
     }
 
     /// What changed from one point in time to another: from a snapshot to a later one, or to the
-    /// disk itself.
+    /// disk itself. Of a disk that is written on this host that is what changed by now, asked of its
+    /// data path.
     pub async fn vdi_changed(&self, op: &Op, from: VdiUuid, to: VdiUuid) -> Result<VdiChanges> {
         self.read(op, &VdiChanged { from, to }).await
     }

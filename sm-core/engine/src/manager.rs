@@ -547,7 +547,9 @@ impl StorageManager {
             boot: inner.boot.clone(),
             datapaths: Arc::clone(&inner.datapaths),
         });
-        let request = OpenRequest { sr, device_config, host: inner.host.clone() };
+        let installation = inner.datapaths.installation();
+        let request =
+            OpenRequest { sr, device_config, host: inner.host.clone(), installation };
         if let Some(linked) = inner.modules.iter().find(|found| found.manifest.name == driver) {
             let port =
                 InProcessPort::from_module(linked.module, request, services, op.budget, GRACE);

@@ -7,11 +7,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sm_loader::HostServices;
 use sm_model::host::{
-    CommandRecord, DatapathConverge, DatapathIsServed, DatapathMerge, DatapathMergeState,
+    CommandRecord, DatapathChanges, DatapathConverge, DatapathIsServed, DatapathMerge, DatapathMergeState,
     DatapathMerging, DatapathPause, DatapathPaused, DatapathRefresh, DatapathServed, KvGet, KvKeys,
     KvList, KvPut, KvValue, SecretGet, SecretText,
 };
-use sm_model::{Error, Kind, Result, SrUuid, VdiUuid};
+use sm_model::vdi::VdiChanges;
+use sm_model::{Bytes, Error, Kind, Result, SrUuid, VdiUuid};
 
 use crate::attach::is_job;
 use crate::catalog::{AttachmentRecord, Catalog};
@@ -103,6 +104,20 @@ impl SrServices {
         blocking(move || datapaths.cancel_merge(vdi)).await
     }
 
+    async fn datapath_changes(&self, vdi: VdiUuid) -> Result<VdiChanges> {
+        let datapaths = self.only_served(vdi)?;
+        let found = blocking(move || datapaths.changes(vdi)).await?;
+        let (size, bits) = found.as_ref().map_or((0, Vec::new()), |map| {
+            (map.size(), map.to_msb_first())
+        });
+        Ok(VdiChanges {
+            virtual_size: Bytes(size),
+            known: found.is_some(),
+            why: None,
+            bitmap: VdiChanges::encode(&bits),
+        })
+    }
+
     async fn datapath_refresh(&self, request: DatapathRefresh) -> Result<()> {
         // Not another SR's.
         if self.attachment(request.vdi)?.is_none() {
@@ -174,6 +189,10 @@ impl HostServices for SrServices {
                 let DatapathMerging { vdi } = parse(service, &request)?;
                 self.datapath_cancel_merge(vdi).await?;
                 json(&serde_json::json!({}))
+            }
+            "datapath.changes" => {
+                let DatapathChanges { vdi } = parse(service, &request)?;
+                json(&self.datapath_changes(vdi).await?)
             }
             "datapath.refresh" => {
                 self.datapath_refresh(parse(service, &request)?).await?;

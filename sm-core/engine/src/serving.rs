@@ -66,6 +66,11 @@ impl Datapaths {
         }
     }
 
+    /// The name of the installation, as drivers are told it.
+    pub(crate) fn installation(&self) -> String {
+        self.run.installation()
+    }
+
     /// The directory of a VDI's process.
     pub(crate) fn place(&self, vdi: VdiUuid) -> Place {
         self.run.disk(&vdi.to_string())
@@ -158,15 +163,32 @@ impl Datapaths {
     /// Has the process of a VDI close its images; what was written is on the storage then. One
     /// that was killed has left what it had answered: `revive` opens the images once more, to have
     /// that on the storage too.
+    ///
+    /// One that dies meanwhile is one that was killed: a process takes connections until its last
+    /// thread has ended, so what answers to `find` may never answer again.
     pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<Plan>) -> Result<()> {
-        let found = match self.find(vdi)? {
-            None => self.redo(vdi, revive),
-            found => found,
-        };
-        let Some(mut client) = found else { return Ok(()) };
-        client.deactivate(STORAGE).map_err(|error| told(vdi, &error))?;
-        step!("core.datapath_deactivated");
-        Ok(())
+        let until = Instant::now() + STORAGE;
+        loop {
+            let found = match self.find(vdi)? {
+                None => self.redo(vdi, revive.clone()),
+                found => Ok(found),
+            };
+            let done = found.and_then(|client| match client {
+                Some(mut client) => client.deactivate(STORAGE),
+                None => Ok(()),
+            });
+            match done {
+                Err(error @ Said::Silent { .. }) if Instant::now() < until => {
+                    tracing::debug!(%vdi, %error, "a data path has ended while it was to close");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                done => {
+                    done.map_err(|error| told(vdi, &error))?;
+                    step!("core.datapath_deactivated");
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Ends the process of a VDI and removes its directory. Nothing to do is success.
@@ -182,20 +204,24 @@ impl Datapaths {
     }
 
     /// A process with the images of one that was killed, if that one has left something to redo.
-    fn redo(&self, vdi: VdiUuid, plan: Option<Plan>) -> Option<Client> {
+    /// An error is to be tried again: that process has died, too.
+    fn redo(&self, vdi: VdiUuid, plan: Option<Plan>) -> Result<Option<Client>, Said> {
         let place = self.place(vdi);
         let open = place.has_pending() && place.moved().is_none();
-        let plan = plan.filter(|plan| !plan.read_only && open)?;
+        let Some(plan) = plan.filter(|plan| !plan.read_only && open) else { return Ok(None) };
         let redone = client::locate(self.program.as_deref())
             .and_then(|program| client::start(&place, &program))
             .and_then(|mut client| client.activate(plan, 0, STORAGE).map(|()| client));
-        // The guest is gone, and what it has flushed is on the storage in any case.
-        redone
-            .inspect_err(|error| {
+        match redone {
+            Ok(client) => Ok(Some(client)),
+            Err(error @ Said::Silent { .. }) => Err(error),
+            Err(error) => {
+                // The guest is gone, and what it has flushed is on the storage in any case.
                 tracing::warn!(%vdi, %error,
                     "what a killed data path had not yet put on the storage is lost");
-            })
-            .ok()
+                Ok(None)
+            }
+        }
     }
 
     /// Sets the limits of a VDI that is served.
@@ -403,4 +429,44 @@ pub(crate) fn told(vdi: VdiUuid, error: &Said) -> Error {
         }
     };
     error.context("vdi", vdi)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails so")]
+
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// It takes the request, and dies without an answer: its connections end before its lock does.
+    #[test]
+    fn a_process_that_dies_of_its_deactivation_is_deactivated() {
+        let state = tempfile::tempdir().unwrap();
+        let datapaths = Datapaths::new(state.path(), None);
+        let vdi = VdiUuid::from(uuid::Uuid::from_u128(7));
+        let place = datapaths.place(vdi);
+        place.make().unwrap();
+        let lock = place.lock().unwrap().unwrap();
+        let control = UnixListener::bind(place.control()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut asked = Vec::new();
+                // It takes connections until its last thread has ended.
+                for _ in 0..3 {
+                    let mut stream = BufReader::new(control.accept().unwrap().0);
+                    let mut line = String::new();
+                    stream.read_line(&mut line).unwrap();
+                    asked.push(line);
+                }
+                assert!(asked.iter().all(|line| line.contains("\"deactivate\"")), "{asked:?}");
+                drop(control);
+                drop(lock);
+            });
+            datapaths.end(vdi, None).unwrap();
+        });
+        assert!(!place.exists());
+        assert_eq!(datapaths.all().unwrap(), []);
+    }
 }

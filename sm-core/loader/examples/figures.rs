@@ -28,6 +28,7 @@ fn request() -> OpenRequest {
         sr: Some(SrUuid::random()),
         device_config: DeviceConfig::new(),
         host: HostId("host".into()),
+        installation: String::new(),
     }
 }
 

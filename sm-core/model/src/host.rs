@@ -20,6 +20,11 @@ pub struct OpenRequest {
     pub device_config: DeviceConfig,
     /// This host.
     pub host: HostId,
+    /// Which of several installations of this host it is, each with a state directory of its own; a
+    /// short word. What one holds, another one does not give back. Empty from a host of an earlier
+    /// release.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub installation: String,
 }
 
 /// Prefix of a device-config value that stands for a secret kept by the host.
@@ -130,6 +135,10 @@ pub struct DatapathMerge {
     /// Bytes per second that are copied at most; what the guest writes is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,
+    /// Percent of one processor that copying may use. A data path of an earlier release does not
+    /// know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u8>,
     /// The operation whose call asks.
     pub operation: OperationId,
 }
@@ -138,6 +147,16 @@ pub struct DatapathMerge {
 /// `datapath.cancel_merge`: it is given up, and the VDI is as if there had been none. None is fine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatapathMerging {
+    /// The VDI.
+    pub vdi: VdiUuid,
+}
+
+/// Service `datapath.changes`: what has changed by now of a VDI that is written, as far as its log
+/// goes back, from the data path that has it; answered with
+/// [`VdiChanges`](crate::vdi::VdiChanges), which is not known while no log is open. All that was
+/// written before the request is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DatapathChanges {
     /// The VDI.
     pub vdi: VdiUuid,
 }

@@ -198,6 +198,7 @@ pub(crate) fn request() -> OpenRequest {
         sr: Some(Uuid::from_u128(1).into()),
         device_config: std::collections::BTreeMap::new(),
         host: HostId("bench".to_owned()),
+        installation: String::new(),
     }
 }
 
