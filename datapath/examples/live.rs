@@ -50,7 +50,7 @@ impl Exports for Only {
 enum Work {
     Nothing,
     Mirror(Mirror),
-    Merge(LeafMerge),
+    Merge(Box<LeafMerge>),
 }
 
 fn main() -> Result<()> {
@@ -96,7 +96,7 @@ fn told(line: &str, drive: &Arc<Drive>, options: &DriveOptions, work: &mut Work)
         (("merge", _), Work::Nothing) => {
             let merge = LeafMerge::start(drive, options, Options::default(), end)?;
             merge.wait_ready(end)?;
-            *work = Work::Merge(merge);
+            *work = Work::Merge(Box::new(merge));
         }
         (("converge", _), Work::Merge(merge)) => {
             converge(merge, drive.plan(), end)?;
@@ -127,7 +127,7 @@ fn snapshot(drive: &Arc<Drive>, path: &Path, end: Instant) -> Result<()> {
     create(path, &NewImage { uuid: Uuid::new_v4(), size: drive.size(), parent })?;
     let leaf = Layer { path: path.to_owned(), format: Format::Vhd };
     plan.backing.insert(0, std::mem::replace(&mut plan.leaf, leaf));
-    drive.flush()?;
+    drive.flush_until_short(end)?;
     let paused = drive.pause(end)?;
     Ok(paused.replace(drive.prepare(&plan)?)?)
 }

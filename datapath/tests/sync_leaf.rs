@@ -241,7 +241,7 @@ fn what_a_merge_has_left_is_believed_only_of_the_same_files() {
     assert!(all > MIB, "{all}");
     let (total, left) = merged(Some(left));
     assert_eq!(total, 0, "nothing was written since");
-    drive.write(5 * MIB + 100, &[1; 70_000], false).unwrap();
+    drive.write(5 * MIB + 100, &vec![1; 70_000], false).unwrap();
     drive.trim(9 * MIB, 512, false).unwrap();
     let (total, left) = merged(Some(left));
     assert_eq!(total, 3 * 65536, "two regions of the one, and that of the other");

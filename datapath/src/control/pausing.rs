@@ -1,6 +1,7 @@
 //! Pauses: who has stopped the disk, what he may do meanwhile, and what happens when he is gone.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::look::{Known, image_of, look, try_lock};
@@ -101,7 +102,8 @@ impl Served {
         let start = Instant::now();
         // What can be made durable before is not waited for in the pause.
         if !active.drive.read_only() {
-            Export::flush(active.drive.as_ref()).map_err(|error| failure(&error))?;
+            let drive = active.drive.as_ref();
+            drive.flush_until_short(start + patience / 2).map_err(|error| failure(&error))?;
         }
         let paused = active.drive.pause(start + patience).map_err(|error| {
             let kind = match failure(&error).kind {
@@ -202,6 +204,7 @@ impl Served {
         loop {
             // A statement of its own: the lock is not held while it sleeps.
             let gone_on = self.try_to_go_on(&mut self.inner());
+            self.looks.fetch_add(1, Ordering::Relaxed);
             let Err(why) = gone_on else { return };
             if why != said {
                 tracing::warn!(why, "whoever paused the disk is gone; it waits");

@@ -354,6 +354,9 @@ pub struct Status {
     /// How other hosts reach it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemoteStatus>,
+    /// How many times it has looked whether it can go on, each time whoever had paused it was gone.
+    #[serde(default)]
+    pub looks: u64,
 }
 
 /// What the process does.

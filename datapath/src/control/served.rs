@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,8 @@ pub struct Served {
     pub(super) remote: Remote,
     /// Itself, for more servers.
     pub(super) me: OnceLock<Weak<Self>>,
+    /// How many times it was looked whether a deserted pause can end.
+    pub(super) looks: AtomicU64,
 }
 
 #[derive(Default)]
@@ -114,6 +117,7 @@ impl Served {
             mirroring,
             remote: Remote::default(),
             me: OnceLock::new(),
+            looks: AtomicU64::new(0),
         });
         let _ = served.me.set(Arc::downgrade(&served));
         let exports = Arc::clone(&served) as Arc<dyn Exports>;
@@ -191,6 +195,7 @@ impl Served {
             mirror: self.mirroring.status(),
             moved: self.mirroring.moved(),
             remote,
+            looks: self.looks.load(Ordering::Relaxed),
         }
     }
 

@@ -48,7 +48,7 @@ impl Default for Options {
             cpu_percent: None,
             regard: false,
             idle: Load { in_flight: 16 << 20, piece: 1 << 20 },
-            busy: Load { in_flight: 1 << 20, piece: 128 << 10 },
+            busy: Load { in_flight: 1 << 20, piece: 256 << 10 },
             workers: 16,
             patience: Duration::from_secs(1),
             retry: (Duration::from_millis(100), Duration::from_secs(10)),

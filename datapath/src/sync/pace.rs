@@ -228,8 +228,8 @@ impl Room {
     const SECOND: u32 = 8;
 
     /// The part of the full speed at the beginning, in thousandths; a thousand more at the end.
-    /// Together the copy takes 1.2 times as long as one that is held by nothing else.
-    const FIRST: u64 = 450;
+    /// Together the copy takes 1.5 times as long as one that is held by nothing else.
+    const FIRST: u64 = 300;
 
     /// What to do until the next tick. `writes` of the guest per second; bytes `copied` until
     /// `now`; `done`: thousandths of the copy.

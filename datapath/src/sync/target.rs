@@ -197,6 +197,7 @@ pub trait Target: Send + Sync {
 
 /// The connections to a target. The second one carries what guests write, so that it does not wait
 /// behind large pieces of the copy; a server that does not say that its connections agree gets one.
+/// With a third one, for the copy, too, a guest keeps less, and the copy is hardly faster.
 #[derive(Clone)]
 struct Links {
     copy: Client,

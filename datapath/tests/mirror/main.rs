@@ -90,7 +90,9 @@ fn a_raw_disk_is_mirrored_from_its_file_and_its_zeros_take_no_space() {
     let mut content = vec![7; 5 * MIB as usize + 12_800];
     // A region of zeros, several, one that only begins with them, and the last one.
     let zeros = [3..4, 20..37, 78..79].map(|numbers| numbers.start * region..numbers.end * region);
-    zeros.iter().for_each(|range| content[range.clone()].fill(0));
+    for range in &zeros {
+        content[range.clone()].fill(0);
+    }
     content[50 * region..][..4096].fill(0);
     let end = content.len();
     content[80 * region..end].fill(0);

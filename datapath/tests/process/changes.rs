@@ -2,7 +2,7 @@
 //! it, and with those dying who had begun.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use datapath::control::Client;
 use datapath::control::protocol::{FailureKind, MergePace, MergePhase, State};
@@ -150,13 +150,13 @@ fn a_closed_disk_that_cannot_be_opened_waits_and_can_be_ended() {
     // A file of that name that has the same numbers, or not, is another disk.
     let stranger = vhd::image::NewImage { uuid: uuid::Uuid::new_v4(), size: SIZE, parent: None };
     vhd::image::create(&leaf, &stranger).unwrap();
-    std::thread::sleep(Duration::from_millis(250));
+    site.looks_again();
     assert_eq!(site.state(), State::Waiting);
     std::fs::remove_file(&leaf).unwrap();
 
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| guest.write(0, &[9; 512], false));
-        std::thread::sleep(Duration::from_millis(50));
+        site.answers_others();
         assert!(!waiting.is_finished());
         site.other().end(LONG).unwrap();
         assert!(waiting.join().unwrap().is_err(), "it was answered and is nowhere");
@@ -231,7 +231,10 @@ fn a_leaf_is_merged_under_load_and_its_parent_takes_its_place() {
             let mut client = site.other();
             client.merge(MergePace::default(), LONG).unwrap();
             until_ready(&mut client);
-            assert_eq!(site.other().merge(MergePace::default(), LONG).unwrap_err().kind(), Some(FailureKind::Busy));
+            assert_eq!(
+                site.other().merge(MergePace::default(), LONG).unwrap_err().kind(),
+                Some(FailureKind::Busy)
+            );
             assert_eq!(
                 site.other().converge(None, LONG).unwrap_err().kind(),
                 Some(FailureKind::NotMerging)
@@ -387,8 +390,7 @@ fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
     let mut next = site.other();
     std::thread::scope(|scope| {
         let merging = scope.spawn(|| next.merge(MergePace::default(), LONG));
-        // Long enough for an answer that does not wait.
-        std::thread::sleep(Duration::from_millis(50));
+        site.answers_others();
         let waits = !merging.is_finished();
         drop(lock);
         merging.join().unwrap().unwrap();

@@ -37,7 +37,7 @@ fn requests_wait_in_a_pause_and_others_must_not_end_it() {
             written.store(true, Ordering::SeqCst);
         });
         // What was written before is in the file; what comes now is not.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        site.answers_others();
         assert!(!written.load(Ordering::SeqCst));
         assert_eq!(site.byte(site.disk, 0), 1);
         client.resume(LONG).unwrap();
@@ -131,8 +131,7 @@ fn it_waits_for_whoever_changes_the_images() {
     client.pause(Some(site.lock()), LONG).unwrap();
     drop(client);
     until("it to wait", || site.state() == State::Waiting);
-    // Longer than it takes to look.
-    std::thread::sleep(std::time::Duration::from_millis(250));
+    site.looks_again();
     assert_eq!(site.state(), State::Waiting);
     flock(&held, FlockOperation::Unlock).unwrap();
     until("it to go on", || site.state() == State::Active);
@@ -152,7 +151,7 @@ fn it_waits_while_its_leaf_has_no_name_or_is_another_disk() {
     let stranger =
         vhd::image::NewImage { uuid: uuid::Uuid::new_v4(), size: 16 << 20, parent: None };
     vhd::image::create(&leaf, &stranger).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(250));
+    site.looks_again();
     assert_eq!(site.state(), State::Waiting);
     std::fs::rename(&aside, &leaf).unwrap();
     until("it to go on", || site.state() == State::Active);

@@ -111,6 +111,21 @@ impl Site {
         self.status().state
     }
 
+    /// Waits until the process has looked again whether it can go on, at what is there now.
+    pub(crate) fn looks_again(&self) {
+        let before = self.status().looks;
+        // The first of them may have begun already.
+        until("it to look again", || self.status().looks >= before + 2);
+    }
+
+    /// Has the process answer many others: one that did not wait would have its answer by then.
+    pub(crate) fn answers_others(&self) {
+        let mut client = control::find(&self.place).unwrap().unwrap();
+        for _ in 0..500 {
+            client.status(LONG).unwrap();
+        }
+    }
+
     /// A byte of the disk, read from the images after the process has ended.
     pub(crate) fn byte(&self, disk: Uuid, offset: u64) -> u8 {
         let mut byte = [0];

@@ -8,7 +8,7 @@ use datapath::disk::{Drive, Options, Plan};
 use datapath::export::{Export, Exports};
 use datapath::nbd::client::Options as ClientOptions;
 use datapath::nbd::{Limits, Listener, Server};
-use datapath::sync::{LeafMerge, Mirror, NbdTarget, Options as CopyOptions};
+use datapath::sync::{LeafMerge, Left, Mirror, NbdTarget, Options as CopyOptions};
 
 use crate::images::{self, LONGEST, PATIENCE};
 use crate::{Operation, Random};
@@ -17,6 +17,8 @@ pub(crate) struct Disk {
     folder: tempfile::TempDir,
     drive: Arc<Drive>,
     server: Server,
+    /// Of a merge that was given up.
+    left: Option<Left>,
 }
 
 /// What is done to it. A new operation is a new row.
@@ -26,10 +28,12 @@ pub(crate) const ALL: &[Operation<Disk>] = &[
     ("mirror", mirror),
     ("flush", |disk, _| disk.drive.flush().unwrap()),
     ("given up merge", |disk, random| {
-        snapshot(disk, random);
+        if disk.drive.plan().backing.is_empty() || random.below(2) == 0 {
+            snapshot(disk, random);
+        }
         let merge = begin_merge(disk);
         std::thread::sleep(Duration::from_millis(random.below(20)));
-        merge.cancel(soon()).unwrap();
+        disk.left = merge.suspend(soon()).unwrap();
     }),
 ];
 
@@ -68,7 +72,7 @@ impl Disk {
     pub(crate) fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("stress-").tempdir().unwrap();
         let (drive, server) = served(folder.path(), &images::empty(folder.path()));
-        Self { folder, drive, server }
+        Self { folder, drive, server, left: None }
     }
 
     pub(crate) fn uri(&self) -> String {
@@ -93,8 +97,10 @@ fn snapshot(disk: &mut Disk, _: &mut Random) {
     paused.replace(disk.drive.prepare(&plan).unwrap()).unwrap();
 }
 
-fn begin_merge(disk: &Disk) -> LeafMerge {
-    LeafMerge::start(&disk.drive, &Options::default(), CopyOptions::default(), soon()).unwrap()
+/// It goes on where one was given up before, if that was of the same leaf.
+fn begin_merge(disk: &mut Disk) -> LeafMerge {
+    let (options, copy, left) = (Options::default(), CopyOptions::default(), disk.left.take());
+    LeafMerge::go_on(&disk.drive, &options, copy, left, soon()).unwrap()
 }
 
 /// The leaf into its parent, which takes its name.

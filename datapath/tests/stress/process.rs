@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use datapath::control::protocol::{MergePace, MergePhase, MirrorPhase, MirrorStart};
 use datapath::control::{self, Client, Place};
 use datapath::disk::{Limits, Plan, Rate};
 
@@ -25,6 +26,13 @@ pub(crate) const ALL: &[Operation<Disk>] = &[
     ("same images", |disk, _| disk.client.refresh(disk.plan.clone(), PATIENCE).unwrap()),
     ("limits", limits),
     ("map", map),
+    ("merge", merge),
+    ("mirror", mirror),
+    ("given up merge", |disk, random| {
+        begin_merge(disk, random);
+        std::thread::sleep(Duration::from_millis(random.below(20)));
+        disk.client.cancel_merge(PATIENCE).unwrap();
+    }),
 ];
 
 impl Disk {
@@ -95,4 +103,54 @@ fn map(disk: &mut Disk, _: &mut Random) {
     let mut command = Command::new("timeout");
     let output = ended(command.args(["--signal=KILL", "30", "nbdinfo", "--map"]).arg(disk.uri()));
     assert!(output.status.success(), "{output:?}");
+}
+
+/// It goes on where one was given up before, if that was of the same leaf.
+fn begin_merge(disk: &mut Disk, random: &mut Random) {
+    if disk.plan.backing.is_empty() {
+        snapshot(disk, random);
+    }
+    disk.client.merge(MergePace::default(), PATIENCE).unwrap();
+}
+
+/// Asks again and again until the answer is there.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The leaf into its parent, which takes its name.
+fn merge(disk: &mut Disk, random: &mut Random) {
+    begin_merge(disk, random);
+    let client = &mut disk.client;
+    until("the end of a merge", || {
+        let state = client.merging(PATIENCE).unwrap();
+        let over = matches!(state.phase, MergePhase::None | MergePhase::Failed);
+        assert!(!over, "{state:?}");
+        // Refused when something has come in between.
+        state.phase == MergePhase::Ready && client.converge(None, PATIENCE).is_ok()
+    });
+    let parent = disk.plan.backing.remove(0);
+    std::fs::rename(&parent.path, &disk.plan.leaf.path).unwrap();
+    client.refresh(disk.plan.clone(), PATIENCE).unwrap();
+    client.resume(PATIENCE).unwrap();
+}
+
+/// To the disk of another process, until that has everything; and no further, or this disk would be
+/// over.
+fn mirror(disk: &mut Disk, _: &mut Random) {
+    let target = Disk::start();
+    let client = &mut disk.client;
+    let (target, _there) = (target.uri(), target);
+    let start = MirrorStart { target, credentials: None, server_name: None, rate: None };
+    client.mirror_start(start, PATIENCE).unwrap();
+    until("a mirror that has everything", || {
+        let mirror = client.status(PATIENCE).unwrap().mirror.unwrap();
+        assert_ne!(mirror.phase, MirrorPhase::Failed, "{mirror:?}");
+        mirror.phase == MirrorPhase::Ready
+    });
+    client.mirror_cancel(PATIENCE).unwrap();
 }

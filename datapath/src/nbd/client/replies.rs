@@ -176,7 +176,9 @@ impl Link {
             std::mem::take(&mut state.sleepers)
         };
         self.wire.close();
-        sleepers.iter().for_each(|(_, thread)| thread.unpark());
+        for (_, thread) in &sleepers {
+            thread.unpark();
+        }
     }
 
     /// A place for the answer to a request that is about to be sent.

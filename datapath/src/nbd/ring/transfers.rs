@@ -32,12 +32,6 @@ static TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Sizes of buffers, bytes of data. In front of the data is room for the head of a reply.
 const CLASSES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, PIECE];
 
-/// One in so many of the operations in flight is waited for at once, at most so many, at most so
-/// long.
-const SHARE: usize = 8;
-const SEVERAL: usize = 8;
-const MOMENT: Duration = Duration::from_micros(50);
-
 /// What marks a watched descriptor and not a transfer.
 const WATCH: u64 = 1 << 63;
 
@@ -219,24 +213,8 @@ impl Transfers {
 
     /// Gives the kernel what is there and waits until something comes back, or for `time`. Not at
     /// all, when something is there already.
-    ///
-    /// Of many operations in flight several are waited for, but not for long: each time that this
-    /// thread wakes costs more than an operation does.
     pub(super) fn wait(&mut self, time: Option<Duration>) -> io::Result<()> {
-        if !self.finished.is_empty() {
-            return self.enter(0, None);
-        }
-        let several = (self.count / SHARE).min(SEVERAL);
-        if several > 1 {
-            self.enter(several, Some(MOMENT))?;
-            if !self.ring.completion().is_empty() {
-                return Ok(());
-            }
-        }
-        self.enter(1, time)
-    }
-
-    fn enter(&self, want: usize, time: Option<Duration>) -> io::Result<()> {
+        let want = usize::from(self.finished.is_empty());
         let time = time.map(Timespec::from);
         let mut arguments = SubmitArgs::new();
         if let Some(time) = &time {
