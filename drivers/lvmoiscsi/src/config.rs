@@ -2,6 +2,7 @@
 
 use host_kit::block::ScsiId;
 use host_kit::iscsi::{Chap, Credentials, Iqn, Portal};
+use host_kit::lvm::Allocation;
 use plugin_sdk::config::{ConfigValue, RawConfig};
 use plugin_sdk::model::Kind;
 use plugin_sdk::model::manifest::FieldKind;
@@ -33,6 +34,9 @@ plugin_sdk::device_config! {
         pub incoming_chappassword: Option<Secret>,
         /// Whether to log in at all portals of the target, and to use them together by multipath.
         pub multihomed: bool = "true",
+        /// Whether a disk has room for all of its blocks from the beginning, or only while it is
+        /// attached for writing. Meant for the creation; the group's tags keep it.
+        pub allocation: Allocation = "thick",
         /// Whether creating the SR erases what is on the LUN.
         pub force: bool = "false",
     }

@@ -1,12 +1,9 @@
 //! Driver for LVM on LUNs of iSCSI targets.
 //!
-//! An SR is a volume group on one LUN, called as XenServer calls it; a VDI is a linear volume,
-//! reached as a block device. The LUN is found by its SCSIid, at all portals of its target, which
+//! An SR is a volume group on one LUN, in XenServer's layout: a VDI is a VHD in a linear volume,
+//! based on others ([`vhd_lvm`]), or raw, a volume of its own ([`host_kit::lvm`]). The LUN is found by its SCSIid, at all portals of its target, which
 //! dm-multipath makes one device. Sessions begin with the attach of the first SR that needs the target and
 //! end with the detach of the last.
-//!
-//! All that is known about a VDI is in tags of its volume, as of the driver `lvm`, with which it
-//! shares everything from the volume group upwards ([`host_kit::lvm`]).
 //!
 //! # Why not ...
 //!
@@ -26,16 +23,18 @@ use host_kit::lvm::{Allocation, Devices, Lvm, Names, Repository};
 use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
 use plugin_sdk::model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrProbed, SrRecover,
-    SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
+    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
 };
 use plugin_sdk::model::vdi::{
-    Health, VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiCreate, VdiDatapathDone,
-    VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest, VdiInfo, VdiIntroduce,
-    VdiResize, VdiStat, VdiTree, VdiUpdate,
+    Health, VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
+    VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
+    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiStat, VdiTree, VdiUpdate,
+    VdisDone,
 };
-use plugin_sdk::model::{Changed, Kind, SrUuid};
+use plugin_sdk::model::{Changed, ImageFormat, Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, manifest};
+use vhd_lvm::Disks;
 
 pub use config::{Addresses, Config, Port, Wanted};
 
@@ -47,13 +46,65 @@ use reach::Lun;
 pub struct LvmOIscsiDriver {
     sr: SrUuid,
     lun: Lun,
+    allocation: Allocation,
     force: bool,
 }
+
+/// SMAPI's number for a VDI that is not there.
+const NO_VDI: u16 = 144;
 
 impl LvmOIscsiDriver {
     fn on(&self, device: String) -> Repository {
         let lvm = Lvm::new(Devices::one(device));
-        Repository::new(self.sr, Names::XenServer, lvm, Allocation::Thick, self.force)
+        Repository::new(self.sr, Names::XenServer, lvm, self.allocation, self.force)
+    }
+
+    /// Does work that blocks on the VHDs of a device.
+    async fn images_on<T: Send + 'static>(
+        &self,
+        cx: &Cx,
+        device: String,
+        work: impl FnOnce(&Disks, &Cx) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let sr = self.sr;
+        cx.blocking(move |cx| {
+            let lvm = Lvm::new(Devices::one(device));
+            work(&Disks::new(sr, lvm, &Names::XenServer.group(sr), cx), cx)
+        })
+        .await
+    }
+
+    /// Does work that blocks on the VHDs.
+    async fn images<T: Send + 'static>(
+        &self,
+        cx: &Cx,
+        work: impl FnOnce(&Disks, &Cx) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.images_on(cx, self.lun.device()?, work).await
+    }
+
+    /// What was to be done with a VHD is done with a raw disk if there is no such VHD. So the usual
+    /// case costs no command to find out.
+    async fn or_raw<T>(
+        &self,
+        done: Result<T>,
+        raw: impl AsyncFnOnce(Repository) -> Result<T>,
+    ) -> Result<T> {
+        match done {
+            Err(error) if error.legacy_code() == NO_VDI => match raw(self.repository()?).await {
+                // There is none of the name at all.
+                Err(other) if other.legacy_code() == NO_VDI => Err(error),
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    /// Takes the device of a raw disk away; it has to go also if the LUN has. It costs nothing where
+    /// there is none.
+    async fn let_go_raw(&self, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+        let repository = self.repository().unwrap_or_else(|_| self.on("/dev/null".to_owned()));
+        repository.vdi_deactivate(cx, vdi).await
     }
 
     /// The SR by the device that the LUN has now. It costs no command.
@@ -100,6 +151,27 @@ impl LvmOIscsiDriver {
     }
 }
 
+/// What was recovered of raw disks and of images.
+fn both(mut raw: SrRecovered, images: SrRecovered) -> SrRecovered {
+    raw.completed.extend(images.completed);
+    raw.undone.extend(images.undone);
+    raw.removed.extend(images.removed);
+    raw
+}
+
+/// Adds what there is of images to what an SR says of itself.
+fn add(info: &mut SrInfo, warnings: Vec<String>, vdis: &[VdiInfo]) {
+    info.vdis += vdis.len() as u64;
+    info.virtual_allocation.0 += vdis.iter().map(|vdi| vdi.virtual_size.0).sum::<u64>();
+    info.warnings.extend(warnings);
+    let bad = vdis.iter().filter(|vdi| matches!(vdi.health, Health::Quarantined { .. }));
+    info.quarantined.extend(bad.map(|vdi| vdi.uuid));
+    if info.health == Health::Ok && !info.quarantined.is_empty() {
+        let reason = format!("{} VDIs are quarantined", info.quarantined.len());
+        info.health = Health::Degraded { reason };
+    }
+}
+
 impl Driver for LvmOIscsiDriver {
     type Config = Config;
 
@@ -107,11 +179,24 @@ impl Driver for LvmOIscsiDriver {
         name: "lvmoiscsi",
         title: "LVM on a LUN of an iSCSI target, with multipath",
         operations: [
-            sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover, sr_stat,
-            sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize, vdi_destroy,
-            vdi_tree, vdi_check, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,
+            sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover, sr_maintain,
+            sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize,
+            vdi_snapshot, vdi_clone, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach,
+            vdi_activate, vdi_deactivate, vdi_detach,
         ],
-        features: &[Feature::new(feature::RAW), Feature::new(feature::LIVE_RESIZE)],
+        features: &[
+            Feature::new(feature::VHD),
+            Feature::new(feature::RAW),
+            Feature::new(feature::DATAPATH),
+            Feature::new(feature::LIVE_RESIZE),
+            Feature::new(feature::GROUP_SNAPSHOT),
+            Feature::limit(
+                feature::MAX_VDI_SIZE,
+                vhd_lvm::MAX_VDI_SIZE.0,
+                vhd_lvm::MAX_VDI_SIZE.1,
+            ),
+            Feature::limit(feature::MAX_CHAIN, vhd_lvm::MAX_CHAIN.0, vhd_lvm::MAX_CHAIN.1),
+        ],
         needs_root: true,
     };
 
@@ -121,21 +206,33 @@ impl Driver for LvmOIscsiDriver {
 
     async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
         let place = Place::of_config(&config)?;
-        let Config { iqn: wanted, scsi_id: id, force, .. } = config;
-        Ok(Self { sr, lun: Lun { place, wanted, id, user: sr.to_string() }, force })
+        let Config { iqn: wanted, scsi_id: id, allocation, force, .. } = config;
+        let lun = Lun { place, wanted, id, user: sr.to_string() };
+        Ok(Self { sr, lun, allocation, force })
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
-        let changed =
-            self.connected(cx, async |device| self.on(device).create(cx, &request).await).await?;
+        let changed = self
+            .connected(cx, async |device| {
+                let changed = self.on(device.clone()).create(cx, &request).await?;
+                let made = self.images_on(cx, device, |disks, _| disks.init()).await?;
+                Ok(if made { Changed::Created } else { changed })
+            })
+            .await?;
         let mut device_config = cx.device_config().clone();
-        // Meant for this once.
+        // Meant for this once; the other is in the group's tags.
         device_config.remove("force");
+        device_config.remove("allocation");
         Ok(SrCreated { changed, device_config })
     }
 
     async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
-        self.connected(cx, async |device| self.on(device).attach(cx).await).await
+        self.connected(cx, async |device| {
+            let raw = self.on(device.clone()).attach(cx).await?;
+            let images = self.images_on(cx, device, Disks::attach).await?;
+            Ok(both(raw, images))
+        })
+        .await
     }
 
     async fn sr_detach(&self, cx: &Cx, _: SrDetach) -> Result<SrDone> {
@@ -145,25 +242,51 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn sr_destroy(&self, cx: &Cx, _: SrDestroy) -> Result<SrDone> {
-        let destroy = async |device| self.on(device).destroy(cx).await;
+        let destroy = async |device: String| {
+            match self.images_on(cx, device.clone(), Disks::destroy).await {
+                // The group goes first, so there may be none any more.
+                Err(error) if error.kind == Kind::NotFound => {}
+                other => other?,
+            }
+            self.on(device).destroy(cx).await
+        };
         let changed = self.connected(cx, destroy).await?;
         self.lun.disconnect(&cx.shielded()).await?;
         Ok(SrDone { changed })
     }
 
     async fn sr_scan(&self, cx: &Cx, _: SrScan) -> Result<SrScanned> {
-        self.repository()?.scan(cx).await
+        self.images(cx, |disks, _| {
+            let mut vdis = disks.scan()?;
+            vdis.extend(Repository::disks_of(&*disks.group()?));
+            Ok(SrScanned { vdis, next: None })
+        })
+        .await
     }
 
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
         // What the LUN has grown by is there for the group from here on.
         self.lun.refresh(cx).await?;
-        self.repository()?.recover(cx).await
+        let raw = self.repository()?.recover(cx).await?;
+        let images = self.images(cx, Disks::recover).await?;
+        Ok(both(raw, images))
+    }
+
+    async fn sr_maintain(&self, cx: &Cx, request: SrMaintain) -> Result<SrMaintained> {
+        self.images(cx, move |disks, cx| disks.maintain(cx, &request)).await
     }
 
     async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {
         let paths = self.lun.paths(cx).await?;
-        let mut info = self.repository()?.stat(cx).await?;
+        let repository = self.repository()?;
+        let mut info = self
+            .images(cx, move |disks, _| {
+                let (warnings, vdis) = disks.look()?;
+                let mut info = repository.stat_of(&*disks.group()?)?;
+                add(&mut info, warnings, &vdis);
+                Ok(info)
+            })
+            .await?;
         if paths.up < paths.max && info.health == Health::Ok {
             let reason = format!("{} of {} paths are up", paths.up, paths.max);
             info.health = Health::Degraded { reason };
@@ -177,56 +300,115 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
-        self.repository()?.vdi_create(cx, &request).await
+        if request.format == Some(ImageFormat::Raw) {
+            return self.repository()?.vdi_create(cx, &request).await;
+        }
+        self.images(cx, move |disks, cx| disks.place().vdi_create(cx, &request)).await
     }
 
     async fn vdi_introduce(&self, cx: &Cx, request: VdiIntroduce) -> Result<VdiDone> {
-        self.repository()?.vdi_introduce(cx, &request).await
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_introduce(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_introduce(cx, &request).await).await
     }
 
     async fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> Result<VdiInfo> {
-        self.repository()?.vdi_stat(cx, request.vdi).await
+        let vdi = request.vdi;
+        let done = self.images(cx, move |disks, _| disks.place().vdi_stat(&request)).await;
+        self.or_raw(done, async |raw| raw.vdi_stat(cx, vdi).await).await
     }
 
     async fn vdi_update(&self, cx: &Cx, request: VdiUpdate) -> Result<VdiDone> {
-        self.repository()?.vdi_update(cx, &request).await
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_update(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_update(cx, &request).await).await
     }
 
     async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
-        self.repository()?.vdi_resize(cx, &request).await
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_resize(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_resize(cx, &request).await).await
+    }
+
+    async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.vdi_snapshot(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_snapshot(cx, &request).await).await
+    }
+
+    async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.vdi_clone(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_clone(cx, &request).await).await
+    }
+
+    async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
+        self.images(cx, move |disks, cx| disks.vdi_revert(cx, &request)).await
     }
 
     async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
-        self.repository()?.vdi_destroy(cx, request.vdi).await
+        let vdi = request.vdi;
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_destroy(cx, vdi)).await?;
+        match done.changed {
+            Changed::Already => self.repository()?.vdi_destroy(cx, vdi).await,
+            _ => Ok(done),
+        }
     }
 
     async fn vdi_tree(&self, cx: &Cx, _: VdiTree) -> Result<VdiForest> {
-        self.repository()?.vdi_tree(cx).await
+        let mut forest = self.images(cx, |disks, _| disks.place().vdi_tree()).await?;
+        forest.nodes.extend(self.repository()?.vdi_tree(cx).await?.nodes);
+        Ok(forest)
     }
 
     async fn vdi_check(&self, cx: &Cx, request: VdiCheck) -> Result<VdiChecked> {
-        self.repository()?.vdi_check(cx, request.vdi).await
+        let vdi = request.vdi;
+        let done = self.images(cx, move |disks, cx| disks.vdi_check(cx, vdi)).await;
+        self.or_raw(done, async |raw| raw.vdi_check(cx, vdi).await).await
     }
 
     async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {
-        self.repository()?.vdi_attach(cx, &request).await
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_attach(cx, &wish)).await;
+        self.or_raw(done, async |raw| raw.vdi_attach(cx, &request).await).await
     }
 
     async fn vdi_activate(&self, cx: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
-        self.repository()?.vdi_activate(cx, &request).await?;
-        Ok(VdiDatapathDone::default())
+        let wish = request.clone();
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_activate(cx, &wish)).await;
+        let raw = async |raw: Repository| {
+            raw.vdi_activate(cx, &request).await?;
+            Ok(VdiDatapathDone::default())
+        };
+        self.or_raw(done, raw).await
     }
 
     async fn vdi_deactivate(&self, cx: &Cx, request: VdiDeactivate) -> Result<VdiDatapathDone> {
-        // The device of the volume has to go also if the LUN has.
-        let repository = self.repository().unwrap_or_else(|_| self.on("/dev/null".to_owned()));
-        repository.vdi_deactivate(cx, request.vdi).await?;
+        let vdi = request.vdi;
+        self.let_go_raw(cx, vdi).await?;
+        let done = self.images(cx, move |disks, cx| disks.place().vdi_deactivate(cx, vdi)).await;
+        if_reachable(done)?;
         Ok(VdiDatapathDone::default())
     }
 
     async fn vdi_detach(&self, cx: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
+        let vdi = request.vdi;
         // It is inactive, unless a call in between was lost.
-        self.vdi_deactivate(cx, VdiDeactivate { vdi: request.vdi }).await
+        self.let_go_raw(cx, vdi).await?;
+        if_reachable(self.images(cx, move |disks, cx| disks.vdi_detach(cx, vdi)).await)?;
+        Ok(VdiDatapathDone::default())
+    }
+}
+
+/// A disk can be let go of also if its LUN is gone: what is on the LUN stays as it is, and a claim
+/// of this host ends at its next attach of the SR, or with its boot.
+fn if_reachable(done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if matches!(error.kind, Kind::Unreachable | Kind::NotFound) => {
+            plugin_sdk::tracing::warn!(%error, "a disk is let go of without its SR");
+            Ok(())
+        }
+        other => other,
     }
 }
 

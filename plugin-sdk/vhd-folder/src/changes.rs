@@ -17,8 +17,8 @@ use vhd::change::{Difference, Logs, Map};
 use vhd::tree::{self, Guard, Node, Outcome, Tree, Writer};
 
 use crate::error::from_vhd;
-use crate::place::Place;
 use crate::metadata::Metadata;
+use crate::place::Place;
 use crate::vdis::{disk, done, incomplete, usable};
 use crate::writer::{self, Told};
 

@@ -47,13 +47,15 @@ impl<'a> Served<'a> {
 impl Readers for Served<'_> {
     fn hears(&self, disk: Uuid, holder: &str) -> bool {
         let ours = Holder::of(holder).is_some_and(|by| by.is_at(&self.here));
-        self.merges && ours && self
-            .cx
-            .request_blocking::<DatapathIsServed>(
-                "datapath.served",
-                &DatapathServed { vdi: disk.into() },
-            )
-            .is_ok_and(|answer| answer.served)
+        self.merges
+            && ours
+            && self
+                .cx
+                .request_blocking::<DatapathIsServed>(
+                    "datapath.served",
+                    &DatapathServed { vdi: disk.into() },
+                )
+                .is_ok_and(|answer| answer.served)
     }
 
     fn close(&self, disks: &[Uuid]) -> vhd::Result<()> {

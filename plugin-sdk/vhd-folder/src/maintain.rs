@@ -11,8 +11,8 @@ use plugin_sdk::{Cx, Result, step};
 use vhd::tree::{self, Guard, Pace, Tree};
 
 use crate::error::from_vhd;
-use crate::place::Place;
 use crate::live::{self, Served};
+use crate::place::Place;
 use crate::writer::Holder;
 
 /// Each merge at the same time is a thread.
@@ -50,7 +50,13 @@ pub(crate) fn maintain(place: &dyn Place, cx: &Cx, request: &SrMaintain) -> Resu
     };
     let mut done =
         tree.maintain_beside(cx.deadline(), &budget, &watch, &served).map_err(from_vhd)?;
-    live::merge_leaves(&tree, cx, request, &live::Work { until, watch: &progress, merges }, &mut done)?;
+    live::merge_leaves(
+        &tree,
+        cx,
+        request,
+        &live::Work { until, watch: &progress, merges },
+        &mut done,
+    )?;
     step!("sr_maintain.done");
     Ok(answer(done, cx))
 }
@@ -191,13 +197,13 @@ pub(crate) fn release(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()> {
     Ok(())
 }
 
-/// The disks that this host has open.
+/// The disks that this host has open, by whichever installation.
 pub(crate) fn open_here(tree: &Tree, cx: &Cx) -> Result<Vec<VdiUuid>> {
     let here = Holder::here(cx)?;
     let mut open = Vec::new();
     for node in tree.open_disks().map_err(from_vhd)? {
         let claims = tree.claims(node).map_err(from_vhd)?;
-        if claims.iter().any(|claim| Holder::of(claim).is_some_and(|by| by.is_at(&here))) {
+        if claims.iter().any(|claim| Holder::of(claim).is_some_and(|by| by.shares_devices(&here))) {
             open.push(node.into());
         }
     }

@@ -18,9 +18,9 @@ use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
 
 use crate::changes::{self, Member, Taking};
 use crate::error::{from_vhd, is_read_only, size_limits};
-use crate::place::Place;
 use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
+use crate::place::Place;
 use crate::space::add_exclusive;
 use crate::writer::Told;
 

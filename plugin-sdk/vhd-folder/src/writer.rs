@@ -15,8 +15,8 @@ use plugin_sdk::{Cx, Error, Result, step};
 use vhd::tree::{Guard, Tree, Writer};
 
 use crate::error::from_vhd;
-use crate::place::Place;
 use crate::metadata::Metadata;
+use crate::place::Place;
 use crate::vdis::{access, usable};
 
 /// Names the boot of a host.
@@ -88,6 +88,11 @@ impl Holder {
         (&self.host, &self.boot) == (&here.host, &here.boot)
     }
 
+    /// Whether it uses the devices of that host: of one boot of it, whatever calls itself what.
+    pub(crate) fn shares_devices(&self, here: &Self) -> bool {
+        self.boot == here.boot
+    }
+
     /// Whether it is of that host, and of another boot of it.
     pub(crate) fn is_gone(&self, here: &Self) -> bool {
         self.host == here.host && self.boot != here.boot
@@ -102,7 +107,11 @@ fn writers(tree: &Tree, vdi: VdiUuid, here: &Holder) -> Result<Vec<Holder>> {
 }
 
 /// Allows I/O. For writing the disk is claimed: one host at a time.
-pub(crate) fn activate(place: &dyn Place, cx: &Cx, request: &VdiActivate) -> Result<VdiDatapathDone> {
+pub(crate) fn activate(
+    place: &dyn Place,
+    cx: &Cx,
+    request: &VdiActivate,
+) -> Result<VdiDatapathDone> {
     let vdi = request.vdi;
     let tree = place.tree()?;
     if request.mode == AttachMode::ReadOnly {
@@ -251,7 +260,8 @@ impl<'a> Told<'a> {
     /// answered.
     pub(crate) fn refresh(&self) -> Result<()> {
         let told = self.vdis.iter().map(|vdi| {
-            let request = DatapathRefresh { vdi: *vdi, access: vec![access(self.tree, *vdi, true)?] };
+            let request =
+                DatapathRefresh { vdi: *vdi, access: vec![access(self.tree, *vdi, true)?] };
             self.cx.request_blocking::<serde_json::Value>("datapath.refresh", &request).map(drop)
         });
         // Each of them, whatever becomes of the one before.

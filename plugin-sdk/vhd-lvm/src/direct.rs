@@ -48,7 +48,8 @@ impl Direct {
     pub(crate) fn open(path: &Path, write: bool, cached: bool) -> io::Result<Self> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         let past = if cached { OFlags::empty() } else { OFlags::DIRECT };
-        let file = File::from(rustix::fs::open(path, access | past | OFlags::CLOEXEC, Mode::empty())?);
+        let file =
+            File::from(rustix::fs::open(path, access | past | OFlags::CLOEXEC, Mode::empty())?);
         let step = rustix::fs::ioctl_blksszget(&file).map_or(512, u64::from).max(512);
         Ok(Self { file, step, turn: Mutex::new(()) })
     }
@@ -56,7 +57,8 @@ impl Direct {
     /// The whole blocks around a range: the first byte, and how many.
     fn around(&self, offset: u64, length: usize) -> io::Result<(u64, usize)> {
         let from = offset / self.step * self.step;
-        let end = offset.checked_add(length as u64).and_then(|e| e.checked_next_multiple_of(self.step));
+        let end =
+            offset.checked_add(length as u64).and_then(|e| e.checked_next_multiple_of(self.step));
         let end = end.ok_or(ErrorKind::InvalidInput)?;
         Ok((from, (end - from) as usize))
     }
@@ -86,7 +88,8 @@ impl Direct {
         if part {
             self.file.read_exact_at(whole.as_mut(), from)?;
         }
-        let target = whole.as_mut().get_mut(skip..skip + buf.len()).ok_or(ErrorKind::InvalidInput)?;
+        let target =
+            whole.as_mut().get_mut(skip..skip + buf.len()).ok_or(ErrorKind::InvalidInput)?;
         target.copy_from_slice(buf);
         self.file.write_all_at(whole.as_mut(), from)
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use host_kit::lvm::{Group, Lvm};
 use plugin_sdk::model::sr::{SrMaintain, SrMaintained, SrRecovered};
+use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{
-    Health, VdiChecked, VdiClone, VdiDone, VdiInfo, VdiRevert, VdiSnapshot, VdisDone,
+    VdiChecked, VdiClone, VdiDone, VdiInfo, VdiRevert, VdiSnapshot, VdisDone,
 };
 use plugin_sdk::model::{Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, step};
@@ -108,10 +109,9 @@ impl Disks {
         let bases = nodes.iter().filter(|node| node.kind == tree::Kind::Base && node.is_ok());
         let loose: Vec<_> = bases
             .filter(|base| {
-                let name = self.store.link_name(&At::new(
-                    vhd::store::Area::Images,
-                    format!("{}.vhd", base.uuid),
-                ));
+                let name = self
+                    .store
+                    .link_name(&At::new(vhd::store::Area::Images, format!("{}.vhd", base.uuid)));
                 group.volume(&name).is_some_and(|volume| volume.writable)
             })
             .map(|base| base.uuid)
@@ -128,12 +128,7 @@ impl Disks {
 
     /// What a base copy is that nobody writes any more: as small as can be, and read-only. In this
     /// order, because the second says that it is done.
-    fn settle(
-        &self,
-        tree: &Tree,
-        guard: &Guard,
-        base: plugin_sdk::model::uuid::Uuid,
-    ) -> Result<()> {
+    fn settle(&self, tree: &Tree, guard: &Guard, base: Uuid) -> Result<()> {
         tree.fit(guard, base, false).map_err(from_vhd)?;
         step!("vdi_snapshot.base_deflated");
         self.store.freeze(base).map_err(from_vhd)?;
@@ -241,12 +236,10 @@ impl Disks {
         self.place().maintain(cx, request)
     }
 
-    /// What is close to its limit, and which disks are quarantined.
-    pub fn trouble(&self) -> Result<(Vec<String>, Vec<VdiInfo>)> {
+    /// What is close to its limit, and the disks.
+    pub fn look(&self) -> Result<(Vec<String>, Vec<VdiInfo>)> {
         let listing = self.tree()?.list().map_err(from_vhd)?;
-        let infos = self.scan()?;
-        let bad = infos.iter().filter(|info| matches!(info.health, Health::Quarantined { .. }));
-        Ok((vhd_folder::warnings(&listing.nodes), bad.cloned().collect()))
+        Ok((vhd_folder::warnings(&listing.nodes), self.scan()?))
     }
 
     /// Empties the group for its removal. Error kind `in_use` with SMAPI's 39 if it holds a disk.

@@ -46,6 +46,17 @@ pub(crate) struct View {
     pub(crate) disks: HashMap<(PathBuf, bool), Arc<Direct>>,
 }
 
+impl View {
+    /// Notes a change of a volume in what was read.
+    pub(crate) fn note(&mut self, name: &str, change: impl FnOnce(&mut Volume)) {
+        let group = self.group.as_mut().map(Arc::make_mut);
+        let volume = group.and_then(|group| group.volumes.iter_mut().find(|v| v.name == name));
+        if let Some(volume) = volume {
+            change(volume);
+        }
+    }
+}
+
 /// An error of LVM as one of the store; `vhd_folder` gets it out again as it was.
 pub(crate) fn told(path: &Path, action: &'static str) -> impl FnOnce(plugin_sdk::Error) -> Error {
     move |error| {
@@ -94,7 +105,12 @@ impl Inner {
         Path::new("/dev").join(&self.group)
     }
 
-    pub(crate) fn lvm<T>(&self, action: &'static str, name: &str, done: plugin_sdk::Result<T>) -> Result<T> {
+    pub(crate) fn lvm<T>(
+        &self,
+        action: &'static str,
+        name: &str,
+        done: plugin_sdk::Result<T>,
+    ) -> Result<T> {
         done.map_err(told(&self.dir().join(name), action))
     }
 
@@ -127,9 +143,7 @@ impl Inner {
         match lock(&file) {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
-                Err(Error::io(&self.lock_file(name), "lock")(error))
-            }
+            Err(TryLockError::Error(error)) => Err(Error::io(&self.lock_file(name), "lock")(error)),
         }
     }
 
@@ -153,7 +167,11 @@ impl Inner {
 
     /// Changes volumes or small things, with nobody else changing any. With `tick` the store's stamp
     /// is another one before.
-    pub(crate) fn change<T>(&self, tick: bool, work: impl FnOnce(&mut View) -> Result<T>) -> Result<T> {
+    pub(crate) fn change<T>(
+        &self,
+        tick: bool,
+        work: impl FnOnce(&mut View) -> Result<T>,
+    ) -> Result<T> {
         let _turn = self.take("turn", Instant::now() + TURN)?;
         let mut view = self.view();
         self.refresh(&mut view)?;
@@ -242,7 +260,6 @@ impl Inner {
     /// Gives a volume another size, and answers where it lies then.
     pub(crate) fn resize(&self, id: &str, length: u64, write: bool) -> Result<Arc<Places>> {
         self.change(true, |view| {
-            view.group = None;
             let find = |group: &Group| group.volumes.iter().find(|v| v.id == id).cloned();
             let gone = || Error::io(&self.dir(), "resize")(ErrorKind::NotFound.into());
             let mut group = self.group(view)?;
@@ -260,14 +277,19 @@ impl Inner {
         })
     }
 
+    /// What was read of volumes and small things is from after the lock was taken.
+    pub(crate) fn look(&self, view: &mut View) -> Result<()> {
+        if view.objects.is_some() {
+            return self.refresh(view);
+        }
+        view.group = None;
+        self.objects(view).map(drop)
+    }
+
     /// Renames a volume, also in what was read.
     pub(crate) fn rename_volume(&self, view: &mut View, from: &str, to: &str) -> Result<()> {
         self.lvm("rename", from, self.volumes.rename(from, to))?;
-        let group = view.group.as_mut().map(Arc::make_mut);
-        let volume = group.and_then(|group| group.volumes.iter_mut().find(|v| v.name == from));
-        if let Some(volume) = volume {
-            to.clone_into(&mut volume.name);
-        }
+        view.note(from, |volume| to.clone_into(&mut volume.name));
         Ok(())
     }
 

@@ -14,4 +14,5 @@ mod volumes;
 
 pub use disks::Disks;
 pub use store::LvStore;
+pub use vhd_folder::{MAX_CHAIN, MAX_VDI_SIZE};
 pub use volumes::Volumes;

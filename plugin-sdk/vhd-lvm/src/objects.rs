@@ -232,7 +232,9 @@ impl Objects {
         loop {
             let have = buffer.len() as u64;
             match decode(&buffer, self.generation) {
-                Read::Record(sequence, change, content, length) if sequence == self.sequence + 1 => {
+                Read::Record(sequence, change, content, length)
+                    if sequence == self.sequence + 1 =>
+                {
                     self.take(change, content);
                     (self.sequence, self.end) = (sequence, self.end + length);
                     buffer.drain(..buffer.len().min(length as usize));

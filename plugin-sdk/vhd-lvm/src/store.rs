@@ -42,19 +42,6 @@ const BITMAP: u64 = 4096;
 #[derive(Clone)]
 pub struct LvStore(Arc<Inner>);
 
-/// The right to change the store, or to look at it with nobody changing it.
-struct Lock {
-    _file: File,
-    store: Arc<Inner>,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // From here on others change what was read.
-        self.store.view().group = None;
-    }
-}
-
 impl LvStore {
     /// The store in a group. `locks` is a folder of this host for locks between its processes.
     pub fn new(volumes: Box<dyn Volumes>, group: &str, locks: &Path) -> Self {
@@ -113,19 +100,21 @@ impl LvStore {
         })
     }
 
-    /// Whether a volume is one of a store but for its images.
+    /// Whether a volume is one of a store but for its images. What has been moved aside may be the only
+    /// copy of a disk.
     pub fn is_own(name: &str) -> bool {
-        name == OBJECTS || name.starts_with(TMP) || name.starts_with(OLD)
+        name == OBJECTS || name.starts_with(TMP)
     }
 
     /// Takes the devices away of images that are active and not in `used`. Answers whether there
     /// were any.
     pub fn deactivate_but(&self, used: &[String]) -> Result<bool> {
         let inner = &self.0;
-        inner.change(false, |view| {
+        inner.change(true, |view| {
             let group = inner.group(view)?;
             let idle = |volume: &&Volume| {
-                let image = volume.name.starts_with(IMAGE) || Self::is_own(&volume.name);
+                let name = &volume.name;
+                let image = name.starts_with(IMAGE) || name.starts_with(OLD) || Self::is_own(name);
                 image && volume.active && !used.contains(&volume.name)
             };
             let names: Vec<&str> =
@@ -134,7 +123,9 @@ impl LvStore {
                 return Ok(false);
             }
             inner.lvm("deactivate", &names.join(" "), inner.volumes.deactivate(&names))?;
-            view.group = None;
+            for name in names {
+                view.note(name, |volume| volume.active = false);
+            }
             step!("vdi_detach.inactive");
             Ok(true)
         })
@@ -143,14 +134,14 @@ impl LvStore {
     /// Sets an image's volume read-only, unless it is.
     pub fn freeze(&self, uuid: Uuid) -> Result<bool> {
         let inner = &self.0;
-        inner.change(false, |view| {
+        inner.change(true, |view| {
             let name = format!("{IMAGE}{uuid}");
             let group = inner.group(view)?;
             if group.volume(&name).is_none_or(|volume| !volume.writable) {
                 return Ok(false);
             }
             inner.lvm("permit", &name, inner.volumes.permit(&name, false))?;
-            view.group = None;
+            view.note(&name, |volume| volume.writable = false);
             step!("vdi_snapshot.base_read_only");
             Ok(true)
         })
@@ -171,12 +162,11 @@ impl Store for LvStore {
 
     fn names(&self, area: Area) -> Result<Vec<String>> {
         let mut view = self.0.view();
-        let mut names = match area {
-            Area::Images => Vec::new(),
-            _ => {
-                let key = objects::key(&At::new(area, ""));
-                self.0.objects(&mut view)?.names(key.0)
-            }
+        let mut names = if area == Area::Images {
+            Vec::new()
+        } else {
+            let key = objects::key(&At::new(area, ""));
+            self.0.objects(&mut view)?.names(key.0)
         };
         if matches!(area, Area::Images | Area::Tmp) {
             let group = self.0.group(&mut view)?;
@@ -344,7 +334,7 @@ impl Store for LvStore {
         group.is_ok_and(|group| Repository::allocation_of(&group) == Allocation::Thick)
     }
 
-    fn expose(&self, images: &[At], write: bool) -> Result<()> {
+    fn expose(&self, images: &[At], write: bool) -> Result<Vec<PathBuf>> {
         let inner = &self.0;
         let names: Vec<String> = images.iter().filter_map(volume_of).collect();
         let (leaf, missing) = {
@@ -354,31 +344,40 @@ impl Store for LvStore {
             let all = names.iter().filter_map(volume).filter(|volume| !volume.active);
             (leaf, all.map(|volume| volume.name).collect::<Vec<_>>())
         };
+        let done = |inner: &Inner| {
+            // The name of the volume is a symbolic link to the device.
+            let device = |name: &String| {
+                let path = inner.volumes.device(name);
+                path.canonicalize().map_err(Error::io(&path, "find"))
+            };
+            names.iter().map(device).collect()
+        };
         if leaf.is_none() && missing.is_empty() {
-            return Ok(());
+            return done(inner);
         }
-        inner.change(leaf.is_some(), |view| {
+        inner.change(true, |view| {
             if let Some(leaf) = leaf {
                 inner.lvm("permit", &leaf.name, inner.volumes.permit(&leaf.name, true))?;
+                view.note(&leaf.name, |volume| volume.writable = true);
                 step!("vdi_attach.leaf_writable");
             }
             if !missing.is_empty() {
                 let names: Vec<&str> = missing.iter().map(String::as_str).collect();
                 inner.lvm("activate", &names.join(" "), inner.volumes.activate(&names))?;
+                for name in names {
+                    view.note(name, |volume| volume.active = true);
+                }
                 step!("vdi_attach.active");
             }
-            view.group = None;
             Ok(())
-        })
+        })?;
+        done(inner)
     }
 
     fn lock(&self, deadline: Instant) -> Result<Held> {
         let file = self.0.take("lock", deadline)?;
-        let mut view = self.0.view();
-        view.group = None;
-        self.0.refresh(&mut view)?;
-        drop(view);
-        Ok(Box::new(Lock { _file: file, store: Arc::clone(&self.0) }))
+        self.0.look(&mut self.0.view())?;
+        Ok(Box::new(file))
     }
 
     fn try_lock_maintenance(&self) -> Result<Option<Held>> {
@@ -388,13 +387,21 @@ impl Store for LvStore {
 
     fn try_lock_shared(&self) -> Option<Held> {
         let file = self.0.attempt("lock", File::try_lock_shared).ok()??;
-        Some(Box::new(Lock { _file: file, store: Arc::clone(&self.0) }))
+        // If it fails, so does what follows.
+        let _ = self.0.look(&mut self.0.view());
+        Some(Box::new(file))
     }
 
     fn stamp(&self) -> Result<[(i64, i64); 2]> {
         let mut view = self.0.view();
-        self.0.refresh(&mut view)?;
+        if view.objects.is_some() {
+            self.0.refresh(&mut view)?;
+        } else {
+            self.0.objects(&mut view)?;
+            // What was read of volumes may be older than the small things.
+            view.group = None;
+        }
         let (generation, sequence) = self.0.objects(&mut view)?.stamp();
-        Ok([(generation as i64, sequence as i64), (0, 0)])
+        Ok([(generation.cast_signed(), sequence.cast_signed()), (0, 0)])
     }
 }

@@ -96,8 +96,19 @@ impl Volumes for Commands {
     fn create(&self, name: &str, bytes: u64) -> Result<()> {
         let size = format!("{bytes}b");
         let words = [
-            "--type", "linear", "--size", &size, "--name", name, "--activate", "n",
-            "--wipesignatures", "n", "--zero", "n", &self.group,
+            "--type",
+            "linear",
+            "--size",
+            &size,
+            "--name",
+            name,
+            "--activate",
+            "n",
+            "--wipesignatures",
+            "n",
+            "--zero",
+            "n",
+            &self.group,
         ];
         self.change("lvcreate", &words)
     }

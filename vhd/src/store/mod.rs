@@ -230,10 +230,10 @@ pub trait Store: Send + Sync {
         false
     }
 
-    /// Lets other programs of this host open images by [`Store::path_of`]: the first one for
-    /// writing if `write`, the others for reading.
-    fn expose(&self, _images: &[At], _write: bool) -> Result<()> {
-        Ok(())
+    /// Lets other programs of this host open images: the first one for writing if `write`, the others
+    /// for reading. Answers by which paths, none of which is a symbolic link.
+    fn expose(&self, images: &[At], _write: bool) -> Result<Vec<PathBuf>> {
+        Ok(images.iter().map(|at| self.path_of(at)).collect())
     }
 
     /// Changes whenever an image or a journal record comes, goes or is renamed.

@@ -135,10 +135,8 @@ impl Tree {
         if image.is_empty() {
             // Nothing in it: the new disk becomes its sibling, and no level is added.
             let parent = image.info().parent.as_ref().zip(node.parent);
-            let parent = parent.map(|(link, uuid)| ParentLink {
-                uuid: link.uuid,
-                name: self.link_name(uuid),
-            });
+            let parent = parent
+                .map(|(link, uuid)| ParentLink { uuid: link.uuid, name: self.link_name(uuid) });
             let tmp = Self::tmp_at(image_name(new, Format::Vhd));
             let uuid = Uuid::new_v4();
             let image = NewImage { uuid, size: node.virtual_size, parent };

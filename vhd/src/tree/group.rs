@@ -162,10 +162,8 @@ impl Tree {
         let image = self.open_image(&Self::image_at(source, Format::Vhd), Mode::Read)?;
         if image.is_empty() && !with_data.contains(&source) {
             let parent = image.info().parent.as_ref().zip(node.parent);
-            let parent = parent.map(|(link, uuid)| ParentLink {
-                uuid: link.uuid,
-                name: self.link_name(uuid),
-            });
+            let parent = parent
+                .map(|(link, uuid)| ParentLink { uuid: link.uuid, name: self.link_name(uuid) });
             let uuid = Uuid::new_v4();
             self.store.remove(&tmp)?;
             self.write_image(&tmp, &NewImage { uuid, size: node.virtual_size, parent }, None)?;

@@ -148,12 +148,11 @@ impl Tree {
         image::repair_blob(self.store.open(&at, true)?, &self.store.path_of(&at))
     }
 
-    /// The files of a disk, as [`Tree::chain`] answers them, which other programs of this host can
-    /// open from now on: a volume has to be made a device first.
+    /// The images of a disk, the leaf first, by paths at which other programs of this host can open
+    /// them from now on: a volume has to be made a device first.
     pub fn expose(&self, uuid: Uuid, write: bool) -> Result<Vec<PathBuf>> {
         let (_, images) = self.chain_nodes(uuid)?;
-        self.store.expose(&images, write)?;
-        Ok(images.iter().map(|at| self.store.path_of(at)).collect())
+        self.store.expose(&images, write)
     }
 
     /// Gives the volume of an image room for all of its blocks, or with `full` unset takes what it

@@ -14,7 +14,8 @@ fn a_path_that_dies_under_writes_is_told_and_missed_by_nobody() -> Result<()> {
     let place = Place::new(&lab, &[(1, 128)])?;
     let (smctl, host) = (place.smctl(), &place.host);
     place.create("san", &lun(1, 128))?;
-    smctl.check(&["vdi", "create", "--sr", "san", "--name", "disk", "--size", "32MiB"])?;
+    let raw = ["--size", "32MiB", "--format", "raw"];
+    smctl.check(&[&["vdi", "create", "--sr", "san", "--name", "disk"][..], &raw].concat())?;
     let attached = smctl.check(&["vdi", "attach", "disk"])?;
     let device = attached.strip_prefix("block device ").unwrap();
     // Each pass writes all of it and reads it back; it ends after the pass in which it is told to.

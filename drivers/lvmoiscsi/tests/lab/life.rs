@@ -119,9 +119,10 @@ fn srs_and_disks_live_on_two_paths_and_the_last_sr_logs_out() -> Result<()> {
     let before = stat["physical_size"].as_u64().unwrap();
     assert!(before < 128 * MIB && before > 64 * MIB, "{before}");
 
-    // A disk: linear, zeroed, by XenServer's name.
+    // A raw disk: linear, zeroed, by XenServer's name.
+    let raw = ["--size", "32MiB", "--format", "raw"];
     let vdi =
-        smctl.check(&["vdi", "create", "--sr", "san", "--name", "disk", "--size", "32MiB"])?;
+        smctl.check(&[&["vdi", "create", "--sr", "san", "--name", "disk"][..], &raw].concat())?;
     let unsupported = smctl.refused(&["vdi", "snapshot", "disk", "--name", "s"])?;
     assert_eq!(told(&unsupported).0, "unsupported", "{unsupported}");
     let attached = smctl.check(&["vdi", "attach", "disk"])?;
@@ -134,9 +135,7 @@ fn srs_and_disks_live_on_two_paths_and_the_last_sr_logs_out() -> Result<()> {
     let busy = smctl.refused(&["sr", "detach", "san"])?;
     assert_eq!(told(&busy).0, "in_use", "{busy}");
 
-    // The LUN grows, with the disk in use; so do SR and disk.
-    let too_large = smctl.refused(&["vdi", "resize", "disk", "160MiB"])?;
-    assert_eq!((told(&too_large).0.as_str(), told(&too_large).1), ("no_space", 44));
+    // The LUN grows, with the disk in use; so does the SR, and the disk when it is detached.
     place.nas.check(["truncate", "--size", &(256 * MIB).to_string(), "/srv/grows"])?;
     place.nas.check(["losetup", "--set-capacity", "/dev/loop0"])?;
     let scanned = smctl.json(&["sr", "scan", "san"])?;
@@ -146,7 +145,13 @@ fn srs_and_disks_live_on_two_paths_and_the_last_sr_logs_out() -> Result<()> {
     );
     let stat = smctl.json(&["sr", "stat", "san"])?;
     assert_eq!(stat["physical_size"].as_u64().unwrap(), before + 128 * MIB);
+    let in_use = smctl.refused(&["vdi", "resize", "disk", "160MiB"])?;
+    assert_eq!((told(&in_use).0.as_str(), told(&in_use).1), ("in_use", 24));
+    smctl.check(&["vdi", "detach", "disk"])?;
+    let too_large = smctl.refused(&["vdi", "resize", "disk", "1GiB"])?;
+    assert_eq!((told(&too_large).0.as_str(), told(&too_large).1), ("no_space", 44));
     smctl.check(&["vdi", "resize", "disk", "160MiB"])?;
+    smctl.check(&["vdi", "attach", "disk"])?;
     assert_eq!(host.check(["blockdev", "--getsize64", &device])?, (160 * MIB).to_string());
     host.check(["sh", "-c", &format!("! cmp -s -n {MIB} {device} /dev/zero")])?;
     let kept = format!("head -c {} {device} | sha256sum", 32 * MIB);

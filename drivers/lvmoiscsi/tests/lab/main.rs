@@ -4,4 +4,5 @@
 
 mod array;
 mod faults;
+mod images;
 mod life;
