@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: guests with kernels of their own, see `docs/lab.md`.
 
 mod check;
+mod demo;
 pub(crate) mod packages;
 
 use std::io::Write;
@@ -19,6 +20,7 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     packages::ensure()?;
     match words {
         ["run", rest @ ..] => command(rest),
+        ["demo"] => demo::run(),
         ["check", options @ ..] => check::run(crate::flag(options, "--keep-logs")?),
         other => Err(unknown(&format!("lab {}", other.join(" ")))),
     }

@@ -5,15 +5,16 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::guest::Guest;
 
-/// Connects `/dev/nbd<number>` to a server on a Unix socket of the same guest.
+/// Connects `/dev/nbd<number>` to a server on a Unix socket of the same guest, which may just be
+/// starting: between the `bind` that makes the socket and the `listen` after it, a connection is
+/// refused.
 pub fn connect(guest: &Guest, socket: &str, number: u32) -> Result<String> {
     guest.load(&["nbd"])?;
-    guest.wait_for("a socket", Duration::from_secs(20), |guest| {
-        let there = guest.run(["test", "-S", socket])?.status == 0;
-        Ok(if there { Ok(()) } else { Err(format!("no {socket}")) })
-    })?;
     let device = format!("/dev/nbd{number}");
-    guest.check(["nbd-client", "-unix", socket, &device])?;
+    guest.wait_for("a server of NBD", Duration::from_secs(40), |guest| {
+        let output = guest.run(["nbd-client", "-unix", socket, &device])?;
+        Ok(if output.status == 0 { Ok(()) } else { Err(output.errors()) })
+    })?;
     Ok(device)
 }
 

@@ -186,7 +186,9 @@ fn the_kernel_reads_and_writes_through_nbd() -> Result<()> {
     assert_eq!(host.check(["sha256sum", "/mnt/file"])?, written);
     host.check(["umount", "/mnt"])?;
 
-    // A server that dies is an error of the device, not a hang.
+    // A server that dies is an error of the device, not a hang, and it is EIO: nbd-client has made
+    // the connection by netlink and is gone, so nobody takes the size from the device, after which
+    // a write would be told ENOSPC.
     server.kill();
     host.wait_for("an error", Duration::from_secs(20), |host| {
         Ok(if write(host, &device)? { Err("writes work".to_owned()) } else { Ok(()) })

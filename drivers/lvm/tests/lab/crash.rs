@@ -301,8 +301,9 @@ fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
         ]
         .map(str::to_owned),
     );
-    let ours: BTreeSet<String> =
-        steps.into_iter().filter(|step| !step.starts_with("core.")).collect();
+    // The library has steps of the core and of parts of the host kit that it does not use, too.
+    let is_ours = |step: &String| ["sr_", "vdi_", "pool."].iter().any(|of| step.starts_with(of));
+    let ours: BTreeSet<String> = steps.into_iter().filter(is_ours).collect();
     assert_eq!(ours, known);
     Ok(())
 }
@@ -331,17 +332,14 @@ fn a_host_that_is_lost_in_the_middle_of_a_command_comes_back() -> lab::Result<()
     ] {
         let smctl = Smctl::new(&host);
         let running = smctl.call(command).start()?;
-        // Not the report, which changes nothing.
-        let changing =
-            "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -cE '[l]vm (lv|vg)[a-z]+ --c'";
+        // Not the report, which changes nothing. One process, since each takes time from the other.
+        let changing = "exec grep -qsaE 'lvm.(lv|vg)[a-z]+.--c' /proc/[0-9]*/cmdline";
         host.wait_for("a command that changes the group", Duration::from_secs(30), |host| {
-            let seen = host.run(["sh", "-c", changing])?.text();
-            Ok(if seen == "0" { Err(format!("{:?}", running.ended())) } else { Ok(()) })
+            let seen = host.run(["sh", "-c", changing])?.status == 0;
+            Ok(if seen { Ok(()) } else { Err(format!("{:?}", running.ended())) })
         })?;
         host.reboot()?;
         let smctl = Smctl::new(&host);
-        let probed = smctl.ok(&["sr", "probe", "--driver", "lvm", "device=/dev/ubda"]);
-        assert!(probed.contains(&sr), "{probed}");
         smctl.ok(&["sr", "introduce", "--driver", "lvm", "--uuid", &sr, "device=/dev/ubda"]);
         smctl.ok(&["sr", "scan", "l"]);
         assert!(is_empty(&smctl.json(&["sr", "scan", "l"])["recovered"]));

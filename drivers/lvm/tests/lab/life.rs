@@ -204,14 +204,14 @@ fn an_operation_is_one_report_and_one_change() -> lab::Result<()> {
             count(&[report], &|| bench.done(renamed.clone()));
             count(&[report, "lvremove"], &|| bench.done(VdiDestroy { vdi }));
             count(&[report, "vgchange"], &|| bench.done(SrDetach::default()));
-            // However many VDIs there are.
+            // However many VDIs there are; see the test of a thousand.
             count(&[report, "lvchange"], &|| bench.done(SrAttach::default()));
-            count(&[report, "lvcreate"].repeat(20), &|| {
-                for number in 0..20 {
+            count(&[report, "lvcreate"].repeat(3), &|| {
+                for number in 0..3 {
                     bench.create(&number.to_string(), 4 * MIB);
                 }
             });
-            count(&[report], &|| assert_eq!(bench.scan().len(), 23));
+            count(&[report], &|| assert_eq!(bench.scan().len(), 6));
         },
     )
 }

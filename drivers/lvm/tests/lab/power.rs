@@ -54,9 +54,9 @@ fn at_every_flush_a_disk_is_as_before_or_as_after() -> lab::Result<()> {
             let mut now = state(&bench);
             let mut changes = Vec::new();
             let mut change = |name: &'static str, work: &dyn Fn()| {
-                mark(&format!("begin {name}"));
+                mark(&format!("begin-{name}"));
                 work();
-                mark(&format!("end {name}"));
+                mark(&format!("end-{name}"));
                 let after = state(&bench);
                 assert_ne!(now, after, "{name} does nothing that is seen");
                 changes.push(Change { name, before: now.clone(), after: after.clone() });
@@ -71,7 +71,6 @@ fn at_every_flush_a_disk_is_as_before_or_as_after() -> lab::Result<()> {
             change("resize", &|| {
                 bench.done(VdiResize { vdi: precious, virtual_size: Bytes(32 * MIB) });
             });
-            change("revert", &|| bench.done(VdiRevert { vdi: precious, snapshot: snap }));
             change("destroy", &|| bench.done(VdiDestroy { vdi: snap }));
             bench.call(SrDetach::default());
             dmsetup(&["remove", "--retry", "recorder"]);
@@ -82,10 +81,11 @@ fn at_every_flush_a_disk_is_as_before_or_as_after() -> lab::Result<()> {
             std::fs::File::create(clean).unwrap().set_len(bytes).unwrap();
             let (mut at, mut looked) = (0, 0);
             for Change { name, before, after } in &changes {
-                let begin = log.mark(&format!("begin {name}")).unwrap();
-                let end = log.mark(&format!("end {name}")).unwrap();
+                let begin = log.mark(&format!("begin-{name}")).unwrap();
+                let end = log.mark(&format!("end-{name}")).unwrap();
                 let mut seen_after = false;
-                for point in log.points().into_iter().filter(|point| (begin..=end).contains(point)) {
+                for point in log.points().into_iter().filter(|point| (begin..=end).contains(point))
+                {
                     let new = &log.entries()[at..point];
                     if point != begin && new.iter().all(|entry| entry.length == 0) {
                         continue;
@@ -102,10 +102,13 @@ fn at_every_flush_a_disk_is_as_before_or_as_after() -> lab::Result<()> {
                     assert!(found == *after || !seen_after, "{name} at {point} is undone");
                     seen_after |= found == *after;
                 }
-                assert!(seen_after, "{name} was told before it had happened");
+                // dm-log-writes writes down at a flush what was written before it: what is missing
+                // at the end was told although the power could still take it back.
+                assert!(seen_after, "{name} was told before it was safe");
             }
-            // The pool's own flushes at least, for each of the five.
-            assert!(looked > 10, "{looked} places");
+            // The pool's own flushes at least, and ours, for each of the four.
+            println!("{looked} places of {} in the log", log.entries().len());
+            assert!(looked >= 8, "{looked} places");
         },
     )
 }
@@ -118,11 +121,12 @@ fn look(bench: &Bench, precious: VdiUuid) -> BTreeMap<VdiUuid, String> {
     let found = Bench::open(bench.sr, &[("device", LOOP)]);
     found.call(SrAttach::default());
     let seen = state(&found);
-    assert_eq!(found.call(SrRecover::default()), SrRecovered::default());
-    let device = found.attach(precious, AttachMode::ReadOnly);
+    found.call(activate(precious, AttachMode::ReadWrite));
+    let device = format!("/dev/sm-{}/vdi-{precious}", bench.sr);
     assert!(is_all(&device, 0, 0xa5, MIB) && is_all(&device, MIB, 0, MIB));
     sh(&["vgck", &format!("sm-{}", bench.sr)]);
-    found.call(SrDetach::default());
+    // As the next loss of power does it, which takes a tenth of the time that LVM takes.
+    dmsetup(&["remove_all"]);
     sh(&["losetup", "--detach", LOOP]);
     seen
 }

@@ -57,7 +57,7 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     let info = smctl.ok(&["driver", "info", "lvm"]);
     assert!(info.contains("device") && info.contains("allocation"), "{info}");
     let sr = smctl.ok(&["sr", "create", "--driver", "lvm", "--name", "local", "device=/dev/ubda"]);
-    smctl.ok(&["vdi", "create", "--name", "web server", "--size", "64MiB", "--key", "owner=a,b"]);
+    smctl.ok(&["vdi", "create", "--name", "web server", "--size", "24MiB", "--key", "owner=a,b"]);
     let device = smctl.attach(&["web server"]);
     assert!(device.starts_with(&format!("/dev/sm-{sr}/vdi-")), "{device}");
     first.check(["mkfs.ext4", "-q", &device])?;
@@ -70,7 +70,7 @@ fn smctl_uses_the_library_and_the_disk_moves_to_another_machine() -> lab::Result
     let written = sum(&first, &device);
     smctl.ok(&["vdi", "detach", "web server"]);
     smctl.ok(&["vdi", "clone", "before", "--name", "copy"]);
-    smctl.ok(&["vdi", "resize", "copy", "96MiB"]);
+    smctl.ok(&["vdi", "resize", "copy", "32MiB"]);
     smctl.ok(&["vdi", "copy", "web server", "--name", "full copy"]);
     smctl.ok(&["vdi", "export", "web server", "/var/tmp/out.raw", "--format", "raw"]);
     assert_eq!(sum(&first, "/var/tmp/out.raw"), written);

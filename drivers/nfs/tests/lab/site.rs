@@ -92,24 +92,23 @@ impl Site {
         uri.unwrap_or_else(|| panic!("{text}")).to_owned()
     }
 
-    fn fio(&self, uri: &str, byte: u8, place: (u64, u64), how: &[&str]) {
-        let uri = format!("--uri={uri}");
-        let pattern = format!("--verify_pattern={byte:#04x}");
-        let (offset, size) = (format!("--offset={}k", place.0), format!("--size={}k", place.1));
-        let words = ["fio", "--name=io", "--ioengine=nbd", "--bs=64k", "--verify=pattern"];
-        let verify = ["--verify_fatal=1", "--verify_state_save=0", &uri, &pattern, &offset, &size];
-        let said = self.host.check([&words[..], &verify, how].concat()).unwrap();
-        assert!(said.contains("err= 0"), "{said}");
+    /// A client of NBD that starts quickly, where `fio` takes half a second in a guest.
+    fn qemu_io(&self, uri: &str, words: &[&str]) {
+        let words = [&["qemu-io", "-f", "raw"], words, &[uri]].concat();
+        let said = self.host.check(words).unwrap();
+        assert!(!said.contains("failed"), "{said}");
     }
 
     /// Fills a place of a disk, in KiB, with a byte.
     pub(crate) fn write(&self, uri: &str, byte: u8, at: u64, length: u64) {
-        self.fio(uri, byte, (at, length), &["--rw=write", "--do_verify=0", "--end_fsync=1"]);
+        let write = format!("write -P {byte:#04x} {at}k {length}k");
+        self.qemu_io(uri, &["-c", &write, "-c", "flush"]);
     }
 
     /// A place of a disk, in KiB, holds a byte.
     pub(crate) fn holds(&self, uri: &str, byte: u8, at: u64, length: u64) {
-        self.fio(uri, byte, (at, length), &["--rw=read"]);
+        let read = format!("read -P {byte:#04x} {at}k {length}k");
+        self.qemu_io(uri, &["-r", "-c", &read]);
     }
 }
 
