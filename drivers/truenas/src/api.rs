@@ -39,6 +39,8 @@ pub(crate) const TABLE: Table = Table::new(&[
     Row::text("no space left").is(Class::NoSpace),
     Row::text("insufficient space").is(Class::NoSpace),
     Row::text("quota exceeded").is(Class::NoSpace),
+    // Of a volume that is larger than that, thin or not; it is not forced upon the array.
+    Row::text("more than 80% of your available space").is(Class::NoSpace),
     Row::text("shrink").on("resize").is(Class::LimitReached),
     Row::text("too many concurrent calls").is(Class::Busy),
     Row::text("enotauthenticated").is(Class::Expired),

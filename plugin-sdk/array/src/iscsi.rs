@@ -96,20 +96,28 @@ impl IscsiHost {
     async fn shown(&self, cx: &Cx, iqn: &Iqn, portals: &[Target]) -> Result<()> {
         let mut failed = None;
         for Target { portal, .. } in portals {
-            match iscsi::discover(cx, portal, &self.secrets()).await {
-                Ok(found) if found.iter().any(|target| target.iqn == *iqn) => return Ok(()),
-                Ok(_) => {
-                    let own = self.own_name()?;
-                    return Err(Error::new(
-                        Kind::Auth,
-                        format!("{portal} does not show the target {iqn} to {own}"),
-                    )
-                    .legacy(96)
-                    .hint("the array must let this initiator in; after a change of its name, restart iscsid"));
+            let found = match iscsi::discover(cx, portal, &self.secrets()).await {
+                // It shows none at all.
+                Err(error) if error.kind == Kind::NotFound => Vec::new(),
+                Err(error) => {
+                    cx.check()?;
+                    failed.get_or_insert(error);
+                    continue;
                 }
-                Err(error) => drop(failed.get_or_insert(error)),
+                Ok(found) => found,
+            };
+            if found.iter().any(|target| target.iqn == *iqn) {
+                return Ok(());
             }
-            cx.check()?;
+            let own = self.own_name()?;
+            return Err(Error::new(
+                Kind::Auth,
+                format!("{portal} does not show the target {iqn} to {own}"),
+            )
+            .legacy(96)
+            .hint(
+                "the array must let this initiator in; after a change of its name, restart iscsid",
+            ));
         }
         Err(failed.unwrap_or_else(|| no_target("no portal")))
     }
@@ -271,7 +279,7 @@ mod tests {
             (mapping(&[("10.0.0.1", "../x")]), "\"../x\", which is no target,"),
             (mapping(&[("--login", "iqn.2005-10.x:y")]), "\"--login\", which is no portal,"),
         ] {
-            let message = targets(&odd).unwrap_err().message;
+            let message = targets(&odd).unwrap_err().message.clone();
             assert_eq!(message, format!("the array names {said} for a volume that it has mapped"));
         }
         let odd = Mapping { scsi_id: "../../etc".to_owned(), ..mapping(&[]) };

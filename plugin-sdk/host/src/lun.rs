@@ -102,8 +102,13 @@ async fn drop_other(cx: &Cx, id: &ScsiId, number: u16, session: &Session) -> Res
 /// Removes a path, and the map that multipath has made of it. Whether it is gone: not if somebody
 /// has it, or what is on it.
 async fn drop_path(cx: &Cx, disk: &Disk) -> Result<bool> {
-    for map in block::mapped() {
-        if map.uuid.starts_with("mpath-") && map.slaves.contains(&disk.name) {
+    let of_multipath = || {
+        let maps = block::mapped().into_iter();
+        maps.filter(|map| map.uuid.starts_with("mpath-") && map.slaves.contains(&disk.name))
+            .collect::<Vec<Mapped>>()
+    };
+    for _ in 0..TRIES {
+        for map in of_multipath() {
             match multipath::flush(cx, &map).await {
                 Err(error) if error.kind == Kind::InUse || error.legacy_code() == 431 => {
                     plugin_sdk::tracing::debug!(%error, "the path stays");
@@ -112,14 +117,21 @@ async fn drop_path(cx: &Cx, disk: &Disk) -> Result<bool> {
                 other => other?,
             }
         }
+        let now = block::disks().into_iter().find(|now| now.name == disk.name);
+        let Some(now) = now.filter(|now| now.session == disk.session) else { return Ok(true) };
+        if !is_claimed(cx, &now.device()).await? {
+            if multipath::is_running() {
+                multipath::forget(cx, &now).await?;
+            }
+            now.remove(cx).await?;
+            return Ok(true);
+        }
+        // It may have been taken up again meanwhile.
+        if of_multipath().is_empty() {
+            return Ok(false);
+        }
     }
-    let now = block::disks().into_iter().find(|now| now.name == disk.name);
-    let Some(now) = now.filter(|now| now.session == disk.session) else { return Ok(true) };
-    if is_claimed(cx, &now.device()).await? {
-        return Ok(false);
-    }
-    now.remove(cx).await?;
-    Ok(true)
+    Ok(false)
 }
 
 /// Removes all paths of a session that is about to end, with maps of them: one that ended under a map
@@ -268,12 +280,14 @@ pub async fn set_read_only(cx: &Cx, device: &str, read_only: bool) -> Result<()>
 /// Errors: kind `in_use` if somebody has it, kind `unreachable` if what was written cannot go out
 /// over a path that is up.
 pub async fn remove(cx: &Cx, id: &ScsiId, sessions: &[Session]) -> Result<()> {
-    let mut tries = 0;
+    let (mut tries, mut is_written_out) = (0, false);
+    let mut is_forgotten = !multipath::is_running();
     'again: loop {
         tries += 1;
         if let Some(map) = multipath::find(id) {
             let slaves = block::disks().into_iter().filter(|disk| map.slaves.contains(&disk.name));
             flush(cx, &format!("/dev/{}", map.device), slaves.collect()).await?;
+            is_written_out = true;
             multipath::flush(cx, &map).await?;
             step!("lun.map_gone");
             let gone = || Ok(multipath::find(id).is_none().then_some(()));
@@ -284,11 +298,12 @@ pub async fn remove(cx: &Cx, id: &ScsiId, sessions: &[Session]) -> Result<()> {
                 && sessions.iter().any(|session| Some(session.number) == disk.session)
         };
         for path in block::disks().into_iter().filter(ours) {
-            if path.holders.is_empty() {
+            if !is_written_out && path.holders.is_empty() {
                 flush(cx, &path.device(), vec![path.clone()]).await?;
-                if multipath::is_running() {
-                    multipath::forget(cx, &path).await?;
-                }
+            }
+            if !is_forgotten {
+                multipath::forget(cx, &path).await?;
+                is_forgotten = true;
             }
             match path.remove(cx).await {
                 Ok(()) => step!("lun.path_gone"),

@@ -57,7 +57,7 @@ fn one_path(place: &Place) -> Result<()> {
     // Nobody else is let to the target, or told of it.
     let target = host.check(["sh", "-c", "cat /sys/class/iscsi_session/*/targetname"])?;
     let at = format!("iscsi://{}:3260", place.addresses[0]);
-    let sees = |who: &str| Ok(host.check(["iscsi-ls", "--initiator-name", who, &at])?);
+    let sees = |who: &str| host.check(["iscsi-ls", "--initiator-name", who, &at]);
     assert!(sees(&place.initiator)?.contains(&target));
     assert_eq!(sees("iqn.2000-01.com.example:other")?, "");
     let lun = format!("{at}/{target}/0");
@@ -124,7 +124,6 @@ fn cut_at_any_place(place: &Place) -> Result<()> {
     for (attach, detach) in [
         ("array.mapped", "lun.path_gone"),
         ("array.target_noted", "array.logged_out"),
-        ("array.lun_found", "array.disconnected"),
         ("array.logged_in", "array.unmapped"),
     ] {
         killed("attach", attach)?;
@@ -187,7 +186,8 @@ fn two_paths(place: &Place) -> Result<()> {
     smctl.check(&["vdi", "detach", "pair"])?;
     assert_eq!(place.left()?, "");
     let known = host.run(["cat", "/etc/multipath/wwids"])?.text();
-    assert!(!known.contains(id), "{known}");
+    // The line of one that was forgotten is a comment.
+    assert!(!known.lines().any(|line| line == format!("/{id}/")), "{known}");
     smctl.check(&["vdi", "destroy", "pair"])?;
     smctl.check(&["sr", "destroy", "two"])?;
     Ok(())

@@ -229,7 +229,7 @@ pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
 }
 
 /// Logs in at these portals of one target, where there is no session yet. One that works is enough:
-/// then the others have [a short time](SPARE) each, and are tried again by the next who comes.
+/// then the others have a short time each, and are tried again by the next who comes.
 ///
 /// Errors: that of the first portal, if none works.
 pub async fn login_anywhere(cx: &Cx, targets: &[Target], chap: &Chap) -> Result<Changed> {

@@ -1,5 +1,6 @@
 //! Running `lvm`: one question, and changes, always on the SR's own devices alone.
 
+use std::fs::File;
 use std::time::Duration;
 
 use plugin_sdk::model::Kind;
@@ -81,7 +82,26 @@ impl Lvm {
         cx.check()?;
         let mut all = vec!["--yes", "--quiet"];
         all.extend(words);
-        self.run(&cx.shielded(), command, &all).await.map(drop)
+        self.run(&cx.shielded(), command, &all).await?;
+        self.flush(&cx.shielded()).await
+    }
+
+    /// Has the devices empty their caches. LVM 2.03.16 writes its texts past the page cache and asks
+    /// no device for that, so the power could take back what a caller was told; where a thin pool
+    /// changes with it, the pool asks.
+    async fn flush(&self, cx: &Cx) -> Result<()> {
+        let devices = self.devices.resolved()?;
+        cx.blocking(move |_| {
+            for device in &devices {
+                File::open(device).and_then(|file| file.sync_all()).map_err(|error| {
+                    Error::new(Kind::Unreachable, format!("{device} does not keep what is written"))
+                        .source(&error)
+                        .hint("look at the host's log for errors of this device, then repeat it")
+                })?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn run(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<Vec<u8>> {

@@ -408,15 +408,22 @@ mod tests {
             )
         };
         let one = r#"{"lv_uuid":"id","seg_start":"8388608","segtype":"linear","seg_pe_ranges":"/dev/a:7-7"}"#;
-        let two = r#"{"lv_uuid":"id","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/b:1:2-3"}"#;
-        let other = r#"{"lv_uuid":"x","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/a:0-0"}"#;
+        let two =
+            r#"{"lv_uuid":"id","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/b:1:2-3"}"#;
+        let other =
+            r#"{"lv_uuid":"x","seg_start":"0","segtype":"linear","seg_pe_ranges":"/dev/a:0-0"}"#;
         let pieces = |segments: &str| recorded(&json(segments)).groups[0].volumes[0].pieces.clone();
         let (mib, b) = (1 << 20, "/dev/b:1".to_owned());
         assert_eq!(
             pieces(&format!("{one},{other},{two}")),
             [
                 Piece { start: 0, length: 8 * mib, device: b, offset: 10 * mib },
-                Piece { start: 8 * mib, length: 4 * mib, device: "/dev/a".into(), offset: 29 * mib },
+                Piece {
+                    start: 8 * mib,
+                    length: 4 * mib,
+                    device: "/dev/a".into(),
+                    offset: 29 * mib
+                },
             ]
         );
         // A part of it, a device that is missing, another type: none, rather than wrong ones.
