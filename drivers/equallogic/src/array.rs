@@ -1,6 +1,7 @@
 //! The group as an [`Array`]: which commands each primitive takes.
 
 mod restore;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -50,6 +51,8 @@ pub struct EqualLogic {
     portal: String,
     /// Which volume a snapshot was seen at: only where to look first.
     hints: Mutex<BTreeMap<String, String>>,
+    /// For the second half of a scan.
+    listed: Mutex<shown::Listed>,
 }
 
 /// What the array can do.
@@ -74,8 +77,8 @@ fn capabilities() -> Capabilities {
 impl EqualLogic {
     /// A group.
     pub fn new(sessions: Sessions, habits: Habits, chap: Option<String>, portal: String) -> Self {
-        let (capabilities, hints) = (capabilities(), Mutex::default());
-        Self { sessions, capabilities, habits, chap, portal, hints }
+        let (capabilities, hints, listed) = (capabilities(), Mutex::default(), Mutex::default());
+        Self { sessions, capabilities, habits, chap, portal, hints, listed }
     }
 
     /// Its sessions.
@@ -140,10 +143,25 @@ impl EqualLogic {
     async fn get_object(&self, cx: &Cx, object: &Object) -> Outcome<Volume> {
         let details = self.details(cx, object).await?;
         if let Some(snapshot) = &object.snapshot {
-            let mut hints = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-            hints.insert(snapshot.clone(), object.volume.clone());
+            self.hint(snapshot, &object.volume);
         }
         Self::volume(object, &details)
+    }
+
+    /// Notes at which volume a snapshot is.
+    fn hint(&self, snapshot: &str, volume: &str) {
+        let mut hints = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        hints.insert(snapshot.to_owned(), volume.to_owned());
+    }
+
+    /// A snapshot of which no more than its name is known.
+    fn bare(volume: &str, name: &str) -> Volume {
+        Volume {
+            id: format!("{volume}/{name}"),
+            name: name.to_owned(),
+            snapshot_of: Some(volume.to_owned()),
+            ..Volume::default()
+        }
     }
 
     /// The pool of a volume, where the array shows it.
@@ -174,12 +192,16 @@ impl EqualLogic {
 
     /// The volumes of our SR that have snapshots, with the snapshots' names.
     async fn all_snapshots(&self, cx: &Cx) -> Outcome<Vec<(String, Vec<String>)>> {
-        let ours = |row: &VolumeRow| {
-            row.snapshots != Some(0) && is_of(NAMES.parse(&row.name).and_then(|n| n.sr), cx)
-        };
         let rows = self.rows(cx).await?;
-        let names = rows.into_iter().filter(ours).map(|row| row.name);
-        self.each(names.collect(), |name: String| async move {
+        self.names_of_snapshots(cx, with_snapshots(&rows, cx)).await
+    }
+
+    async fn names_of_snapshots(
+        &self,
+        cx: &Cx,
+        volumes: Vec<String>,
+    ) -> Outcome<Vec<(String, Vec<String>)>> {
+        self.each(volumes, |name: String| async move {
             let found = self.snapshot_names(cx, &name).await.or_absent()?;
             Ok(found.map(|found| (name, found)))
         })
@@ -256,6 +278,14 @@ fn odd(what: &str, line: &str) -> Failure {
     garbled(format!("a line of the array's {what} cannot be read: {line:?}"))
 }
 
+/// The volumes of our SR that have snapshots.
+fn with_snapshots(rows: &[VolumeRow], cx: &Cx) -> Vec<String> {
+    let ours = |row: &&VolumeRow| {
+        row.snapshots != Some(0) && is_of(NAMES.parse(&row.name).and_then(|n| n.sr), cx)
+    };
+    rows.iter().filter(ours).map(|row| row.name.clone()).collect()
+}
+
 /// Whether a name is of the SR of this call, or the call is of none.
 fn is_of(sr: Option<SrUuid>, cx: &Cx) -> bool {
     match cx.sr() {
@@ -324,14 +354,18 @@ impl Array for EqualLogic {
             description: &description,
         })?;
         self.run(cx, command).await?;
-        Ok(Volume {
+        let made = Volume {
             id: new.name.to_owned(),
             name: new.name.to_owned(),
             size: new.size,
             used: Some(Bytes(0)),
             metadata: Some(new.metadata.to_owned()),
             ..Volume::default()
-        })
+        };
+        if !is_record {
+            shown::keep(cx, &made).await;
+        }
+        Ok(made)
     }
 
     async fn get(&self, cx: &Cx, name: &str) -> Outcome<Volume> {
@@ -354,13 +388,10 @@ impl Array for EqualLogic {
         {
             return Err(garbled(format!("the array shows a part of a name: {:?}", cut.name)));
         }
+        self.note_listed(with_snapshots(&rows, cx));
         let (ours, foreign): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| row.name.starts_with(prefix));
-        let mut volumes = self
-            .each(ours, |row: VolumeRow| async move {
-                self.get_object(cx, &Object::of(&row.name)).await.or_absent()
-            })
-            .await?;
+        let mut volumes = self.ours(cx, ours).await?;
         volumes.extend(foreign.into_iter().map(|row| Volume {
             id: row.name.clone(),
             name: row.name,
@@ -383,6 +414,7 @@ impl Array for EqualLogic {
 
     async fn delete(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
         let object = &Object::of(&volume.id);
+        shown::forget(cx, &volume.id).await?;
         // Offline ends the sessions of whoever uses it, without asking.
         let records = self.access(cx, object).await?;
         if !records.is_empty() {
@@ -414,8 +446,7 @@ impl Array for EqualLogic {
         let rest = format!("snapshot rename {} {}", word("name", from)?, word("name", to)?);
         let object = Object::of(&volume.id);
         self.on(cx, &object, "rename_snapshot", Effect::Changes, &rest).await?;
-        let mut hints = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        hints.insert(to.to_owned(), volume.name.clone());
+        self.hint(to, &volume.name);
         Ok(())
     }
 
@@ -442,33 +473,21 @@ impl Array for EqualLogic {
     }
 
     async fn snapshots(&self, cx: &Cx, of: Option<&Volume>) -> Outcome<Vec<Volume>> {
-        let bare = |volume: &str, name: &str| Volume {
-            id: format!("{volume}/{name}"),
-            name: name.to_owned(),
-            snapshot_of: Some(volume.to_owned()),
-            ..Volume::default()
-        };
         if let Some(of) = of {
             // Who asks for one volume's wants their names.
             let names = self.snapshot_names(cx, &of.name).await?;
-            return Ok(names.iter().map(|name| bare(&of.name, name)).collect());
+            return Ok(names.iter().map(|name| Self::bare(&of.name, name)).collect());
         }
-        let mut all = Vec::new();
-        for (volume, names) in self.all_snapshots(cx).await? {
-            all.extend(names.into_iter().map(|name| (volume.clone(), name)));
-        }
-        self.each(all, |(volume, name): (String, String)| async move {
-            if NAMES.parse(&name).is_none() {
-                return Ok(Some(bare(&volume, &name)));
-            }
-            let object = Object { volume, snapshot: Some(name) };
-            self.get_object(cx, &object).await.or_absent()
-        })
-        .await
+        let volumes = match self.take_listed() {
+            Some(listed) => self.names_of_snapshots(cx, listed).await?,
+            None => self.all_snapshots(cx).await?,
+        };
+        self.snapshots_of(cx, volumes).await
     }
 
     async fn delete_snapshot(&self, cx: &Cx, snapshot: &Volume) -> Outcome<()> {
         let object = Object::of(&snapshot.id);
+        shown::forget(cx, &snapshot.id).await?;
         let volume = Object { snapshot: None, ..object.clone() };
         let rest = format!("snapshot delete {}", word("name", &snapshot.name)?);
         let delete = || self.on(cx, &volume, "delete_snapshot", Effect::Changes, &rest);
@@ -505,8 +524,23 @@ impl Array for EqualLogic {
     async fn describe(&self, cx: &Cx, volume: &Volume, metadata: &str) -> Outcome<()> {
         let text = text::encode(&volume.name, metadata);
         let rest = format!("description {}", quoted(&text)?);
+        shown::forget(cx, &volume.id).await?;
         self.on(cx, &Object::of(&volume.id), "describe", Effect::Changes, &rest).await?;
+        let is_record = NAMES.parse(&volume.name).is_some_and(|named| named.role == Role::Record);
+        if !is_record {
+            let metadata = text::decode(&volume.name, &text);
+            shown::keep(cx, &Volume { metadata, ..volume.clone() }).await;
+        }
         Ok(())
+    }
+
+    async fn grant(&self, cx: &Cx, _: &Initiator) -> Outcome<()> {
+        // Another host may have had the SR.
+        shown::forget_all(cx).await
+    }
+
+    async fn revoke(&self, cx: &Cx, _: &Initiator) -> Outcome<()> {
+        shown::forget_all(cx).await
     }
 
     async fn map(&self, cx: &Cx, volume: &Volume, to: &Initiator) -> Outcome<Mapping> {

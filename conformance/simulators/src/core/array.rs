@@ -57,7 +57,6 @@ struct Shared {
     changes: AtomicU64,
 }
 
-
 impl Array {
     /// Opens the state in a folder, or makes it.
     pub fn open(folder: &Path, options: &Options) -> Result<Self, Trouble> {

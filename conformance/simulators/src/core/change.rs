@@ -5,11 +5,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::state::{Space, State};
 use super::model::{
     Counter, Depletion, Hold, Job, JobState, Layer, Settings, Snapshot, Trouble, Volume, WhenFull,
 };
 use super::objects::{Record, View};
+use super::state::{Space, State};
 
 /// A volume to make.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -22,6 +23,8 @@ pub struct Asked {
     pub fault: Option<String>,
     /// How many others were under way when it came.
     pub others: usize,
+    /// How long the array took, from its arrival until it was carried out. 0 before that.
+    pub microseconds: u32,
 }
 
 /// The log of requests.
@@ -32,7 +35,7 @@ pub struct Requests(Mutex<State>);
 struct State {
     asked: Vec<Asked>,
     last: u64,
-    under_way: usize,
+    under_way: BTreeMap<u64, Instant>,
 }
 
 impl Requests {
@@ -44,20 +47,23 @@ impl Requests {
     pub fn begin(&self, at: u64, call: &str, line: &str) -> u64 {
         let mut state = self.lock();
         state.last += 1;
-        let (number, others) = (state.last, state.under_way);
-        state.under_way += 1;
+        let (number, others) = (state.last, state.under_way.len());
+        state.under_way.insert(number, Instant::now());
         let (call, line) = (call.to_owned(), line.to_owned());
-        state.asked.push(Asked { number, at, call, line, status: 0, fault: None, others });
+        let (status, fault, microseconds) = (0, None, 0);
+        state.asked.push(Asked { number, at, call, line, status, fault, others, microseconds });
         number
     }
 
     /// Notes what became of it.
     pub fn end(&self, number: u64, status: u16, fault: Option<String>) {
         let mut state = self.lock();
-        state.under_way = state.under_way.saturating_sub(1);
+        let began = state.under_way.remove(&number);
+        let took = began.map_or(0, |began| began.elapsed().as_micros());
         if let Some(asked) = state.asked.iter_mut().rev().find(|asked| asked.number == number) {
             asked.status = status;
             asked.fault = fault;
+            asked.microseconds = u32::try_from(took).unwrap_or(u32::MAX);
         }
     }
 

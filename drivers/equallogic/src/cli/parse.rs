@@ -196,10 +196,20 @@ pub struct VolumeRow {
     pub name: String,
     /// Its size, as the text has it.
     pub size: Option<Bytes>,
+    /// Whether that is the size itself: in whole megabytes, of which pages are made. Other units are
+    /// rounded.
+    pub exact: bool,
     /// How many snapshots it has; `None` where that was not understood.
     pub snapshots: Option<u64>,
     /// `online`, `offline`, or what is wrong.
     pub status: String,
+}
+
+impl VolumeRow {
+    /// Whether the row says how it is, so that nobody need ask.
+    pub fn is_plain(&self) -> bool {
+        self.exact && ["online", "offline"].iter().any(|s| self.status.eq_ignore_ascii_case(s))
+    }
 }
 
 /// Reads `volume show`. An error is a line that may be a volume of ours and cannot be read: a listing
@@ -221,6 +231,9 @@ pub fn volumes(lines: &[String]) -> Result<Vec<VolumeRow>, String> {
         found.push(VolumeRow {
             name: cell(0).to_owned(),
             size: parse_text(cell(size)),
+            exact: cell(size).strip_suffix("MB").is_some_and(|digits| {
+                !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+            }),
             snapshots: cell(snapshots).parse().ok(),
             status: cell(status).to_owned(),
         });

@@ -163,11 +163,79 @@ fn each_operation_takes_the_commands_that_it_needs() {
                 ("volume.delete", 1),
             ],
         );
+        // The snapshot is known, and of the volumes three are asked for again.
+        sr.listed().await?;
+        took(&sr, &[("volume.list", 1), ("volume.show", 1), ("snapshot.list", 1)]);
+        // Another host may have had the SR: all is asked for.
+        sr.until_done(15, SrDetach {}).await?;
+        sr.until_done(16, SrAttach {}).await?;
+        sr.fixture.counts();
         sr.listed().await?;
         took(
             &sr,
-            &[("volume.list", 2), ("volume.show", 1), ("snapshot.list", 1), ("snapshot.show", 1)],
+            &[("volume.list", 1), ("volume.show", 1), ("snapshot.list", 1), ("snapshot.show", 1)],
         );
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// However many volumes there are, and whatever happens to them at the group.
+#[test]
+fn a_scan_takes_four_commands_and_sees_what_was_done_by_hand() {
+    run(async {
+        let mut sr = Sr::new(Fixture::new()).await?;
+        sr.until_done(1, SrCreate::default()).await?;
+        for n in 1..=30 {
+            sr.until_done(10 + n, create(n, 30 * MIB)).await?;
+        }
+        let name = |sr: &Sr, n| sr.fixture.name(n);
+        let array = sr.fixture.group.array.clone();
+        sr.fixture.counts();
+        assert_eq!(sr.listed().await?.len(), 30);
+        let three = [("volume.list".to_owned(), 1), ("volume.show".to_owned(), 3)];
+        assert_eq!(sr.fixture.counts(), three.into());
+
+        // Resized, removed and put offline by hand: the next scan shows it.
+        let (one, two, last) = (name(&sr, 21), name(&sr, 22), name(&sr, 30));
+        array
+            .change(|change| {
+                change.resize(&one, 60 * MIB)?;
+                change.delete_volume(&two)?;
+                let mut volume = change.volume(&last)?;
+                volume.attributes.insert("description".into(), "made by hand".into());
+                change.put::<_, array_sim::core::Trouble>(&last, &volume)
+            })
+            .unwrap();
+        let listed = sr.listed().await?;
+        assert_eq!(listed[&vdi(21)].virtual_size, Bytes(60 * MIB));
+        assert!(!listed.contains_key(&vdi(22)) && listed.len() == 29);
+
+        // A text that was changed by hand is seen in its turn, and by whoever asks for this VDI.
+        let reason = "its metadata on the array cannot be read".to_owned();
+        let quarantined = Health::Quarantined { reason };
+        assert_eq!(sr.driver.call(VdiStat::of(vdi(30))).await?.health, quarantined);
+        let mut scans = 0;
+        while sr.listed().await?[&vdi(30)].health != quarantined {
+            scans += 1;
+            assert!(scans < 30, "a text of somebody else's is never seen");
+        }
+        println!("seen after {scans} scans");
+
+        // A name that is given is shown at once, by another driver too.
+        let update = VdiUpdate {
+            vdi: vdi(5),
+            name: Some("web".into()),
+            description: None,
+            vdi_type: None,
+            read_only: None,
+            keys: std::collections::BTreeMap::new(),
+            incomplete: None,
+        };
+        sr.fixture.fault("volume.describe", 0, array_sim::core::Effect::DropReply);
+        sr.until_done(50, update).await?;
+        sr.driver = sr.fixture.open(&sr.host).await?;
+        assert_eq!(sr.listed().await?[&vdi(5)].name, "web");
         Ok(())
     })
     .unwrap();

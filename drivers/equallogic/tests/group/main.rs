@@ -6,6 +6,7 @@
 
 mod copies;
 mod faults;
+mod kills;
 mod life;
 mod login;
 mod reserve;
