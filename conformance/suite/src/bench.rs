@@ -58,6 +58,8 @@ pub(crate) struct Bench {
     pub(crate) config: Config,
     pub(crate) driver: PathBuf,
     pub(crate) inspection: Inspection,
+    /// SHA-256 of the driver's file.
+    pub(crate) sha256: String,
     pub(crate) seed: u64,
     /// Folder of this run; what the driver needs lies in `place`.
     pub(crate) scratch: PathBuf,
@@ -88,12 +90,13 @@ impl Bench {
             .enable_all()
             .build()
             .map_err(|error| Error::file(Path::new("a runtime"), &error))?;
-        let bench = Self {
+        let mut bench = Self {
             config: options.config.clone(),
             driver: options.driver.clone(),
             place: scratch.join("place"),
             canary: format!("canary-{}", Uuid::new_v4().simple()),
             inspection,
+            sha256: String::new(),
             seed,
             scratch,
             runtime,
@@ -107,7 +110,8 @@ impl Bench {
         bench.refuse_foreign()?;
         // To hash and copy the file takes as long as it takes; no call's time is used for it.
         let loader = Loader::new(LoaderOptions::new(bench.scratch.join(STATE)));
-        loader.stage(&bench.driver).map_err(|error| Error::Driver(error.into()))?;
+        let staged = loader.stage(&bench.driver).map_err(|error| Error::Driver(error.into()))?;
+        bench.sha256 = staged.sha256;
         Ok(bench)
     }
 

@@ -59,6 +59,29 @@ pub struct Row {
     pub holds: &'static str,
 }
 
+/// The groups of checks: the first letter of their ids, and what they are about.
+pub const GROUPS: [(char, &str); 19] = [
+    ('A', "Loading"),
+    ('B', "SRs"),
+    ('C', "VDIs"),
+    ('D', "Data"),
+    ('E', "Snapshots and clones"),
+    ('F', "Growth"),
+    ('G', "Attach"),
+    ('H', "Space"),
+    ('I', "Offload to an array"),
+    ('J', "Quiesce, heartbeat"),
+    ('K', "The same call twice"),
+    ('L', "Errors"),
+    ('M', "Several calls at once"),
+    ('N', "Crashes"),
+    ('O', "Faults below"),
+    ('P', "Scale"),
+    ('Q', "Security"),
+    ('R', "Time"),
+    ('T', "Random sequences"),
+];
+
 static ROWS: LazyLock<Vec<Row>> =
     LazyLock::new(|| lines(include_str!("catalog.txt")).filter_map(row).collect());
 
@@ -120,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_list_is_whole_and_each_row_is_built_or_excused_but_not_both() {
-        assert_eq!(rows().len(), 274);
+        assert_eq!(rows().len(), 275);
         let mut wrong = Vec::new();
         for row in rows() {
             let built = crate::checks::find(row.id).is_some();
@@ -132,6 +155,13 @@ mod tests {
         assert!(wrong.is_empty(), "{wrong:#?}");
         for (ids, _) in NOT_BUILT.iter() {
             assert!(rows().iter().any(|row| covers(ids, row.id)), "{ids} names no check");
+        }
+    }
+
+    #[test]
+    fn each_check_of_a_level_is_in_a_group() {
+        for row in rows().iter().filter(|row| row.level.is_some()) {
+            assert!(GROUPS.iter().any(|(letter, _)| row.id.starts_with(*letter)), "{}", row.id);
         }
     }
 

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bench::Bench;
 use crate::catalog::{self, Level};
+use crate::sign::{PrivateKey, PublicKey, Signature};
 use crate::verdict::State;
 use crate::{Error, RunOptions, requirement};
 
@@ -54,6 +55,9 @@ pub struct Certificate {
     /// SHA-256 of all above.
     #[serde(default)]
     pub sha256: String,
+    /// Who says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 /// Which driver it was.
@@ -148,11 +152,27 @@ impl Certificate {
         let mut value = self.value()?;
         if let Value::Object(map) = &mut value {
             map.remove("sha256");
+            map.remove("signature");
         }
         Ok(crate::hex(&Sha256::digest(canonical(&value))))
     }
 
-    /// Reads a certificate, and finds any bit that was changed since it was written.
+    /// Signs it.
+    ///
+    /// # Errors
+    /// As [`Certificate::text`].
+    pub fn sign(&mut self, key: &PrivateKey) -> Result<(), Error> {
+        self.signature = Some(key.sign(&self.unsigned()?));
+        Ok(())
+    }
+
+    /// What is signed: the text of the file as it would be without a signature.
+    fn unsigned(&self) -> Result<String, Error> {
+        Self { signature: None, ..self.clone() }.text()
+    }
+
+    /// Reads a certificate, and finds any bit that was changed since it was written; of one that
+    /// is signed also that it is not by the key that it names.
     ///
     /// # Errors
     /// What is wrong with it, in a sentence.
@@ -160,12 +180,32 @@ impl Certificate {
         let read: Self = serde_json::from_str(text)
             .map_err(|error| format!("the certificate cannot be read: {error}"))?;
         let right = read.text().map_err(|error| error.to_string())?;
-        if right == text {
-            return Ok(read);
+        if right != text {
+            return Err("the certificate was changed after it was written: its hash is not that \
+                        of its content"
+                .to_owned());
         }
-        Err("the certificate was changed after it was written: its hash is not that of its \
-             content"
-            .to_owned())
+        if let Some(signature) = &read.signature {
+            signature.check(&read.unsigned().map_err(|error| error.to_string())?)?;
+        }
+        Ok(read)
+    }
+
+    /// As [`Certificate::verify`], and it must be signed by this key.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn verify_by(text: &str, key: &PublicKey) -> Result<Self, String> {
+        let read = Self::verify(text)?;
+        match &read.signature {
+            None => Err("the certificate is not signed, and must be by the key given".to_owned()),
+            Some(signature) if signature.key != key.text() => Err(format!(
+                "the certificate is signed by the key {}, and must be by {}",
+                signature.key,
+                key.text()
+            )),
+            Some(_) => Ok(read),
+        }
     }
 }
 
@@ -193,7 +233,6 @@ pub(crate) fn issue(
     results: Vec<Entry>,
 ) -> Result<Certificate, Error> {
     let manifest = &bench.inspection.manifest;
-    let bytes = std::fs::read(&bench.driver).map_err(|e| Error::file(&bench.driver, &e))?;
     let config = serde_json::to_value(&bench.config)
         .map_err(|error| Error::json(Path::new("configuration"), &error))?;
     let in_levels = |level: Option<Level>| level.is_some_and(|level| level <= options.level);
@@ -206,7 +245,7 @@ pub(crate) fn issue(
             version: manifest.version.clone(),
             abi: manifest.abi.clone(),
             sdk: manifest.sdk.clone(),
-            sha256: crate::hex(&Sha256::digest(&bytes)),
+            sha256: bench.sha256.clone(),
         },
         config,
         seed: bench.seed,
@@ -224,6 +263,7 @@ pub(crate) fn issue(
             .collect(),
         results,
         sha256: String::new(),
+        signature: None,
     };
     Ok(Certificate { sha256: certificate.hash()?, ..certificate })
 }
@@ -311,24 +351,29 @@ mod tests {
             not_built: vec!["A02".into()],
             results: vec![entry(Level::L0, State::Pass)],
             sha256: String::new(),
+            signature: None,
         }
     }
 
     #[test]
     fn any_changed_bit_is_found() {
-        let text = certificate().text().unwrap();
-        let read = Certificate::verify(&text).unwrap();
-        assert_eq!(read.text().unwrap(), text);
-        for at in 0..text.len() {
-            for bit in 0..8 {
-                let mut bytes = text.clone().into_bytes();
-                bytes[at] ^= 1 << bit;
-                if let Ok(changed) = String::from_utf8(bytes) {
-                    assert!(Certificate::verify(&changed).is_err(), "bit {bit} of byte {at}");
+        let mut signed = certificate();
+        signed.sign(&crate::sign::for_tests()).unwrap();
+        for certificate in [certificate(), signed] {
+            let text = certificate.text().unwrap();
+            let read = Certificate::verify(&text).unwrap();
+            assert_eq!(read.text().unwrap(), text);
+            for at in 0..text.len() {
+                for bit in 0..8 {
+                    let mut bytes = text.clone().into_bytes();
+                    bytes[at] ^= 1 << bit;
+                    if let Ok(changed) = String::from_utf8(bytes) {
+                        assert!(Certificate::verify(&changed).is_err(), "bit {bit} of byte {at}");
+                    }
                 }
             }
+            assert!(Certificate::verify(&format!("{text} ")).is_err());
         }
-        assert!(Certificate::verify(&format!("{text} ")).is_err());
     }
 
     #[test]

@@ -8,13 +8,13 @@
 //! 3. What they are judged by: content that says what it is (`oracle`), what the backend and the
 //!    system hold apart from what the driver says (`inventory`), a model (`checks::sequences`).
 //! 4. [`mod@run`]: the order, the states, the journal of what a run owns; [`certificate`]: what is
-//!    written down.
+//!    written down, [`sign`]: by whom; [`page`] and [`matrix`]: the same to look at.
 //!
 //! A driver's own tests are one line:
 //!
 //! ```no_run
 //! sm_conformance::suite! {
-//!     driver: "target/debug/libsm_driver_mine.so",
+//!     driver: "sm_driver_mine",
 //!     level: L2,
 //!     config: r#"
 //!         [device-config]
@@ -45,11 +45,15 @@ mod dice;
 mod disk;
 mod inventory;
 mod logbook;
+pub mod matrix;
 mod oracle;
+pub mod page;
+mod plot;
 pub mod report;
 pub mod requirement;
 pub mod run;
 mod services;
+pub mod sign;
 mod verdict;
 mod world;
 
@@ -108,6 +112,17 @@ pub enum Error {
     /// No check was run.
     #[error("no check was run: {0}")]
     Nothing(String),
+    /// A file is no key.
+    #[error(
+        "{path} holds no {what} key of ed25519 in PEM: `openssl genpkey -algorithm ed25519` makes \
+         one, `openssl pkey -pubout` writes its public part", path = path.display()
+    )]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// `private` or `public`.
+        what: &'static str,
+    },
     /// There is no such check.
     #[error("{0} is no check: `sm-conformance list` names them")]
     Unknown(String),
@@ -137,8 +152,9 @@ pub fn explain(id: &str) -> Result<String, Error> {
     let mut text = format!("{} {} ({level})\nHolds when: {}\n", row.id, row.name, row.holds);
     if let Some(check) = checks::find(row.id) {
         let _ = write!(text, "\n{}\n", check.explain);
-        if !check.needs.is_empty() {
-            let _ = writeln!(text, "\nNeeds: {}", check.needs.join(", "));
+        let needs: Vec<&str> = check.needs.iter().collect();
+        if !needs.is_empty() {
+            let _ = writeln!(text, "\nNeeds: {}", needs.join(", "));
         }
         for id in check.sentences {
             let said = requirement::find(id).map_or("", |found| found.text.as_str());
@@ -168,14 +184,43 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// As [`run()`], for a test: the text of an error is the whole report.
 ///
+/// The driver is a path, or the name of a library (`sm_driver_mine`, or an example) that cargo has
+/// built for this test; then the newest one beside the test's own program is taken. The program
+/// `sm-driver-host` is looked for there too, unless `SM_DRIVER_HOST` says where it is.
+///
 /// # Errors
 /// If the level is not reached, with every check that blocks it.
-pub fn hold(driver: impl Into<PathBuf>, level: Level, config: &str) -> Result<Certificate, String> {
+pub fn hold(driver: impl AsRef<Path>, level: Level, config: &str) -> Result<Certificate, String> {
+    let given = driver.as_ref();
+    let driver = if given.components().count() > 1 || given.extension().is_some() {
+        given.to_owned()
+    } else {
+        beside(&given.to_string_lossy())?
+    };
     let config = Config::parse(config)?;
-    let options = RunOptions { level, ..RunOptions::new(driver.into(), config) };
+    let options = RunOptions { level, ..RunOptions::new(driver, config) };
     let certificate = run(&options, &mut |_| {}).map_err(|error| error.to_string())?;
     let text = report::text(&certificate, false);
     if certificate.level >= Some(level) { Ok(certificate) } else { Err(text) }
+}
+
+/// A library that cargo has built: dependencies are in the folder of the test, the package's own
+/// libraries above it, examples beside that.
+fn beside(name: &str) -> Result<PathBuf, String> {
+    let program = std::env::current_exe().map_err(|error| format!("this program: {error}"))?;
+    let places: Vec<PathBuf> = program.ancestors().skip(1).take(2).map(Path::to_owned).collect();
+    let examples = places.last().map(|above| above.join("examples"));
+    let file = format!("lib{}.so", name.replace('-', "_"));
+    let found = places.iter().chain(&examples).map(|place| place.join(&file));
+    let newest =
+        found.filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path))).max();
+    newest.map(|(_, path)| path).ok_or_else(|| {
+        format!(
+            "{file} is not beside {}: its crate needs `crate-type = [\"cdylib\", \"rlib\"]` and \
+             must be the test's own or a dependency of it",
+            program.display()
+        )
+    })
 }
 
 /// Makes a test that holds a driver to a level.

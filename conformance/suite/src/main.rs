@@ -1,14 +1,17 @@
 //! The command line of the conformance suite.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use sm_conformance::matrix::{self, NotRun};
 use sm_conformance::run::Replay;
-use sm_conformance::{Certificate, Config, Error, Level, RunOptions, report};
+use sm_conformance::sign::{PrivateKey, PublicKey};
+use sm_conformance::{Certificate, Config, Error, Level, RunOptions, State, page, report};
 
 /// Everything held.
 const GOOD: u8 = 0;
@@ -49,6 +52,21 @@ enum Command {
     Verify {
         /// `OUT/certificate.json`.
         certificate: PathBuf,
+        /// It must be signed by this public key, PEM.
+        #[arg(long)]
+        key: Option<PathBuf>,
+    },
+    /// Writes a page of drivers by groups of checks to standard output, HTML unless said otherwise.
+    Matrix {
+        /// `OUT/certificate.json` of each driver.
+        #[arg(required = true)]
+        certificates: Vec<PathBuf>,
+        /// A document in which only verdicts are, for a repository.
+        #[arg(long)]
+        markdown: bool,
+        /// A driver that was not run, and why: `--not-run lvm="needs a disk"`.
+        #[arg(long, value_name = "DRIVER=WHY")]
+        not_run: Vec<NotRun>,
     },
     /// Removes what a run has made that was killed.
     Cleanup {
@@ -89,6 +107,9 @@ struct Run {
     /// Where the run's own folder is made.
     #[arg(long, default_value = "/tmp")]
     scratch: PathBuf,
+    /// Signs the certificate with this key of ed25519, PEM.
+    #[arg(long, value_name = "KEYFILE")]
+    sign: Option<PathBuf>,
     /// Ends at the first check that fails.
     #[arg(long)]
     fail_fast: bool,
@@ -128,6 +149,8 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
     match command {
         Command::Run(asked) => {
             let config = Config::read(&asked.config)?;
+            // Before an hour of checks.
+            let key = asked.sign.as_deref().map(PrivateKey::read).transpose()?;
             let options = RunOptions {
                 config_path: Some(asked.config),
                 level: asked.level,
@@ -139,7 +162,7 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
                 fail_fast: asked.fail_fast,
                 ..RunOptions::new(asked.driver, config)
             };
-            go(&options, asked.quiet)
+            go(&options, asked.quiet, key.as_ref())
         }
         Command::Replay { file } => {
             let text = read(&file)?;
@@ -152,7 +175,7 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
                 ops: Some(file),
                 ..RunOptions::new(replay.driver, config)
             };
-            go(&options, false)
+            go(&options, false, None)
         }
         Command::List { missing } => {
             say(&report::list(missing));
@@ -162,18 +185,44 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             say(&sm_conformance::explain(&id)?);
             Ok(GOOD)
         }
-        Command::Verify { certificate } => match Certificate::verify(&read(&certificate)?) {
-            Ok(good) => {
-                let level = good.level.map_or_else(|| "none".to_owned(), |level| level.to_string());
-                let driver = &good.driver;
-                say(&format!("good: {} {}, level {level}\n", driver.name, driver.version));
-                Ok(GOOD)
+        Command::Verify { certificate, key } => {
+            let key = key.as_deref().map(PublicKey::read).transpose()?;
+            let text = read(&certificate)?;
+            let verified = match &key {
+                Some(key) => Certificate::verify_by(&text, key),
+                None => Certificate::verify(&text),
+            };
+            match verified {
+                Ok(good) => {
+                    let level =
+                        good.level.map_or_else(|| "none".to_owned(), |level| level.to_string());
+                    let by = match (&good.signature, &key) {
+                        (None, _) => ", not signed".to_owned(),
+                        (Some(_), Some(_)) => ", signed by the key given".to_owned(),
+                        (Some(signature), None) => {
+                            format!(", signed by {}, which nobody has vouched for", signature.key)
+                        }
+                    };
+                    let driver = &good.driver;
+                    say(&format!("good: {} {}, level {level}{by}\n", driver.name, driver.version));
+                    Ok(GOOD)
+                }
+                Err(why) => {
+                    say(&format!("bad: {why}\n"));
+                    Ok(BAD)
+                }
             }
-            Err(why) => {
-                say(&format!("bad: {why}\n"));
-                Ok(BAD)
+        }
+        Command::Matrix { certificates, markdown, not_run } => {
+            let mut good = Vec::new();
+            for path in &certificates {
+                let read = Certificate::verify(&read(path)?);
+                good.push(read.map_err(|why| format!("{}: {why}", path.display()))?);
             }
-        },
+            let write = if markdown { matrix::markdown } else { matrix::html };
+            say(&write(&good, &not_run));
+            Ok(GOOD)
+        }
         Command::Cleanup { out } => {
             let (said, whole) = sm_conformance::cleanup(&out)?;
             for line in said {
@@ -193,21 +242,46 @@ fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
-fn go(options: &RunOptions, quiet: bool) -> Result<u8, Box<dyn std::error::Error>> {
+/// The reports of a run.
+const REPORTS: [&str; 6] =
+    ["certificate.json", "junit.xml", "report.tap", "report.md", "report.html", "badge.svg"];
+
+fn go(
+    options: &RunOptions,
+    quiet: bool,
+    key: Option<&PrivateKey>,
+) -> Result<u8, Box<dyn std::error::Error>> {
+    if let Some(out) = &options.out {
+        // If this run comes to no result, nobody shall take an older one for it.
+        for name in REPORTS {
+            match std::fs::remove_file(out.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::File { path: out.join(name), source: error }.into());
+                }
+                _ => {}
+            }
+        }
+    }
     let colour = std::io::stdout().is_terminal();
     let mut each = |entry: &sm_conformance::certificate::Entry| {
         if !quiet {
             say(&format!("{}\n", report::line(entry, colour)));
         }
     };
-    let certificate = sm_conformance::run(options, &mut each)?;
+    let mut certificate = sm_conformance::run(options, &mut each)?;
+    if let Some(key) = key {
+        certificate.sign(key)?;
+    }
     if let Some(out) = &options.out {
-        for (name, text) in [
-            ("certificate.json", certificate.text()?),
-            ("junit.xml", report::junit(&certificate)),
-            ("report.md", report::markdown(&certificate)),
-            ("badge.svg", report::badge(&certificate)),
-        ] {
+        let texts = [
+            certificate.text()?,
+            report::junit(&certificate),
+            report::tap(&certificate),
+            report::markdown(&certificate),
+            page::run(&certificate, &logs(out, &certificate)),
+            report::badge(&certificate),
+        ];
+        for (name, text) in REPORTS.iter().zip(texts) {
             let path = out.join(name);
             std::fs::write(&path, text).map_err(|source| Error::File { path, source })?;
         }
@@ -215,4 +289,16 @@ fn go(options: &RunOptions, quiet: bool) -> Result<u8, Box<dyn std::error::Error
     say(&report::text(&certificate, colour));
     let clean = certificate.counts.fail == 0 && certificate.counts.not_testable == 0;
     Ok(if clean { GOOD } else { BAD })
+}
+
+/// The logs of what failed in this run.
+fn logs(out: &Path, certificate: &Certificate) -> BTreeMap<String, String> {
+    let failed = certificate.results.iter().filter(|entry| entry.state == State::Fail);
+    let log = |id: &str| std::fs::read(out.join("failures").join(format!("{id}.log")));
+    failed
+        .filter_map(|entry| {
+            let text = log(&entry.id).ok()?;
+            Some((entry.id.clone(), String::from_utf8_lossy(&text).into_owned()))
+        })
+        .collect()
 }

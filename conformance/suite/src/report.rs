@@ -34,7 +34,7 @@ pub fn line(entry: &Entry, colour: bool) -> String {
 }
 
 /// What a driver says can hold anything.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let escape = |c: char| -> String {
         if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
     };
@@ -80,7 +80,7 @@ pub fn markdown(certificate: &Certificate) -> String {
     );
     for entry in &certificate.results {
         let level = entry.level.map_or_else(String::new, |level| level.to_string());
-        let reason = printable(entry.reason.as_deref().unwrap_or_default()).replace('|', "\\|");
+        let reason = cell(entry.reason.as_deref().unwrap_or_default());
         let (id, name) = (&entry.id, &entry.name);
         let _ = writeln!(
             text,
@@ -89,6 +89,40 @@ pub fn markdown(certificate: &Certificate) -> String {
         );
     }
     let _ = write!(text, "\nNot built yet: {}.\n", certificate.not_built.join(", "));
+    text
+}
+
+/// Text inside a cell of a table in Markdown.
+pub(crate) fn cell(text: &str) -> String {
+    printable(text).replace('|', "\\|")
+}
+
+/// The Test Anything Protocol, version 13: the harness of perl knows no later one. A check that
+/// cannot be tried is not ok: it blocks.
+pub fn tap(certificate: &Certificate) -> String {
+    let mut text = format!("TAP version 13\n1..{}\n", certificate.results.len());
+    for (number, entry) in (1..).zip(&certificate.results) {
+        let ok = if blocks(entry.state) || entry.state == State::Waived { "not ok" } else { "ok" };
+        // A directive ends with the line, and a # in it would be taken for another.
+        let reason = printable(entry.reason.as_deref().unwrap_or_default()).replace('#', "\\#");
+        let directive = match entry.state {
+            State::NotApplicable => format!(" # SKIP {reason}"),
+            State::Waived => format!(" # TODO {reason}"),
+            _ => String::new(),
+        };
+        let _ = writeln!(text, "{ok} {number} - {} {}{directive}", entry.id, entry.name);
+        if blocks(entry.state) {
+            // JSON's strings are YAML's.
+            let said = |text: &str| serde_json::Value::from(text).to_string();
+            let reason = said(entry.reason.as_deref().unwrap_or_default());
+            let state = entry.state;
+            let _ = write!(text, "  ---\n  state: {state}\n  message: {reason}\n");
+            if let Some(replay) = &entry.replay {
+                let _ = writeln!(text, "  again: {}", said(replay));
+            }
+            text.push_str("  ...\n");
+        }
+    }
     text
 }
 

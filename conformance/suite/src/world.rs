@@ -478,6 +478,11 @@ impl<'a> World<'a> {
         verdict
     }
 
+    /// As [`World::verify`], of several.
+    pub(crate) fn verify_all(&mut self, all: &[(VdiUuid, Content)], what: &str) -> Verdict {
+        all.iter().try_for_each(|(vdi, content)| self.verify(*vdi, content, what))
+    }
+
     /// As [`World::verify`], of a disk that is open.
     pub(crate) fn verify_open(&mut self, disk: &Disk, content: &Content, what: &str) -> Verdict {
         let found = disk.compare(content).map_err(Stop::Fail)?;

@@ -36,12 +36,16 @@ defects! {
         "deactivate-wipes": "the end of an attachment loses the first block", by ["D01", "D02"];
         "revert-nothing": "a revert answers success and does nothing", by ["E16"];
         "create-again-wipes": "a repeated create makes the image anew", by ["C07", "K03"];
+        "damaged-forgotten": "recovery takes a disk whose record it cannot read for one that was never finished", by ["N12"];
+        "tidy-recovery": "recovery removes every file that it does not know", by ["N15"];
+        "revert-in-place": "a revert empties the disk before it copies the snapshot", by ["T03"];
         "depth-two": "a snapshot taken after another one gets the first one's data", by ["E02", "E13"];
     }
     "retry" {
         "snapshot-again": "a repeated snapshot is taken anew", by ["K05", "K01"];
         "clone-by-name": "a clone of another source under the same UUID is taken for done", by ["E25", "K13"];
         "revert-again": "a revert that comes late throws away what was written since", by ["T02"];
+        "wish-of-a-host": "a wish is remembered for one host only", by ["K14"];
         "resize-late": "a resize that comes late is taken for an error", by ["F10"];
         "half-clone": "a clone that was cut is found by its name and called done", by ["N04"];
         "destroy-twice": "the destroy of what is gone is an error", by ["C11", "C12", "K04", "Q07"];

@@ -312,14 +312,19 @@ impl Store {
             return self.done(Changed::Already, request.vdi);
         }
         if !self.is("revert-nothing") {
-            let (to, new) = (self.path(request.vdi, "raw"), self.path(request.vdi, "raw.new"));
+            let to = self.path(request.vdi, "raw");
+            let in_place = self.is("revert-in-place");
+            let new = if in_place { to.clone() } else { to.with_extension("raw.new") };
             let file = OpenOptions::new().write(true).create(true).truncate(true).open(&new)?;
             file.set_len(snapshot.virtual_size.0)?;
+            step!("vdi_revert.image_begun");
             let from = File::open(self.path(request.snapshot, "raw"))?;
             transfer(&from, &file, snapshot.virtual_size.0)?;
             file.sync_all()?;
             step!("vdi_revert.image_made");
-            fs::rename(&new, &to)?;
+            if !in_place {
+                fs::rename(&new, &to)?;
+            }
             files::sync_directory_of(&to)?;
             record.info.virtual_size = snapshot.virtual_size;
         }

@@ -122,19 +122,19 @@ impl Driver for Faulty {
     }
 
     async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
-        self.0.resize(cx.operation_id(), &request)
+        self.0.resize(self.0.wish(cx), &request)
     }
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
-        self.0.snapshot(cx.operation_id(), &request)
+        self.0.snapshot(self.0.wish(cx), &request)
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
-        self.0.clone_vdi(cx.operation_id(), &request)
+        self.0.clone_vdi(self.0.wish(cx), &request)
     }
 
     async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
-        self.0.revert(cx.operation_id(), &request)
+        self.0.revert(self.0.wish(cx), &request)
     }
 
     async fn vdi_destroy(&self, _: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {

@@ -43,6 +43,13 @@ impl Store {
         self.defect == defect
     }
 
+    /// The wish that a call is about.
+    pub(crate) fn wish(&self, cx: &Cx) -> OperationId {
+        let [high, low] = cx.operation_id().halves();
+        let elsewhere = cx.host().0.ends_with('b') && self.is("wish-of-a-host");
+        OperationId::from_halves([high, low ^ u64::from(elsewhere)])
+    }
+
     pub(crate) fn path(&self, vdi: VdiUuid, extension: &str) -> Utf8PathBuf {
         self.folder.join(format!("{vdi}.{extension}"))
     }
@@ -75,7 +82,13 @@ impl Store {
             let lone = path.extension() == Some("raw") && !path.with_extension("json").exists();
             let kept =
                 self.is("half-clone") || self.is("stale-space") || self.is("destroy-leaves-image");
-            if path.extension() == Some("new") || lone && !kept {
+            let torn = self.is("damaged-forgotten")
+                && path.extension() == Some("raw")
+                && std::fs::read(path.with_extension("json"))
+                    .is_ok_and(|text| serde_json::from_slice::<Record>(&text).is_err());
+            let strange = self.is("tidy-recovery")
+                && !matches!(path.extension(), Some("raw" | "json" | "new"));
+            if path.extension() == Some("new") || lone && !kept || torn || strange {
                 files::remove(&path)?;
                 done.removed.push(format!("{name}, which was never finished"));
             }
@@ -99,13 +112,13 @@ impl Store {
         }
         for entry in self.folder.read_dir_utf8()? {
             let path = entry?.into_path();
-            if !(self.is("sr-destroy-leaves") && path.file_name() == Some("sr.json")) {
+            let ours = matches!(path.extension(), Some("raw" | "json" | "new" | "pool"));
+            if ours && !(self.is("sr-destroy-leaves") && path.file_name() == Some("sr.json")) {
                 files::remove(&path)?;
             }
         }
-        if !self.is("sr-destroy-leaves") {
-            std::fs::remove_dir(&self.folder)?;
-        }
+        // What is left in it is somebody's.
+        let _ = std::fs::remove_dir(&self.folder);
         Ok(Changed::Modified)
     }
 

@@ -1,44 +1,15 @@
 //! The same wish twice: because the answer was lost, because somebody died, because of nothing.
 
-use sm_model::sr::{SrCreate, SrUpdate};
+use sm_loader::{Call, DriverPort as _};
+use sm_model::sr::{SrAttach, SrCreate, SrUpdate};
 use sm_model::vdi::{VdiDestroy, VdiResize, VdiRevert};
-use sm_model::{Bytes, Changed};
+use sm_model::{Bytes, Changed, Operation};
 
-use super::{Check, DATA, DISKS, Setup};
-use crate::verdict::{must, same};
+use super::{CLONES, Check, DATA, DISKS, Needs, SNAPSHOTS, Setup};
+use crate::verdict::{fail, must, same};
 use crate::world::World;
 
-const SNAPSHOTS: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_snapshot",
-];
-const CLONES: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_clone",
-];
-const REVERTS: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_snapshot",
-    "vdi_revert",
-];
+const REVERTS: Needs = SNAPSHOTS.and(&["vdi_revert"]);
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -147,17 +118,50 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
     Check {
+        id: "K14",
+        needs: REVERTS,
+        sentences: &["DRV-IDEM-1", "DRV-IDEM-6", "DRV-IDEM-7"],
+        explain: "The host that asked for a revert dies before the answer, and the disk is used \
+            elsewhere; then another host brings the same wish. It must be recognised there too: \
+            what was written since must not be thrown away. The same of a snapshot, which must not \
+            be taken twice.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, content) = world.filled("disk")?;
+            let (first, taken) = (world.new_operation(), world.snapshot_of(vdi));
+            let made = world.call_as(first, &taken)?;
+            let Some(snapshot) = made.vdis.first().map(|vdi| vdi.uuid) else {
+                return fail("vdi_snapshot answered no VDI");
+            };
+            world.fill(vdi, &mut content.clone(), &[1], 2)?;
+            let (second, revert) = (world.new_operation(), VdiRevert { vdi, snapshot });
+            world.call_as(second, &revert)?;
+            let mut now = content.clone();
+            world.fill(vdi, &mut now, &[2, 3], 3)?;
+            world.close()?;
+            let other = world.other(world.sr, "conformance-host-b")?;
+            let budget = world.bench.config.call_budget();
+            let attach = Call::new(Operation::SrAttach, world.new_operation(), budget);
+            world.call_on(&other, attach, &SrAttach {})?;
+            let again = Call::new(Operation::VdiSnapshot, first, budget);
+            let again = world.call_on(&other, again, &taken)?;
+            same(
+                "changed of a snapshot that another host repeats",
+                again.changed,
+                Changed::Already,
+            )?;
+            let again = Call::new(Operation::VdiRevert, second, budget);
+            world.call_on(&other, again, &revert)?;
+            world.bench.runtime.block_on(other.close(std::time::Duration::from_secs(5)));
+            world.reopen()?;
+            same("VDIs in the listing", world.list()?.len(), 2)?;
+            world.verify(vdi, &now, "a disk whose revert another host asked for again")?;
+            world.verify(snapshot, &content, "the snapshot")
+        },
+    },
+    Check {
         id: "K07",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_resize",
-        ],
+        needs: DATA.and(&["vdi_resize"]),
         sentences: &["DRV-IDEM-1", "DRV-VDI-5"],
         explain: "The answer to a growth is lost; the new part is written; the same wish comes \
             again, in a new process: the size stays, and so does what was written.",
@@ -177,7 +181,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "K10",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy"],
+        needs: DISKS,
         sentences: &["DRV-IDEM-1", "DRV-IDEM-2", "DRV-SR-1"],
         explain: "The answer to the create of the SR is lost, and the same wish comes again when \
             there are VDIs in it: `already`, and the VDIs stay.",
@@ -190,7 +194,7 @@ pub(super) const CHECKS: &[Check] = &[
                 SrCreate { name: world.name("sr"), description: String::new() },
             );
             same("changed", world.call_as(id, &request)?.changed, Changed::Created)?;
-            world.call(sm_model::sr::SrAttach {})?;
+            world.call(SrAttach {})?;
             let vdi = world.create("kept")?.uuid;
             world.reopen()?;
             same("changed of a retry", world.call_as(id, &request)?.changed, Changed::Already)?;
@@ -295,7 +299,7 @@ fn twice(world: &mut World<'_>, times: usize) -> crate::verdict::Verdict {
     if world.can("sr_recover") {
         repeat!("sr_recover", sm_model::sr::SrRecover {});
     }
-    repeat!("sr_attach", sm_model::sr::SrAttach {});
+    repeat!("sr_attach", SrAttach {});
     repeat!("vdi_destroy", VdiDestroy { vdi });
     Ok(())
 }

@@ -4,21 +4,11 @@ use sm_loader::DriverPort as _;
 use sm_model::AttachMode::{ReadOnly, ReadWrite};
 use sm_model::vdi::{VdiActivate, VdiAttach, VdiDeactivate, VdiDetach};
 
-use super::{Check, Setup};
+use super::{Check, DATA, Needs, Setup};
 use crate::verdict::{must, same};
 use crate::world::World;
 
-const ATTACH: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_deactivate",
-    "vdi_detach",
-];
+const ATTACH: Needs = DATA.and(&["vdi_deactivate", "vdi_detach"]);
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -97,18 +87,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "G03",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_deactivate",
-            "vdi_detach",
-            "datapath",
-        ],
+        needs: DATA.and(&["vdi_deactivate", "vdi_detach", "datapath"]),
         sentences: &["DRV-ATT-3"],
         explain: "While one host writes a disk, the activate for writing of another host must be \
             refused with `in_use`; after the first has let go it must succeed.",

@@ -9,7 +9,7 @@ use sm_model::operation::Request;
 use sm_model::sr::SrScan;
 use sm_model::vdi::{Health, VdiDestroy, VdiStat};
 
-use super::{Check, DISKS, Setup};
+use super::{Check, DATA, DISKS, Setup};
 use crate::verdict::{Stop, Verdict, must, same};
 use crate::world::World;
 
@@ -74,7 +74,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "M07",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "vdi_stat"],
+        needs: DISKS.and(&["vdi_stat"]),
         sentences: &["DRV-CONC-1"],
         explain: "Four hundred reading calls that overlap must all be answered, and alike.",
         setup: Setup::Sr,
@@ -89,15 +89,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "R02",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-        ],
+        needs: DATA,
         sentences: &["DRV-TIME-6"],
         explain: "The median of five creates must be at most 1 s, of five attaches 2 s, of five \
             destroys 2 s, of five listings 1 s. All times of all calls are in the certificate.",

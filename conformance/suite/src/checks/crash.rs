@@ -1,23 +1,14 @@
 //! Killed at every step that it marks, and asked again.
 
-use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiSnapshot};
+use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiRevert, VdiSnapshot};
 use sm_model::{Bytes, Error, Kind, OperationId, VdiUuid};
 
-use super::{Check, Setup};
+use super::{CLONES, Check, DATA, DISKS, Needs, SNAPSHOTS, Setup};
 use crate::oracle::Content;
 use crate::verdict::{Stop, Verdict, fail, must, said, same};
 use crate::world::World;
 
-const BASE: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_stat",
-];
+const BASE: Needs = DATA.and(&["vdi_stat"]);
 
 macro_rules! crash {
     ($id:literal, $needs:expr, $act:expr, $explain:literal) => {
@@ -35,17 +26,7 @@ macro_rules! crash {
 pub(super) const CHECKS: &[Check] = &[
     crash!(
         "N03",
-        &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_stat",
-            "vdi_snapshot"
-        ],
+        SNAPSHOTS.and(&["vdi_stat"]),
         |world, vdi| Act::Snapshot(world.snapshot_of(vdi)),
         "The driver is killed at each step of a snapshot that it marks. Then, once, the same wish \
          comes again, and must make exactly one snapshot with the right content; and once, \
@@ -54,42 +35,31 @@ pub(super) const CHECKS: &[Check] = &[
     ),
     crash!(
         "N04",
-        &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_stat",
-            "vdi_clone"
-        ],
+        CLONES.and(&["vdi_stat"]),
         |world, vdi| Act::Clone(world.clone_of(vdi)),
         "As N03, of a clone: a half-made clone that is found by its name and called done is the \
          classic loss of data."
     ),
     crash!(
         "N05",
-        &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_stat",
-            "vdi_resize"
-        ],
+        DATA.and(&["vdi_stat", "vdi_resize"]),
         |world, vdi| { Act::Resize(VdiResize { vdi, virtual_size: Bytes(world.size() * 2) }) },
         "As N03, of a growth."
     ),
     crash!("N02", BASE, |_, vdi| Act::Destroy(VdiDestroy { vdi }), "As N03, of a destroy."),
     crash!("N01", BASE, |world, _| Act::Create(world.disk("new")), "As N03, of a create."),
     Check {
+        id: "T03",
+        needs: SNAPSHOTS.and(&["vdi_revert"]),
+        sentences: &["DRV-CRASH-1", "DRV-IDEM-1", "DRV-SNAP-6"],
+        explain: "As N03, of a revert. When nobody asks again the disk must be as it was or as the \
+            snapshot is, and no mixture; the snapshot stays whole in any case.",
+        setup: Setup::Sr,
+        run: reverts,
+    },
+    Check {
         id: "N11",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "sr_recover"],
+        needs: DISKS.and(&["sr_recover"]),
         sentences: &["DRV-SR-5", "DRV-CRASH-2"],
         explain: "Recovery three times, when there is nothing to recover, must answer nothing and \
             change nothing.",
@@ -163,12 +133,22 @@ impl Act {
 
 /// The act, cut at each step it passes, each time upon a new disk.
 fn everywhere(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) -> Verdict {
-    if world.bench.inspection.steps.is_empty() {
-        return Err(Stop::NotTestable("the driver marks no crash points (`step!`)".into()));
-    }
-    for step in passed(world, act)? {
+    let (vdi, _) = world.filled("log")?;
+    let other = world.filled("other")?;
+    let first = act(world, vdi);
+    let steps = passed(world, |world| {
+        let id = world.new_operation();
+        first.call(world, id)
+    })?;
+    world.verify(other.0, &other.1, "a disk beside")?;
+    each(&steps, |step, again| cut(world, act, step, again))
+}
+
+/// Something at each step, with a repetition and without.
+fn each(steps: &[String], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict {
+    for step in steps {
         for again in [true, false] {
-            cut(world, act, &step, again).map_err(|stop| match stop {
+            cut(step, again).map_err(|stop| match stop {
                 Stop::Fail(why) => Stop::Fail(format!("killed at {step}: {why}")),
                 other => other,
             })?;
@@ -177,24 +157,71 @@ fn everywhere(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) ->
     Ok(())
 }
 
-/// The steps that the act passes.
-fn passed(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) -> Verdict<Vec<String>> {
-    let (vdi, _) = world.filled("log")?;
-    let other = world.filled("other")?;
+/// The steps that a call passes.
+fn passed(
+    world: &mut World<'_>,
+    call: impl FnOnce(&mut World<'_>) -> Result<(), Error>,
+) -> Verdict<Vec<String>> {
+    if world.bench.inspection.steps.is_empty() {
+        return Err(Stop::NotTestable("the driver marks no crash points (`step!`)".into()));
+    }
     let log = world.bench.steps_log();
     let _ = std::fs::remove_file(&log);
     let path = log.to_string_lossy().into_owned();
-    let act = act(world, vdi);
     world.reopen_with(vec![(sm_step_log(), path)])?;
-    let id = world.new_operation();
-    act.call(world, id)?;
+    call(world)?;
     world.reopen()?;
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     let mut steps: Vec<String> = text.lines().map(str::to_owned).collect();
     steps.sort();
     steps.dedup();
-    world.verify(other.0, &other.1, "a disk beside")?;
     Ok(steps)
+}
+
+/// A call whose process dies at a step, and the attach after it. It may have got through, if its
+/// threads took another turn this time.
+fn killed(
+    world: &mut World<'_>,
+    step: &str,
+    call: impl FnOnce(&mut World<'_>) -> Result<(), Error>,
+) -> Verdict<sm_model::sr::SrRecovered> {
+    world.reopen_with(vec![("SM_STEP_KILL", step.to_owned())])?;
+    match call(world) {
+        Err(error) if error.kind != Kind::Unknown => {
+            return fail(format!("the call that was cut: {}", said(&error)));
+        }
+        _ => {}
+    }
+    world.reopen()?;
+    Ok(world.call(sm_model::sr::SrAttach {})?)
+}
+
+fn reverts(world: &mut World<'_>) -> Verdict {
+    let (vdi, then) = world.filled("disk")?;
+    let snapshot = world.snapshot(vdi)?.uuid;
+    let request = VdiRevert { vdi, snapshot };
+    world.fill(vdi, &mut then.clone(), &[0, 1, 2], 2)?;
+    let steps = passed(world, |world| world.call(request.clone()).map(drop))?;
+    each(&steps, |step, again| {
+        world.call(request.clone())?;
+        let mut now = then.clone();
+        world.fill(vdi, &mut now, &[0, 1, 5], 3)?;
+        let id = world.new_operation();
+        killed(world, step, |world| world.call_as(id, &request).map(drop))?;
+        if again {
+            world.call_as(id, &request)?;
+            world.verify(vdi, &then, "a disk whose revert was cut and asked for again")?;
+        } else {
+            let disk = world.open(vdi, sm_model::AttachMode::ReadOnly)?;
+            let before = disk.compare(&now).map_err(Stop::Fail)?;
+            let after = disk.compare(&then).map_err(Stop::Fail)?;
+            world.shut(vdi, disk)?;
+            must(before.is_empty() || after.is_empty(), || {
+                format!("the disk is neither as before nor as the snapshot: {}", after.join("; "))
+            })?;
+        }
+        world.verify(snapshot, &then, "a snapshot that was being reverted to")
+    })
 }
 
 fn cut(

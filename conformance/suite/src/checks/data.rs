@@ -79,16 +79,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "D03",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_detach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-        ],
+        needs: DATA.and(&["sr_detach"]),
         sentences: &["DRV-IDEM-7"],
         explain: "Content must survive a detach of the whole SR, and a new session in a new process.",
         setup: Setup::Sr,
@@ -202,10 +193,7 @@ pub(super) const CHECKS: &[Check] = &[
             if let Some((gone, _)) = disks.pop() {
                 world.destroy(gone)?;
             }
-            for (vdi, content) in &disks {
-                world.verify(*vdi, content, "with other disks written in between")?;
-            }
-            Ok(())
+            world.verify_all(&disks, "with other disks written in between")
         },
     },
     Check {

@@ -45,7 +45,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C16",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "vdi_stat"],
+        needs: DISKS.and(&["vdi_stat"]),
         sentences: &["DRV-LIST-7", "DRV-META-1"],
         explain: "What the create answered, what `vdi_stat` tells and what the listing says of a \
             VDI must be the same, in every field, and be what was asked for.",
@@ -132,16 +132,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C03",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "max_vdi_size",
-        ],
+        needs: DATA.and(&["max_vdi_size"]),
         sentences: &["DRV-LOAD-5"],
         explain: "A disk of the declared largest size can be made, and its last sector written.",
         setup: Setup::Sr,
@@ -153,7 +144,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C04",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "max_vdi_size"],
+        needs: DISKS.and(&["max_vdi_size"]),
         sentences: &["DRV-VDI-2", "DRV-LOAD-5", "DRV-ERR-5"],
         explain: "One byte more than the declared largest size must be refused with `limit`, and \
             leave nothing behind.",
@@ -170,7 +161,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C06",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "vdi_stat"],
+        needs: DISKS.and(&["vdi_stat"]),
         sentences: &["DRV-META-2", "DRV-META-1"],
         explain: "Names, descriptions and keys with paths, options, quotes, shell, markup, line \
             breaks, emoji, and of 1024 bytes must be kept to the byte, also over a restart, and \
@@ -204,7 +195,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C10",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "vdi_stat"],
+        needs: DISKS.and(&["vdi_stat"]),
         sentences: &["DRV-VDI-6", "DRV-ERR-1"],
         explain: "A destroyed VDI must be gone from the listing, and `vdi_stat` must answer \
             `not_found`; the others stay.",
@@ -267,15 +258,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C17",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_stat",
-            "vdi_update",
-        ],
+        needs: DISKS.and(&["vdi_stat", "vdi_update"]),
         sentences: &["DRV-META-3", "DRV-META-1"],
         explain: "A rename, a key that is set and one that is removed must be on the backend after \
             a restart; what was not named in the request stays; and nothing to change is `already`.",
@@ -307,7 +290,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "C18",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "vdi_introduce"],
+        needs: DISKS.and(&["vdi_introduce"]),
         sentences: &["DRV-VDI-4"],
         explain: "The introduce of a VDI that is known is `already`, and makes no second one; that \
             of a UUID without an image is `not_found`, and makes none.",

@@ -5,7 +5,7 @@ use sm_model::manifest::FieldKind;
 use sm_model::vdi::{VdiAttach, VdiResize, VdiRevert, VdiUpdate};
 use sm_model::{AttachMode, Bytes, Error, Kind, Operation, Retry};
 
-use super::{Check, DISKS, Setup};
+use super::{Check, DISKS, Needs, Setup};
 use crate::bench::Opening;
 use crate::verdict::{Stop, Verdict, must, said, same};
 use crate::world::{HOST, World};
@@ -80,7 +80,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "L05",
-        needs: &["sr_create"],
+        needs: Needs::only(&["sr_create"]),
         sentences: &["DRV-CONF-1"],
         explain: "A key that the driver does not declare must be refused by name, with `config`, \
             before anything happens.",
@@ -97,7 +97,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B03",
-        needs: &["sr_create"],
+        needs: Needs::only(&["sr_create"]),
         sentences: &["DRV-CONF-2", "DRV-CONF-3"],
         explain: "All required keys that are missing must be named at once, with `config`; and a \
             value of the wrong form must be refused without being repeated.",

@@ -5,7 +5,7 @@ use sm_model::manifest::feature;
 use sm_model::operation::OPERATIONS;
 use sm_model::{Kind, Operation};
 
-use super::{Check, DISKS, Setup};
+use super::{Check, DISKS, Needs, Setup};
 use crate::bench::Opening;
 use crate::verdict::{Stop, Verdict, must, said, same};
 use crate::world::{HOST, World};
@@ -16,7 +16,7 @@ const RELOADS: usize = 20;
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "A01",
-        needs: &[],
+        needs: Needs::NOTHING,
         sentences: &["DRV-LOAD-1", "DRV-LOAD-2", "DRV-LOAD-3", "DRV-TIME-5"],
         explain: "The file is inspected without running its code, loaded into a process, its \
             layout and its manifest compared with what the code answers, and opened; its session \
@@ -33,7 +33,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "A03",
-        needs: &[],
+        needs: Needs::NOTHING,
         sentences: &["DRV-LOAD-1"],
         explain: "A text file, an empty one, and this driver cut to a half and to 4 KiB must each \
             be refused in words, without a crash.",
@@ -104,7 +104,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "A14",
-        needs: &[],
+        needs: Needs::NOTHING,
         sentences: &["DRV-LOAD-12", "DRV-LOAD-4", "DRV-LOAD-5"],
         explain: "The manifest must not contradict itself: no capability twice, no operation \
             without those that it is nothing without, no limit of zero. And each operation that \

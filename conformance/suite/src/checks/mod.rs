@@ -4,6 +4,7 @@ mod again;
 mod attach;
 mod beside;
 mod crash;
+mod damage;
 mod data;
 mod disks;
 mod errors;
@@ -35,8 +36,7 @@ pub(crate) enum Setup {
 pub(crate) struct Check {
     /// Its id in the list.
     pub(crate) id: &'static str,
-    /// Operations and features without which it does not apply.
-    pub(crate) needs: &'static [&'static str],
+    pub(crate) needs: Needs,
     /// The sentences of the contract that it holds a driver to.
     pub(crate) sentences: &'static [&'static str],
     /// What it does and why, a paragraph.
@@ -45,24 +45,53 @@ pub(crate) struct Check {
     pub(crate) run: fn(&mut World<'_>) -> Verdict,
 }
 
+/// Operations and features without which a check does not apply: groups that come together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    groups: [&'static [&'static str]; 6],
+    used: usize,
+}
+
+impl Needs {
+    /// It applies to every driver.
+    pub(crate) const NOTHING: Self = Self { groups: [&[]; 6], used: 0 };
+
+    pub(crate) const fn only(names: &'static [&'static str]) -> Self {
+        Self::NOTHING.and(names)
+    }
+
+    /// These too. Used in constants only, where an array that is too short does not compile.
+    pub(crate) const fn and(mut self, names: &'static [&'static str]) -> Self {
+        self.groups[self.used] = names;
+        self.used += 1;
+        self
+    }
+
+    /// All of them.
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'static str> {
+        self.groups.into_iter().flatten().copied()
+    }
+}
+
 /// What nearly every check needs: disks that can be made and removed.
-pub(crate) const DISKS: &[&str] =
-    &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy"];
+pub(crate) const DISKS: Needs =
+    Needs::only(&["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy"]);
 
 /// Disks that can be written.
-pub(crate) const DATA: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-];
+pub(crate) const DATA: Needs = DISKS.and(&["vdi_attach", "vdi_activate"]);
+
+/// Disks that can be written and snapshotted.
+pub(crate) const SNAPSHOTS: Needs = DATA.and(&["vdi_snapshot"]);
+
+/// Disks that can be written and cloned.
+pub(crate) const CLONES: Needs = DATA.and(&["vdi_clone"]);
+
+/// Both.
+pub(crate) const TREES: Needs = SNAPSHOTS.and(&["vdi_clone"]);
 
 /// All that are built, in the order in which they run.
 pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
-    let groups: [&'static [Check]; 14] = [
+    let groups: [&'static [Check]; 15] = [
         data::CHECKS,
         snapshots::CHECKS,
         trees::CHECKS,
@@ -77,6 +106,7 @@ pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
         beside::CHECKS,
         sequences::CHECKS,
         crash::CHECKS,
+        damage::CHECKS,
     ];
     groups.into_iter().flatten().collect()
 });

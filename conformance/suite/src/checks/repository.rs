@@ -3,7 +3,7 @@
 use sm_model::sr::{SrAttach, SrCreate, SrDestroy, SrDetach, SrProbe, SrScan, SrStat, SrUpdate};
 use sm_model::{Changed, Operation};
 
-use super::{Check, DATA, DISKS, Setup};
+use super::{Check, DATA, DISKS, Needs, Setup};
 use crate::bench::Opening;
 use crate::verdict::{Verdict, must, same};
 use crate::world::{HOST, World};
@@ -11,17 +11,7 @@ use crate::world::{HOST, World};
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "B14",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "sr_detach",
-            "sr_destroy",
-        ],
+        needs: DATA.and(&["sr_detach", "sr_destroy"]),
         sentences: &["DRV-SR-4"],
         explain: "The destroy of an SR that holds a VDI must be refused with `in_use`, and nothing \
             of it may be gone afterwards.",
@@ -77,17 +67,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B15",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "sr_detach",
-            "sr_destroy",
-        ],
+        needs: DATA.and(&["sr_detach", "sr_destroy"]),
         sentences: &["DRV-SR-4"],
         explain: "After an SR was made, used, emptied and destroyed, the backend must hold what it \
             held before, looked at in the backend itself; a second destroy is `already`.",
@@ -182,7 +162,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B11",
-        needs: &["sr_create", "sr_attach", "sr_detach", "sr_scan", "vdi_create", "vdi_destroy"],
+        needs: DISKS.and(&["sr_detach"]),
         sentences: &["DRV-SR-2", "DRV-SR-3"],
         explain: "Attach ten times without a detach between, then detach ten times: all succeed, \
             and the VDIs are there.",
@@ -222,15 +202,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B19",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "sr_update",
-            "sr_stat",
-        ],
+        needs: DISKS.and(&["sr_update", "sr_stat"]),
         sentences: &["DRV-SR-7", "DRV-META-1"],
         explain: "A new name must be on the backend, the description that was not named must stay, \
             and the same again is `already`.",
@@ -255,7 +227,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B02",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "sr_probe"],
+        needs: DISKS.and(&["sr_probe"]),
         sentences: &["DRV-CONF-5"],
         explain: "A probe must find the SR that was made, by its UUID.",
         setup: Setup::Sr,
@@ -269,7 +241,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B01",
-        needs: &["sr_probe"],
+        needs: Needs::only(&["sr_probe"]),
         sentences: &["DRV-CONF-5", "DRV-LOAD-9"],
         explain: "A probe of a place without an SR is an answer without one, not an error.",
         setup: Setup::Nothing,
@@ -283,7 +255,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B05",
-        needs: &["sr_create", "sr_attach", "sr_scan", "vdi_create", "vdi_destroy", "sr_probe"],
+        needs: DISKS.and(&["sr_probe"]),
         sentences: &["DRV-CONF-5", "DRV-LOAD-9"],
         explain: "A probe must change nothing on the backend; and a session that was opened for a \
             probe must refuse anything else.",

@@ -3,21 +3,12 @@
 use sm_model::vdi::VdiResize;
 use sm_model::{Bytes, Changed, VdiUuid};
 
-use super::{Check, Setup};
+use super::{Check, DATA, Needs, SNAPSHOTS, Setup};
 use crate::oracle::BLOCK;
 use crate::verdict::{Verdict, must, same};
 use crate::world::World;
 
-const RESIZES: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_resize",
-];
+const RESIZES: Needs = DATA.and(&["vdi_resize"]);
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -85,12 +76,8 @@ pub(super) const CHECKS: &[Check] = &[
             its last block.",
         setup: Setup::Sr,
         run: |world| {
-            let (vdi, content) = world.filled("disk")?;
-            let before = world.stat(vdi)?.virtual_size;
-            let request = VdiResize { vdi, virtual_size: Bytes(before.0 / 2) };
-            World::refused("a resize to half the size", "limit", world.call(request))?;
-            same("the size after a refusal", world.stat(vdi)?.virtual_size, before)?;
-            world.verify(vdi, &content, "a disk that was to be made smaller")
+            let half = Bytes(world.size() / 2);
+            beyond(world, half, "a resize to half the size")
         },
     },
     Check {
@@ -110,43 +97,18 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "F07",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_resize",
-            "max_vdi_size",
-        ],
+        needs: DATA.and(&["vdi_resize", "max_vdi_size"]),
         sentences: &["DRV-LOAD-5", "DRV-VDI-2"],
         explain: "A growth past the declared limit must be refused with `limit`; the size stays.",
         setup: Setup::Sr,
         run: |world| {
-            let (vdi, content) = world.filled("disk")?;
-            let before = world.stat(vdi)?.virtual_size;
             let limit = world.manifest().capability("max_vdi_size").and_then(|c| c.limit);
-            let request = VdiResize { vdi, virtual_size: Bytes(limit.unwrap_or(1 << 60) + 1) };
-            World::refused("a growth past the limit", "limit", world.call(request))?;
-            same("the size after a refusal", world.stat(vdi)?.virtual_size, before)?;
-            world.verify(vdi, &content, "a disk that was to grow past the limit")
+            beyond(world, Bytes(limit.unwrap_or(1 << 60) + 1), "a growth past the limit")
         },
     },
     Check {
         id: "F08",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_resize",
-            "vdi_snapshot",
-        ],
+        needs: SNAPSHOTS.and(&["vdi_resize"]),
         sentences: &["DRV-VDI-5", "DRV-SNAP-8"],
         explain: "A disk with a snapshot grows. The snapshot must keep its size and its content.",
         setup: Setup::Sr,
@@ -215,4 +177,13 @@ fn grow(world: &mut World<'_>, vdi: VdiUuid, factor: u64) -> Verdict<u64> {
     let size = done.vdi.virtual_size.0;
     must(size >= wanted, || format!("{wanted} bytes were asked for, {size} answered"))?;
     Ok(size)
+}
+
+/// A size that must be refused, and leave the disk as it is.
+fn beyond(world: &mut World<'_>, virtual_size: Bytes, what: &str) -> Verdict {
+    let (vdi, content) = world.filled("disk")?;
+    let before = world.stat(vdi)?.virtual_size;
+    World::refused(what, "limit", world.call(VdiResize { vdi, virtual_size }))?;
+    same("the size after a refusal", world.stat(vdi)?.virtual_size, before)?;
+    world.verify(vdi, &content, &format!("a disk after {what} was refused"))
 }

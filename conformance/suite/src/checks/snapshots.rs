@@ -4,53 +4,12 @@ use sm_model::AttachMode::{ReadOnly, ReadWrite};
 use sm_model::vdi::{VdiAttach, VdiRevert, VdiSnapshot};
 use sm_model::{Bytes, Changed, VdiUuid};
 
-use super::{Check, Setup};
+use super::{CLONES, Check, Needs, SNAPSHOTS, Setup, TREES};
 use crate::oracle::Content;
 use crate::verdict::{Verdict, fail, must, same};
 use crate::world::World;
 
-const SNAPSHOTS: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_snapshot",
-];
-const CLONES: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_clone",
-];
-const BOTH: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_clone",
-    "vdi_snapshot",
-];
-const REVERTS: &[&str] = &[
-    "sr_create",
-    "sr_attach",
-    "sr_scan",
-    "vdi_create",
-    "vdi_destroy",
-    "vdi_attach",
-    "vdi_activate",
-    "vdi_revert",
-    "vdi_snapshot",
-];
+const REVERTS: Needs = SNAPSHOTS.and(&["vdi_revert"]);
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -91,9 +50,7 @@ pub(super) const CHECKS: &[Check] = &[
                 let blocks = world.blocks(world.size(), 10);
                 world.fill(vdi, &mut content, &blocks, generation)?;
             }
-            for (snapshot, then) in &taken {
-                world.verify(*snapshot, then, "a snapshot after its source was written")?;
-            }
+            world.verify_all(&taken, "a snapshot after its source was written")?;
             world.verify(vdi, &content, "the source of three snapshots")
         },
     },
@@ -113,17 +70,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E04",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "datapath",
-        ],
+        needs: SNAPSHOTS.and(&["datapath"]),
         sentences: &["DRV-SNAP-3", "DRV-SNAP-10"],
         explain: "A snapshot is taken while the disk is open for writing by a data path of this \
             host. It must hold all that was flushed before the call and nothing that was written \
@@ -147,15 +94,13 @@ pub(super) const CHECKS: &[Check] = &[
             world.fill_open(&disk, vdi, &mut content, &[0, 1, 2], 9)?;
             world.verify_open(&disk, &content, "the disk while it is in use")?;
             world.shut(vdi, disk)?;
-            for (snapshot, then) in &taken {
-                world.verify(*snapshot, then, "a snapshot of a disk in use")?;
-            }
+            world.verify_all(&taken, "a snapshot of a disk in use")?;
             world.verify(vdi, &content, "the disk after its detach")
         },
     },
     Check {
         id: "E05",
-        needs: BOTH,
+        needs: TREES,
         sentences: &["DRV-SNAP-8", "DRV-SNAP-1", "DRV-SNAP-5"],
         explain: "A snapshot of a clone of a snapshot: at each depth the content is that of its own \
             time, and a write at one depth shows at no other.",
@@ -170,10 +115,7 @@ pub(super) const CHECKS: &[Check] = &[
                 world.fill(vdi, &mut content, &[0, generation], generation)?;
                 all.push((vdi, content.clone()));
             }
-            for (vdi, content) in &all {
-                world.verify(*vdi, content, "a node of a chain of snapshots and clones")?;
-            }
-            Ok(())
+            world.verify_all(&all, "a node of a chain of snapshots and clones")
         },
     },
     Check {
@@ -201,7 +143,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E09",
-        needs: BOTH,
+        needs: TREES,
         sentences: &["DRV-SNAP-5", "DRV-SNAP-8"],
         explain: "A clone of a snapshot must have the content of the snapshot's time, whatever the \
             source holds now, and be a disk that can be written.",
@@ -238,15 +180,13 @@ pub(super) const CHECKS: &[Check] = &[
             }
             let (middle, _) = taken.remove(1);
             world.destroy(middle)?;
-            for (snapshot, then) in &taken {
-                world.verify(*snapshot, then, "a neighbour of a snapshot that was destroyed")?;
-            }
+            world.verify_all(&taken, "a neighbour of a snapshot that was destroyed")?;
             world.verify(vdi, &content, "the disk whose snapshot was destroyed")
         },
     },
     Check {
         id: "E14",
-        needs: BOTH,
+        needs: TREES,
         sentences: &["DRV-VDI-6"],
         explain: "The source is destroyed. Its snapshots and clones must keep every block.",
         setup: Setup::Sr,
@@ -263,7 +203,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E15",
-        needs: BOTH,
+        needs: TREES,
         sentences: &["DRV-VDI-6", "DRV-CRASH-3"],
         explain: "A tree of five nodes is taken down in orders drawn by chance from all that there \
             are. After each destroy those that are left must keep their content, and at the end \
@@ -289,9 +229,7 @@ pub(super) const CHECKS: &[Check] = &[
                 world.dice.shuffle(&mut nodes);
                 while let Some((gone, _)) = nodes.pop() {
                     world.destroy(gone)?;
-                    for (vdi, content) in &nodes {
-                        world.verify(*vdi, content, "a node of a tree that is taken down")?;
-                    }
+                    world.verify_all(&nodes, "a node of a tree that is taken down")?;
                 }
                 let left = world.left_over()?;
                 must(left.is_empty(), || format!("all is destroyed, left is {}", left.join(", ")))?;
@@ -328,18 +266,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E17",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_revert",
-            "vdi_snapshot",
-            "vdi_resize",
-        ],
+        needs: SNAPSHOTS.and(&["vdi_revert", "vdi_resize"]),
         sentences: &["DRV-SNAP-6", "DRV-VDI-5"],
         explain: "After a growth a disk is reverted to a snapshot of before. It must have the \
             snapshot's size, and when it grows again the new part must be zeros, not what was \
@@ -447,17 +374,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "J05",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "group_snapshot",
-        ],
+        needs: SNAPSHOTS.and(&["group_snapshot"]),
         sentences: &["DRV-SNAP-2"],
         explain: "Two disks in one snapshot request: both parts are made, each with its own \
             content; and a group with one disk that does not exist is refused in whole, with no \

@@ -12,16 +12,7 @@ const SLACK: u64 = 1 << 20;
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "H01",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "thin",
-        ],
+        needs: DATA.and(&["thin"]),
         sentences: &["DRV-VDI-11", "DRV-SR-8"],
         explain: "A driver that says it is thin must make an empty disk of 64 times the usual size \
             with less than 1 MiB, by its own word and by the backend's.",
@@ -39,16 +30,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "H02",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_stat",
-        ],
+        needs: DATA.and(&["vdi_stat"]),
         sentences: &["DRV-VDI-10", "DRV-SR-8"],
         explain: "When every block of a disk has been written, what it is said to take must be at \
             least that, and no more than a tenth and 4 MiB above it.",
@@ -84,17 +66,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "B18",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_stat",
-            "sr_stat",
-        ],
+        needs: DATA.and(&["vdi_stat", "sr_stat"]),
         sentences: &["DRV-SR-6", "DRV-SR-8"],
         explain: "What `sr_stat` tells must be true: how many VDIs there are, the sum of their \
             sizes, a size that is not below what is used; and where it tells `usage`, the VDIs' \

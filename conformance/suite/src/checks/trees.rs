@@ -6,7 +6,7 @@ use sm_model::sr::SrMaintain;
 use sm_model::vdi::{NodeKind, VdiTree};
 use sm_model::{Changed, Kind, VdiUuid};
 
-use super::{Check, Setup};
+use super::{CLONES, Check, SNAPSHOTS, Setup, TREES};
 use crate::oracle::Content;
 use crate::verdict::{Stop, Verdict, fail, must, said};
 use crate::world::World;
@@ -23,16 +23,7 @@ const PASSES: usize = 8;
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "E06",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-        ],
+        needs: SNAPSHOTS,
         sentences: &["DRV-SNAP-9", "DRV-LOAD-5"],
         explain: "A disk is written and snapshotted again and again, past the depth that the \
             driver declares (12 where it declares none). Each snapshot must keep its content; \
@@ -66,16 +57,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E07",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_clone",
-        ],
+        needs: CLONES,
         sentences: &["DRV-SNAP-8", "DRV-LIST-1"],
         explain: "A dozen clones of one image, each written in another place: all are listed, all \
             have their own content, and the image is as it was.",
@@ -101,18 +83,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E19",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "vdi_clone",
-            "vdi_tree",
-        ],
+        needs: TREES.and(&["vdi_tree"]),
         sentences: &["DRV-LIST-4", "DRV-SNAP-1", "DRV-VDI-7"],
         explain: "After every step of a small history: each node's parent exists and comes before \
             it, there is no cycle, nothing is a snapshot of itself, every VDI that is listed is in \
@@ -138,18 +109,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E20",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "vdi_clone",
-            "sr_maintain",
-        ],
+        needs: TREES.and(&["sr_maintain"]),
         sentences: &["DRV-MAINT-1", "DRV-MAINT-2"],
         explain: "Maintenance after snapshots were destroyed, with a disk that was attached and \
             detached between them, one that is attached meanwhile, and clones beside: every VDI \
@@ -166,30 +126,14 @@ pub(super) const CHECKS: &[Check] = &[
             world.verify_open(&disk, &content, "a disk that was open during maintenance")?;
             world.shut(busy, disk)?;
             all.push((busy, content));
-            for (vdi, content) in &all {
-                world.verify(*vdi, content, "a VDI after maintenance")?;
-            }
+            world.verify_all(&all, "a VDI after maintenance")?;
             world.call(SrMaintain::default())?;
-            for (vdi, content) in &all {
-                world.verify(*vdi, content, "a VDI after the second maintenance")?;
-            }
-            Ok(())
+            world.verify_all(&all, "a VDI after the second maintenance")
         },
     },
     Check {
         id: "E21",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "vdi_clone",
-            "sr_maintain",
-        ],
+        needs: TREES.and(&["sr_maintain"]),
         sentences: &["DRV-MAINT-7"],
         explain: "Maintenance must come to an end: a dry run changes nothing, a few passes finish, \
             and one more answers `already`.",
@@ -205,9 +149,7 @@ pub(super) const CHECKS: &[Check] = &[
                     must(last.changed == Changed::Already && last.remaining == 0, || {
                         format!("maintenance was finished, and again answers {last:?}")
                     })?;
-                    for (vdi, content) in &all {
-                        world.verify(*vdi, content, "a VDI after maintenance")?;
-                    }
+                    world.verify_all(&all, "a VDI after maintenance")?;
                     return Ok(());
                 }
             }
@@ -216,17 +158,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "E22",
-        needs: &[
-            "sr_create",
-            "sr_attach",
-            "sr_scan",
-            "vdi_create",
-            "vdi_destroy",
-            "vdi_attach",
-            "vdi_activate",
-            "vdi_snapshot",
-            "sr_maintain",
-        ],
+        needs: SNAPSHOTS.and(&["sr_maintain"]),
         sentences: &["DRV-MAINT-4"],
         explain: "When all snapshots of a disk are gone and maintenance has run, the backend must \
             hold no more than for a disk that never had one, within a quarter.",

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod drivers;
+mod example;
+mod pages;
 mod program;
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -64,7 +64,7 @@ fn a_certificate_is_verified_and_a_changed_one_is_not() {
     let changed = verify();
     assert_eq!(changed.status.code(), Some(1));
     assert!(said(&changed).starts_with("bad: "), "{}", said(&changed));
-    for name in ["junit.xml", "report.md", "badge.svg", "driver.log"] {
+    for name in ["junit.xml", "report.tap", "report.md", "report.html", "badge.svg", "driver.log"] {
         assert!(folder.path().join("out").join(name).exists(), "{name}");
     }
 }
@@ -76,6 +76,10 @@ fn no_check_is_no_success() {
         let (output, _) = run(folder.path(), &faulty_driver(), &config(""), &["--only", only]);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains("no check was run"), "{}", said(&output));
+        // Nor is an older result left that could be taken for one.
+        let old = folder.path().join("out/certificate.json");
+        assert!(!old.exists());
+        std::fs::write(old, "of an older run").unwrap();
     }
 }
 
