@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds the product and the benchmark for release, and runs it.
 //!
 //! The benchmarks are programs of their own (`benches/control`, `benches/vhd`,
-//! `benches/datapath`), because one needs the engine, and xtask should not.
+//! `benches/datapath`, `benches/arrays`), because one needs the engine, and xtask should not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +49,13 @@ pub(crate) fn datapath(options: &[&str]) -> Result<ExitCode> {
     setup::ensure()?;
     let words = ["--lib", "--bins", "--example", "live", "--bench", "datapath"];
     let packages = ["smctl", "sm-driver-host", "sm-driver-file", "datapath", "xtask"];
+    measure(build(&packages, &words)?, "--product", options)
+}
+
+pub(crate) fn arrays(options: &[&str]) -> Result<ExitCode> {
+    understood("arrays", &["operations", "list", "clone", "parallel"], options)?;
+    let packages = ["sm-driver-equallogic", "sm-driver-truenas", "xtask"];
+    let words = ["--lib", "--bench", "arrays"];
     measure(build(&packages, &words)?, "--product", options)
 }
 

@@ -9,11 +9,13 @@
 //! | [`lint`] | formatting, clippy, documentation |
 //! | [`docs`] | what is generated from the model and from `smctl` |
 //! | [`mod@lab`] | guests with real kernels |
+//! | [`mod@conformance`] | the drivers of this repository, held to the contract |
 //! | [`mod@bench`] | the measured figures |
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod conformance;
 mod demo;
 mod docs;
 mod failure;
@@ -33,6 +35,7 @@ use failure::{Failure, Result};
 const USAGE: &str = "\
 cargo xtask setup [--check]            install what demo and tests need
 cargo xtask demo [--release]           the main job on a real disk image, checked with other tools
+cargo xtask demo --array equallogic    thin disk, clone, snapshot, revert by a simulated array
 cargo xtask test [ARGUMENTS]           all tests; arguments go to `cargo test`
 cargo xtask fuzz [TARGET] [--seconds N]
                                        the fuzz targets of vhd, 60 s in all if not said otherwise
@@ -40,7 +43,10 @@ cargo xtask lab run [--memory MIB] [--disk FILE] [--share FOLDER] [--module NAME
                 [--keep-logs] -- COMMAND
                                        a command in a guest with a kernel of its own
 cargo xtask lab check [--keep-logs]    which features of the kernel work in guests here
+cargo xtask lab demo                   a NAS and a host: NFS and iSCSI SRs, snapshots, a dead path
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
+cargo xtask conformance [--driver NAME] [--check]
+                                       all checks of the contract on the drivers that run here
 cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
 cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
                                        cost of the control path, peers measured in the same run
@@ -48,7 +54,9 @@ cargo xtask bench vhd [--json] [--quick] [--only merge|snapshot|check|convert]
                                        cost of work on images, peers measured in the same run
 cargo xtask bench datapath [--json] [--quick] [--only random|sequential|mixed|first|chain|disk|
                             attach|memory|snapshot|coalesce|mirror]
-                                       cost of serving disks, peers measured in the same run";
+                                       cost of serving disks, peers measured in the same run
+cargo xtask bench arrays [--json] [--quick] [--only operations|list|clone|parallel]
+                                       requests and time of drivers of arrays, on simulated ones";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -65,15 +73,17 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["setup", options @ ..] => setup::run(flag(options, "--check")?),
-        ["demo", options @ ..] => demo::run(flag(options, "--release")?),
+        ["demo", options @ ..] => demo::run(options),
         ["test", rest @ ..] => test::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["lab", rest @ ..] => lab::run(rest),
         ["lint"] => lint::run(),
+        ["conformance", rest @ ..] => conformance::run(rest),
         ["docs", options @ ..] => docs::run(flag(options, "--check")?),
         ["bench", "control", rest @ ..] => bench::control(rest),
         ["bench", "vhd", rest @ ..] => bench::vhd(rest),
         ["bench", "datapath", rest @ ..] => bench::datapath(rest),
+        ["bench", "arrays", rest @ ..] => bench::arrays(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -39,8 +39,13 @@ pub(crate) enum Profile {
 /// Builds what a user of the product has: `smctl`, the child process, the file driver. Answers
 /// the folder they are in.
 pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
+    build(&["smctl", "sm-driver-host", "sm-driver-file"], profile)
+}
+
+/// Builds libraries and programs of packages. Answers the folder they are in.
+pub(crate) fn build(packages: &[&str], profile: Profile) -> Result<PathBuf> {
     let mut cargo = cargo().args(["build", "--quiet", "--lib", "--bins"]);
-    for package in ["smctl", "sm-driver-host", "sm-driver-file"] {
+    for package in packages {
         cargo = cargo.args(["--package", package]);
     }
     let folder = match profile {

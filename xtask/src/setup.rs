@@ -56,6 +56,11 @@ const PACKAGES: &[Package] = &[
         purpose: "clients of our server: nbdinfo, nbdcopy",
     },
     Package {
+        name: "python3-libnbd",
+        program: "/usr/bin/nbdsh",
+        purpose: "a client of our server that tells the error of each request",
+    },
+    Package {
         name: "nbd-client",
         program: "nbd-client",
         purpose: "the kernel's client of our server",

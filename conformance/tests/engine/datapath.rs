@@ -163,12 +163,23 @@ async fn a_data_path_that_was_killed_is_there_again_with_what_it_had_answered() 
     }
 }
 
-/// Writes without a flush, which `nbdsh` does not add at its end.
+/// Runs lines of `nbdsh` on a disk; what it said. It needs the Python of the system.
+pub(crate) fn nbdsh(uri: &str, lines: &[&str]) -> String {
+    let mut program = Command::new("/usr/bin/nbdsh");
+    program.env("PATH", "/usr/bin:/bin").args(["-u", uri]);
+    for line in lines {
+        program.args(["-c", line]);
+    }
+    let output = program.output().expect("Debian's python3-libnbd is needed");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{lines:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Writes without a flush.
 fn answered(uri: &str, byte: u8) {
     let write = format!("h.pwrite(bytes([{byte}]) * 262144, 1 << 20)");
-    let words = ["-u", uri, "-c", "import os", "-c", &write, "-c", "os._exit(0)"];
-    let output = Command::new("nbdsh").args(words).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    nbdsh(uri, &["import os", &write, "os._exit(0)"]);
 }
 
 /// How many sockets the kernel knows under a path: the one that listens, and one for each connection.
@@ -202,23 +213,30 @@ impl Site {
 /// It is stopped, so that whoever detaches has to wait for its answer, and killed then.
 #[tokio::test]
 async fn a_data_path_that_is_killed_while_it_is_detached_leaves_nothing() {
-    for (byte, at_once) in [(5, false), (6, true)] {
+    for (byte, deactivated) in [(5, false), (6, true)] {
         let site = Site::new(PLACEMENTS[0]).await;
         let (disk, uri) = site.served("a").await;
         answered(&uri, byte);
+        if deactivated {
+            site.sr.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
+        }
         let pid = site.pid(disk).await;
         let control = site.processes().disk(&disk.to_string()).control();
-        let before = sockets(&control);
+        // The connection of whoever has asked last ends a little later.
+        let until = Instant::now() + Duration::from_secs(60);
+        while sockets(&control) > 1 {
+            assert!(Instant::now() < until, "somebody stays");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
         let sr = site.sr.clone();
         let detach = tokio::spawn(async move {
-            if !at_once {
+            if !deactivated {
                 sr.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
             }
             sr.vdi_detach(&Op::new(), disk, VM).await.unwrap();
         });
-        let until = Instant::now() + Duration::from_secs(60);
-        while sockets(&control) <= before {
+        while sockets(&control) < 2 {
             assert!(Instant::now() < until, "nobody asks it");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -407,7 +425,8 @@ async fn what_one_installation_of_a_host_has_open_another_one_leaves_alone() {
     let other = manager.sr(&site.sr.uuid().to_string()).unwrap();
 
     let ours = site.processes().installation();
-    let written = format!("VDI {disk} is being written by another installation of this host, {ours}");
+    let written =
+        format!("VDI {disk} is being written by another installation of this host, {ours}");
     other.vdi_attach(&Op::new(), disk, VM, AttachMode::ReadWrite).await.unwrap();
     let error = other.vdi_activate(&Op::new(), disk, VM).await.unwrap_err();
     assert_eq!((&error.kind, &error.message), (&Kind::InUse, &written));
@@ -421,7 +440,8 @@ async fn what_one_installation_of_a_host_has_open_another_one_leaves_alone() {
     let dry = sm_core::model::sr::SrMaintain::default();
     other.maintain(&Op::new(), dry).await.unwrap();
     let claims = std::fs::read_dir(site.sr_folder().join(".sm/open")).unwrap();
-    let claims: Vec<_> = claims.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
+    let claims: Vec<_> =
+        claims.map(|one| one.unwrap().file_name().into_string().unwrap()).collect();
     assert!(claims.len() == 2 && claims.iter().all(|claim| claim.contains(&ours)), "{claims:?}");
     guest(&uri, &["read -P 1 0 1M", "write -P 2 0 1M", "flush"]);
     let snapshot = site.snapshot(disk).await;

@@ -261,7 +261,10 @@ async fn a_merge_whose_time_was_over_goes_on_where_it_was() {
     let some = Budget { bytes_per_second, seconds: Some(1), ..Budget::default() };
     let first = site.maintain_within(some.clone()).await;
     assert_eq!((first.stopped, first.remaining), (Some(Stopped::OutOfTime), 1), "{first:?}");
-    assert!(first.bytes_copied >= Bytes::mib(1) && first.bytes_copied < Bytes::mib(32), "{first:?}");
+    assert!(
+        first.bytes_copied >= Bytes::mib(1) && first.bytes_copied < Bytes::mib(32),
+        "{first:?}"
+    );
     let second = site.maintain_within(some).await;
     assert_eq!((second.stopped, second.remaining), (Some(Stopped::OutOfTime), 1), "{second:?}");
     // Where nothing was copied yet, if anywhere; and where the parent has it.

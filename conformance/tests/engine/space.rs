@@ -11,7 +11,7 @@ use sm_core::model::vdi::VdiInfo;
 use sm_core::model::{AttachMode, Bytes, ImageFormat, Kind, VdiUuid};
 use sm_core::{ExportTarget, ImportSource, NewSnapshot, NewVdi, Op, Placement};
 
-use crate::datapath::guest;
+use crate::datapath::{guest, nbdsh};
 use crate::{PLACEMENTS, Site, files};
 
 /// Runs this test again in a mount namespace of its own, where `true` is answered.
@@ -52,6 +52,16 @@ impl Ballast {
         for _ in 0..bytes / 4096 {
             file.write_all(&piece).unwrap();
         }
+        Self(path)
+    }
+}
+
+impl Ballast {
+    /// Takes all that there is, while somebody else may take some of it too.
+    fn all_of(folder: &Utf8Path) -> Self {
+        let path = folder.join("ballast");
+        let mut file = File::create(&path).unwrap();
+        while file.write_all(&[0x5a; 4096]).is_ok() {}
         Self(path)
     }
 }
@@ -214,7 +224,7 @@ print('new', attempt(40 << 20), 'old', attempt(5 << 20), 'new', attempt(48 << 20
 h.flush()
 print('read', set(h.pread(1 << 20, 5 << 20)), set(h.pread(1 << 20, 7 << 20)))
 print('nothing', set(h.pread(1 << 20, 32 << 20)))";
-    let told = said("nbdsh", &["-u", uri, "-c", script]);
+    let told = nbdsh(uri, &[script]);
     let expected = "new ENOSPC old written new ENOSPC\nread {9} {2}\nnothing {0}\n";
     assert_eq!(told, expected);
     let told = said("qemu-io", &["-f", "raw", "-c", "write -P 3 44M 1M", uri]);
@@ -232,51 +242,49 @@ async fn a_full_disk_ends_a_merge_and_fails_first_writes_and_all_goes_on_with_sp
     if !in_namespace(name) {
         return;
     }
-    for placement in PLACEMENTS {
-        let temporary = tempfile::tempdir().unwrap();
-        let outer = Utf8PathBuf::from_path_buf(temporary.path().to_owned()).unwrap();
-        let site = small_site(&outer, placement).await;
-        let images = site.folder.join("images");
-        let new = NewVdi { name: "a".into(), virtual_size: Bytes::mib(64), ..NewVdi::default() };
-        let disk = site.sr.vdi_create(&Op::new(), new).await.unwrap().vdi.uuid;
-        let uri = site.serve(disk, AttachMode::ReadWrite).await;
-        guest(&uri, &["write -P 1 0 2M", "flush"]);
-        let snapshot = site.snapshot(disk).await;
-        site.sr.vdi_destroy(&Op::new(), snapshot).await.unwrap();
-        guest(&uri, &["write -P 2 4M 8M", "flush"]);
-        // No space before the merge begins, and some that it uses up.
-        for slow in [None, Some(Bytes::mib(2))] {
-            let budget = Budget { bytes_per_second: slow, ..Budget::default() };
-            let work = || {
-                let (sr, budget) = (site.sr.clone(), budget.clone());
-                let request = SrMaintain { budget, dry_run: false };
-                tokio::spawn(async move { sr.maintain(&Op::new(), request).await.unwrap() })
-            };
-            let (ballast, work) = if slow.is_none() {
-                let ballast = Ballast::leaving(&images, 128 << 10);
-                (ballast, work())
-            } else {
-                let work = work();
-                site.until_it_merges().await;
-                (Ballast::leaving(&images, 512 << 10), work)
-            };
-            let done = work.await.unwrap();
-            assert_eq!((done.merged.len(), done.skipped.len()), (0, 1), "{done:?}");
-            let reason = &done.skipped[0].reason;
-            assert!(reason.starts_with("its data path could not merge it: "), "{reason}");
-            assert!(reason.contains("No space left on device"), "{reason}");
-            meets_a_full_disk(&uri);
-            drop(ballast);
-            guest(&uri, &["write -P 2 5M 1M", "read -P 2 4M 8M", "read -P 1 0 2M"]);
-        }
-        guest(&uri, &["write -P 4 40M 1M", "flush"]);
-        assert_eq!(site.maintain().await.merged.len(), 1);
-        let whole = ["read -P 1 0 2M", "read -P 2 4M 8M", "read -P 4 40M 1M", "read -P 0 48M 1M"];
-        guest(&uri, &whole);
-        site.detach(disk).await;
-        site.check(&[disk]).await;
-        assert_eq!(site.bases().await, 0);
+    let temporary = tempfile::tempdir().unwrap();
+    let outer = Utf8PathBuf::from_path_buf(temporary.path().to_owned()).unwrap();
+    let site = small_site(&outer, PLACEMENTS[1]).await;
+    let images = site.folder.join("images");
+    let new = NewVdi { name: "a".into(), virtual_size: Bytes::mib(64), ..NewVdi::default() };
+    let disk = site.sr.vdi_create(&Op::new(), new).await.unwrap().vdi.uuid;
+    let uri = site.serve(disk, AttachMode::ReadWrite).await;
+    guest(&uri, &["write -P 1 0 2M", "flush"]);
+    let snapshot = site.snapshot(disk).await;
+    site.sr.vdi_destroy(&Op::new(), snapshot).await.unwrap();
+    guest(&uri, &["write -P 2 4M 8M", "flush"]);
+    // No space before the merge begins, and some that it uses up.
+    for slow in [None, Some(Bytes::mib(2))] {
+        let budget = Budget { bytes_per_second: slow, ..Budget::default() };
+        let work = || {
+            let (sr, budget) = (site.sr.clone(), budget.clone());
+            let request = SrMaintain { budget, dry_run: false };
+            tokio::spawn(async move { sr.maintain(&Op::new(), request).await.unwrap() })
+        };
+        let (ballast, work) = if slow.is_none() {
+            let ballast = Ballast::leaving(&images, 128 << 10);
+            (ballast, work())
+        } else {
+            let work = work();
+            site.until_it_merges().await;
+            (Ballast::all_of(&images), work)
+        };
+        let done = work.await.unwrap();
+        assert_eq!((done.merged.len(), done.skipped.len()), (0, 1), "{done:?}");
+        let reason = &done.skipped[0].reason;
+        assert!(reason.starts_with("its data path could not merge it: "), "{reason}");
+        assert!(reason.contains("No space left on device"), "{reason}");
+        meets_a_full_disk(&uri);
+        drop(ballast);
+        guest(&uri, &["write -P 2 5M 1M", "read -P 2 4M 8M", "read -P 1 0 2M"]);
     }
+    guest(&uri, &["write -P 4 40M 1M", "flush"]);
+    assert_eq!(site.maintain().await.merged.len(), 1);
+    let whole = ["read -P 1 0 2M", "read -P 2 4M 8M", "read -P 4 40M 1M", "read -P 0 48M 1M"];
+    guest(&uri, &whole);
+    site.detach(disk).await;
+    site.check(&[disk]).await;
+    assert_eq!(site.bases().await, 0);
 }
 
 #[tokio::test]
@@ -300,10 +308,10 @@ async fn a_read_only_directory_is_named() {
         assert!(error.to_string().contains(images.as_str()), "{error}");
         // Reading goes on.
         assert_eq!(site.sr.vdis(&Op::new()).await.unwrap()[0].uuid, disk);
-        let reading = sm_core::model::AttachMode::ReadOnly;
+        let reading = AttachMode::ReadOnly;
         site.sr.vdi_attach(&Op::new(), disk, "vm", reading).await.unwrap();
         site.sr.vdi_detach(&Op::new(), disk, "vm").await.unwrap();
-        let writing = sm_core::model::AttachMode::ReadWrite;
+        let writing = AttachMode::ReadWrite;
         let error = site.sr.vdi_attach(&Op::new(), disk, "vm", writing).await.unwrap_err();
         assert_eq!(error.kind, Kind::Auth);
         assert_eq!(site.sr.attachments().unwrap(), []);

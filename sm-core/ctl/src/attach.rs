@@ -104,6 +104,20 @@ pub(crate) async fn detach(
     })
 }
 
+/// Stops VDIs until Ctrl-C.
+pub(crate) async fn pause(session: &Session, sr: &Sr, vdis: &[VdiUuid]) -> Result<Report> {
+    let paused = sr.vdi_pause(&session.op, vdis).await?;
+    let report = Report::new(session.json, &json!({"paused": vdis}), || {
+        lines(vdis.iter().map(|vdi| format!("VDI {vdi} is paused until Ctrl-C")))
+    });
+    crate::output::print(report.text.as_bytes())
+        .map_err(|error| crate::errors::file_error("standard output", error))?;
+    // Not a failure of anything: it is how this command ends.
+    session.op.cancel.cancelled().await;
+    paused.resume().await?;
+    Ok(Report { text: String::new(), ..report })
+}
+
 /// The data paths of this host that hold a VDI.
 fn holders(sr: &Sr, vdi: VdiUuid) -> Result<Vec<String>> {
     let held = sr.attachments()?.into_iter().find(|record| record.vdi == vdi);

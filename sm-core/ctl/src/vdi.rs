@@ -97,6 +97,13 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
             attach::detach(session, &sr, vdi, datapath).await
         }
+        VdiCommand::Pause { vdis } => {
+            let mut named = Vec::with_capacity(vdis.len());
+            for vdi in vdis {
+                named.push(session.vdi(&sr, vdi).await?);
+            }
+            attach::pause(session, &sr, &named).await
+        }
         VdiCommand::Limit { vdi, limits } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
             attach::limit(session, &sr, vdi, limits).await

@@ -362,13 +362,13 @@ impl Sr {
         }
         let (vdi, plan) = (record.vdi, record.plan());
         let datapaths = self.manager.inner.datapaths.clone();
-        blocking(move || datapaths.deactivate(vdi, plan)).await
+        blocking(move || datapaths.deactivate(vdi, plan.as_ref())).await
     }
 
     async fn end_datapath(&self, record: &mut AttachmentRecord) -> Result<()> {
         let (vdi, plan) = (record.vdi, record.plan());
         let datapaths = self.manager.inner.datapaths.clone();
-        blocking(move || datapaths.end(vdi, plan)).await?;
+        blocking(move || datapaths.end(vdi, plan.as_ref())).await?;
         record.served = false;
         record.remote = None;
         Ok(())

@@ -548,8 +548,7 @@ impl StorageManager {
             datapaths: Arc::clone(&inner.datapaths),
         });
         let installation = inner.datapaths.installation();
-        let request =
-            OpenRequest { sr, device_config, host: inner.host.clone(), installation };
+        let request = OpenRequest { sr, device_config, host: inner.host.clone(), installation };
         if let Some(linked) = inner.modules.iter().find(|found| found.manifest.name == driver) {
             let port =
                 InProcessPort::from_module(linked.module, request, services, op.budget, GRACE);

@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sm_loader::HostServices;
 use sm_model::host::{
-    CommandRecord, DatapathChanges, DatapathConverge, DatapathIsServed, DatapathMerge, DatapathMergeState,
-    DatapathMerging, DatapathPause, DatapathPaused, DatapathRefresh, DatapathServed, KvGet, KvKeys,
-    KvList, KvPut, KvValue, SecretGet, SecretText,
+    CommandRecord, DatapathChanges, DatapathConverge, DatapathIsServed, DatapathMerge,
+    DatapathMergeState, DatapathMerging, DatapathPause, DatapathPaused, DatapathRefresh,
+    DatapathServed, KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText,
 };
 use sm_model::vdi::VdiChanges;
 use sm_model::{Bytes, Error, Kind, Result, SrUuid, VdiUuid};
@@ -107,9 +107,8 @@ impl SrServices {
     async fn datapath_changes(&self, vdi: VdiUuid) -> Result<VdiChanges> {
         let datapaths = self.only_served(vdi)?;
         let found = blocking(move || datapaths.changes(vdi)).await?;
-        let (size, bits) = found.as_ref().map_or((0, Vec::new()), |map| {
-            (map.size(), map.to_msb_first())
-        });
+        let (size, bits) =
+            found.as_ref().map_or((0, Vec::new()), |map| (map.size(), map.to_msb_first()));
         Ok(VdiChanges {
             virtual_size: Bytes(size),
             known: found.is_some(),

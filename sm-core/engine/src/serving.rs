@@ -166,11 +166,11 @@ impl Datapaths {
     ///
     /// One that dies meanwhile is one that was killed: a process takes connections until its last
     /// thread has ended, so what answers to `find` may never answer again.
-    pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<Plan>) -> Result<()> {
+    pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<&Plan>) -> Result<()> {
         let until = Instant::now() + STORAGE;
         loop {
             let found = match self.find(vdi)? {
-                None => self.redo(vdi, revive.clone()),
+                None => self.redo(vdi, revive.cloned()),
                 found => Ok(found),
             };
             let done = found.and_then(|client| match client {
@@ -192,7 +192,7 @@ impl Datapaths {
     }
 
     /// Ends the process of a VDI and removes its directory. Nothing to do is success.
-    pub(crate) fn end(&self, vdi: VdiUuid, revive: Option<Plan>) -> Result<()> {
+    pub(crate) fn end(&self, vdi: VdiUuid, revive: Option<&Plan>) -> Result<()> {
         let place = self.place(vdi);
         if !place.exists() {
             return Ok(());

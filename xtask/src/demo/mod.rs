@@ -5,11 +5,13 @@
 //! snapshotted, written to by a "guest", cloned, resized, reverted and exported; after each of
 //! these `cmp`, `e2fsck`, `sha256sum`, `qemu-img` or `vhdiinfo` say whether the content is right.
 
+mod array;
 mod disk;
 mod guest;
-mod steps;
+mod simulated;
+pub(crate) mod steps;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -21,10 +23,41 @@ use crate::tool::Tool;
 use disk::{Disk, compare};
 use steps::{Smctl, Steps};
 
-pub(crate) fn run(release: bool) -> Result<ExitCode> {
+pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
+    let hint = "--release, or --array equallogic [--product FOLDER]";
+    let mut profile = Profile::Dev;
+    let (mut array, mut built) = (None, None);
+    let mut words = options.iter();
+    while let Some(word) = words.next() {
+        match (*word, words.len()) {
+            ("--release", _) => profile = Profile::Release,
+            ("--array", 1..) => array = words.next().copied(),
+            ("--product", 1..) => built = words.next().map(PathBuf::from),
+            _ => {
+                let sentence = format!("demo does not understand {word:?}");
+                return Err(Failure::new(sentence).hint(hint));
+            }
+        }
+    }
+    match (array, built) {
+        (None, None) => of_files(profile),
+        (Some("equallogic"), Some(built)) => array::run(&built),
+        (Some("equallogic"), None) => {
+            println!("building smctl, the driver and the simulator (the first time takes minutes)");
+            let packages = ["smctl", "sm-driver-host", "sm-driver-equallogic", "array-sim"];
+            array::run(&project::build(&packages, profile)?)
+        }
+        (Some(other), _) => {
+            Err(Failure::new(format!("there is no demo of the array {other:?}")).hint(hint))
+        }
+        (None, Some(_)) => Err(Failure::new("--product is for --array").hint(hint)),
+    }
+}
+
+fn of_files(profile: Profile) -> Result<ExitCode> {
     setup::ensure()?;
     println!("building smctl and the file driver (the first time takes minutes)");
-    let product = project::build_product(if release { Profile::Release } else { Profile::Dev })?;
+    let product = project::build_product(profile)?;
     let work = tempfile::Builder::new()
         .prefix("sm-demo-")
         .tempdir()

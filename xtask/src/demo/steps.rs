@@ -6,7 +6,16 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::failure::{Doing, Result};
-use crate::tool::{Tool, quoted};
+use crate::tool::{Printed, Tool, quoted};
+
+/// Where `smctl` is typed.
+pub(crate) trait Terminal {
+    /// What stands before a command.
+    fn prompt(&self) -> String;
+
+    /// Runs `smctl` with these words, which must work.
+    fn smctl(&self, words: &[&str]) -> Result<Printed>;
+}
 
 /// The program, in a folder, with its own state.
 pub(super) struct Smctl {
@@ -36,9 +45,19 @@ impl Smctl {
     }
 }
 
+impl Terminal for Smctl {
+    fn prompt(&self) -> String {
+        "$".to_owned()
+    }
+
+    fn smctl(&self, words: &[&str]) -> Result<Printed> {
+        self.tool(words).run()
+    }
+}
+
 /// What has been done so far.
 #[derive(Default)]
-pub(super) struct Steps {
+pub(crate) struct Steps {
     commands: usize,
     checks: usize,
     busy: Duration,
@@ -46,18 +65,18 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) fn title(&mut self, title: &str) {
+    pub(crate) fn title(&mut self, title: &str) {
         self.titles += 1;
         println!("\n{}. {title}", self.titles);
     }
 
     /// Types a command, shows what it prints, and answers it.
-    pub(super) fn type_in(&mut self, smctl: &Smctl, words: &[&str]) -> Result<String> {
+    pub(crate) fn type_in(&mut self, terminal: &impl Terminal, words: &[&str]) -> Result<String> {
         self.commands += 1;
         let command = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let mut answer = String::new();
-        self.timed(&format!("$ smctl {command}"), || {
-            let printed = smctl.tool(words).run()?;
+        self.timed(&format!("{} smctl {command}", terminal.prompt()), || {
+            let printed = terminal.smctl(words)?;
             answer = printed.stdout;
             Ok(printed.stderr.lines().last().unwrap_or_default().to_owned())
         })?;
@@ -69,13 +88,17 @@ impl Steps {
     }
 
     /// Types a command that answers a document.
-    pub(super) fn type_in_json(&mut self, smctl: &Smctl, words: &[&str]) -> Result<Value> {
-        let answer = self.type_in(smctl, words)?;
+    pub(crate) fn type_in_json(
+        &mut self,
+        terminal: &impl Terminal,
+        words: &[&str],
+    ) -> Result<Value> {
+        let answer = self.type_in(terminal, words)?;
         serde_json::from_str(&answer).doing(|| format!("read the JSON of {}", words.join(" ")))
     }
 
     /// Something that others do: a check, if it says so.
-    pub(super) fn step<T>(&mut self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn step<T>(&mut self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut answer = None;
         self.checks += usize::from(what.starts_with("check"));
         self.timed(what, || {
@@ -86,7 +109,7 @@ impl Steps {
     }
 
     /// A step that has something to say.
-    pub(super) fn step_said(
+    pub(crate) fn step_said(
         &mut self,
         what: &str,
         work: impl FnOnce() -> Result<String>,
@@ -109,7 +132,7 @@ impl Steps {
         outcome.map(drop)
     }
 
-    pub(super) fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         format!(
             "{} commands of smctl and {} checks by other tools in {:.1} s",
             self.commands,

@@ -171,6 +171,17 @@ pub(crate) enum VdiCommand {
         #[command(flatten)]
         limits: LimitArgs,
     },
+    /// Stop the requests of attached VDIs, of several at one point in time, until Ctrl-C
+    ///
+    /// All that was answered is on the storage meanwhile, for a snapshot that something else takes:
+    /// of the file system or the array below. Programs that use the VDIs wait. They go on when this
+    /// command ends, however it ends.
+    #[command(after_help = "Example: smctl vdi pause data logs")]
+    Pause {
+        /// UUID, its first characters, or name of each VDI
+        #[arg(required = true, value_name = "VDI")]
+        vdis: Vec<String>,
+    },
     /// Make a VDI with the content of a file or of stdin
     #[command(after_help = "Prints the UUID. This is a job: see `smctl job`.\n\n\
                             Example: smctl vdi import disk.vhd --name disk1")]

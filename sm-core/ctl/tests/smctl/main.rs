@@ -5,6 +5,7 @@
 mod cbt;
 mod errors;
 mod life;
+mod live;
 mod maintain;
 mod names;
 mod pages;
