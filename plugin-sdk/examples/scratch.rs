@@ -44,7 +44,9 @@ impl Driver for Scratch {
     async fn sr_attach(&self, _: &Cx, _: SrAttach) -> Result<SrRecovered> {
         let mut done = SrRecovered::default();
         for (vdi, kind) in self.list()? {
-            if kind == "json.new" || !self.path(vdi, "json").exists() {
+            let described = self.path(vdi, "json").exists();
+            // Anything else is somebody's: an administrator's copy, say.
+            if kind == "json.new" || (kind == "raw" && !described) {
                 files::remove(&self.path(vdi, &kind))?;
                 done.removed.push(format!("{vdi}.{kind}, which was never finished"));
             }
