@@ -38,16 +38,7 @@ pub(super) fn run(product: &Path) -> Result<ExitCode> {
     let outcome = story(product, work.path(), &mut steps);
     let path = work.path().to_owned();
     work.close().doing(|| format!("remove {}", path.display()))?;
-    match outcome {
-        Ok(()) => {
-            println!("\ndemo passed: {}", steps.summary());
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(failure) => {
-            println!("\ndemo FAILED after {}", steps.summary());
-            Err(failure)
-        }
-    }
+    steps.end(outcome)
 }
 
 fn story(product: &Path, work: &Path, steps: &mut Steps) -> Result<()> {

@@ -67,16 +67,7 @@ fn of_files(profile: Profile) -> Result<ExitCode> {
     // Whatever happened: nothing of the demo stays.
     let path = work.path().to_owned();
     work.close().doing(|| format!("remove {}", path.display()))?;
-    match outcome {
-        Ok(()) => {
-            println!("\ndemo passed: {}", steps.summary());
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(failure) => {
-            println!("\ndemo FAILED after {}", steps.summary());
-            Err(failure)
-        }
-    }
+    steps.end(outcome)
 }
 
 fn story(product: &Path, work: &Path, steps: &mut Steps) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Steps, each a line with its time; and `smctl` as a user types it.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -132,7 +133,15 @@ impl Steps {
         outcome.map(drop)
     }
 
-    pub(crate) fn summary(&self) -> String {
+    /// Says how the demo went.
+    pub(crate) fn end(&self, outcome: Result<()>) -> Result<ExitCode> {
+        let (how, summary) =
+            (if outcome.is_ok() { "passed:" } else { "FAILED after" }, self.summary());
+        println!("\ndemo {how} {summary}");
+        outcome.map(|()| ExitCode::SUCCESS)
+    }
+
+    fn summary(&self) -> String {
         format!(
             "{} commands of smctl and {} checks by other tools in {:.1} s",
             self.commands,

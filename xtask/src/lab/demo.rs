@@ -32,16 +32,8 @@ pub(super) fn run() -> Result<ExitCode> {
     let program = product.join("smctl").display().to_string();
     let lab = Lab::new().map_err(failed)?;
     let mut steps = Steps::default();
-    match story(&lab, &program, &mut steps) {
-        Ok(()) => {
-            println!("\ndemo passed: {}", steps.summary());
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(failure) => {
-            println!("\ndemo FAILED after {}", steps.summary());
-            Err(failure)
-        }
-    }
+    let outcome = story(&lab, &program, &mut steps);
+    steps.end(outcome)
 }
 
 /// `smctl` in a guest.
