@@ -166,7 +166,7 @@ pub enum Mapped {
 
 /// Transfers that stand for one request.
 pub struct Transfer {
-    /// In the order of the buffer; together as long as it. A file that ends early reads as zeros.
+    /// In the order of the buffer; together as long as it. A file that ends early has failed.
     pub pieces: Vec<Piece>,
     /// Keeps the disk from changing underneath; dropped when all pieces are done or have failed.
     /// The caller says [`Export::count`] when the request has ended.

@@ -90,19 +90,27 @@ pub struct Client {
 /// Finds the program: what was given, else `SM_DATAPATH`, else beside this program or in the
 /// directory above (where cargo puts programs, seen from a test).
 pub fn locate(given: Option<&Path>) -> Result<PathBuf> {
+    find_program(PROGRAM, VARIABLE, given).map_err(|searched| Error::NoProgram { searched })
+}
+
+/// Finds a program of this product as [`locate`] does; an error says where it was looked for.
+pub fn find_program(
+    name: &str,
+    variable: &str,
+    given: Option<&Path>,
+) -> Result<PathBuf, Vec<String>> {
     let mut candidates: Vec<PathBuf> = Vec::new();
     if let Some(path) = given {
         candidates.push(path.to_owned());
-    } else if let Some(path) = std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+    } else if let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) {
         candidates.push(path.into());
     } else if let Ok(executable) = std::env::current_exe() {
-        candidates.extend(executable.ancestors().skip(1).take(2).map(|place| place.join(PROGRAM)));
+        candidates.extend(executable.ancestors().skip(1).take(2).map(|place| place.join(name)));
     }
     if let Some(found) = candidates.iter().find(|path| path.is_file()) {
         return Ok(found.clone());
     }
-    let searched = candidates.iter().map(|path| path.display().to_string()).collect();
-    Err(Error::NoProgram { searched })
+    Err(candidates.iter().map(|path| path.display().to_string()).collect())
 }
 
 /// The process of a disk, if one runs.

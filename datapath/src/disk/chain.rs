@@ -541,6 +541,6 @@ fn read_group(level: &Level, mut group: Vec<(u64, &mut [u8])>) -> Result<()> {
     if got.is_ok_and(|got| got as u64 == end - start) {
         return Ok(());
     }
-    // Short at the end of a raw file, or interrupted: one by one tells.
+    // Short where a file ends, or interrupted: one by one tells.
     group.into_iter().try_for_each(|(at, part)| level.read(part, at))
 }

@@ -117,9 +117,28 @@ impl Level {
         Ok(())
     }
 
+    /// Bytes that the file must have of a range. A VHD has all that its tables name; a raw file
+    /// what it had when it was opened. One that ends before has lost data, which are not zeros.
+    fn must_have(&self, at: u64, length: u64) -> u64 {
+        match &self.kind {
+            Kind::Vhd(_) => length,
+            Kind::Raw(_) => length.min(self.stat.length.saturating_sub(at)),
+        }
+    }
+
+    /// Whether a range may lie behind the end of the file, where it reads as zeros.
+    pub(super) fn may_end_in(&self, at: u64, length: u64) -> bool {
+        self.must_have(at, length) < length
+    }
+
     /// Fills a buffer from a position of the file.
     pub(super) fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
-        self.storage.read(buf, at).map_err(|error| self.failed("read", &error))
+        let got = self.storage.read_at(buf, at).map_err(|error| self.failed("read", &error))?;
+        if (got as u64) < self.must_have(at, buf.len() as u64) {
+            return Err(self.failed("read", &std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        buf.get_mut(got..).unwrap_or_default().fill(0);
+        Ok(())
     }
 
     /// Writes whole sectors of the disk; of a raw file, anything.

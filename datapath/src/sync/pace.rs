@@ -229,7 +229,7 @@ impl Room {
 
     /// The part of the full speed at the beginning, in thousandths; a thousand more at the end.
     /// Together the copy takes 1.5 times as long as one that is held by nothing else.
-    const FIRST: u64 = 300;
+    const FIRST: u64 = 250;
 
     /// What to do until the next tick. `writes` of the guest per second; bytes `copied` until
     /// `now`; `done`: thousandths of the copy.

@@ -8,7 +8,7 @@ use datapath::disk::{Drive, Format, Kind, Layer, Options, Plan};
 use datapath::error::Errno;
 use datapath::export::{Export, Exports};
 use datapath::nbd::Limits;
-use datapath::nbd::client::Client;
+use datapath::nbd::client::{Client, Kind as Failure};
 use datapath::nbd::protocol::{Request, command, command_flag};
 use uuid::Uuid;
 use vhd::image::{NewImage, ParentLink, create};
@@ -268,18 +268,25 @@ fn each_request_is_counted_once_however_it_is_done() {
 }
 
 #[test]
-fn a_file_that_has_become_shorter_is_zeros_or_an_error_and_the_client_goes_on() {
-    let site = Site::new(Files::Raw, false, true);
-    let client = site.client();
-    client.write(0, &noise(9, 4 << 20), false).unwrap();
-    let file = std::fs::File::options().write(true).open(&site.drive.plan().leaf.path).unwrap();
-    file.set_len(MIB + 100).unwrap();
-    let mut back = vec![1; 2 << 20];
-    client.read(0, &mut back).unwrap();
-    assert!(back[..(1 << 20) + 100] == noise(9, 4 << 20)[..(1 << 20) + 100]);
-    assert!(back[(1 << 20) + 100..].iter().all(|byte| *byte == 0));
-    drop(client);
-    site.close();
+fn a_file_that_has_become_shorter_is_an_error_and_not_zeros() {
+    // Through the page cache, past it, and by the ring.
+    for (direct, ring) in [(false, false), (true, false), (true, true)] {
+        let site = Site::new(Files::Raw, direct, ring);
+        let client = site.client();
+        let bytes = noise(9, 4 << 20);
+        client.write(0, &bytes, false).unwrap();
+        let file = std::fs::File::options().write(true).open(&site.drive.plan().leaf.path).unwrap();
+        file.set_len(MIB + 4096 + 100).unwrap();
+        for (offset, length) in [(0, 2 << 20), (MIB, 8192), (2 * MIB, 4096)] {
+            let failed = client.read(offset, &mut vec![1; length]).unwrap_err();
+            assert_eq!(failed.kind, Failure::Server(Errno::Io), "{offset} {failed}");
+        }
+        let mut back = vec![1; 1 << 20];
+        client.read(4096, &mut back).unwrap();
+        assert!(back == bytes[4096..4096 + (1 << 20)]);
+        drop(client);
+        site.close();
+    }
 }
 
 #[test]

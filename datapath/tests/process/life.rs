@@ -11,6 +11,7 @@ use datapath::control::protocol::{FailureKind, State};
 use datapath::control::run::Process;
 use datapath::control::{self, Client, Place};
 use datapath::disk::{Limits, Rate};
+use datapath::error::Errno;
 use datapath::nbd;
 
 use super::place::{LONG, PROGRAM, SIZE, Site, until};
@@ -284,4 +285,50 @@ fn it_inherits_nothing() {
     assert!(!targets.contains(&secret), "{targets:?}");
     control::end(&site.place, LONG).unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_parent_that_cannot_be_read_fails_those_reads_and_nothing_else() {
+    const MIB: u64 = 1 << 20;
+    let site = Site::new();
+    let mut client = site.serve();
+    let guest = site.connect();
+    for block in 0..3 {
+        guest.write(block * 2 * MIB, &vec![block as u8 + 1; MIB as usize], false).unwrap();
+    }
+    drop(guest);
+    client.deactivate(LONG).unwrap();
+    site.snapshot();
+    let plan = site.plan();
+    client.activate(plan.clone(), 7, LONG).unwrap();
+    let guest = site.connect();
+
+    // The tail of the parent is gone: what was the last block cannot be read any more.
+    let parent = &plan.backing.first().unwrap().path;
+    let whole = std::fs::read(parent).unwrap();
+    let file = std::fs::File::options().write(true).open(parent).unwrap();
+    file.set_len(whole.len() as u64 - 2 * MIB).unwrap();
+    let failed = |result: Result<(), nbd::client::ClientError>| {
+        let kind = result.unwrap_err().kind;
+        assert_eq!(kind, nbd::client::Kind::Server(Errno::Io));
+    };
+    let mut bytes = vec![0; 4096];
+    failed(guest.read(4 * MIB, &mut bytes));
+    // A read over a good and a bad place fails as a whole.
+    failed(guest.read(2 * MIB, &mut vec![0; 3 * MIB as usize]));
+    guest.read(2 * MIB, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 2));
+
+    // What the leaf holds needs no parent; and the rest is there again with the parent's bytes.
+    guest.write(4 * MIB, &[9; 4096], false).unwrap();
+    guest.flush().unwrap();
+    guest.read(4 * MIB, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 9));
+    failed(guest.read(4 * MIB + 4096, &mut bytes));
+    std::os::unix::fs::FileExt::write_all_at(&file, &whole, 0).unwrap();
+    guest.read(4 * MIB + 4096, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 3));
+    client.end(LONG).unwrap();
+    assert_eq!(site.byte(site.disk, 4 * MIB), 9);
+    site.check();
 }

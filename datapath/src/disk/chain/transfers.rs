@@ -51,10 +51,13 @@ impl Chain {
                 Some((level, _)) if write && level != 0 => return None,
                 None if write || way == Way::ByTheCache => return None,
                 Some((level, at)) => {
-                    let storage = &self.levels.get(level)?.storage;
+                    let level = self.levels.get(level)?;
+                    if !write && level.may_end_in(at, piece.length) {
+                        return None;
+                    }
                     let file = match way {
-                        Way::PastTheCache => storage.for_ring(at, piece.length)?,
-                        Way::ByTheCache => storage.cached.clone(),
+                        Way::PastTheCache => level.storage.for_ring(at, piece.length)?,
+                        Way::ByTheCache => level.storage.cached.clone(),
                     };
                     Some((file, at))
                 }

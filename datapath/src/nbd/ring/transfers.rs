@@ -282,13 +282,6 @@ impl Transfers {
         let Some(piece) = operation.transfer.pieces.get(number) else { return };
         let wanted = piece.part.len() - *progress;
         match usize::try_from(result) {
-            Ok(0) if !operation.purpose.write => {
-                // The file ends here; what it does not have reads as zeros.
-                let end = piece.part.end;
-                let start = piece.part.start + *progress;
-                let rest = operation.buffer.data(end).get_mut(start..);
-                rest.unwrap_or_default().fill(0);
-            }
             Ok(count) if count >= wanted => {}
             Ok(count) if count > 0 => {
                 *progress += count;
@@ -299,6 +292,7 @@ impl Transfers {
                 self.again.push((index, number));
                 return;
             }
+            // Or the file ends here.
             _ => operation.failed = true,
         }
         operation.pending -= 1;
