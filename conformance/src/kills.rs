@@ -183,7 +183,7 @@ pub fn at_each_step<A: SimulatedArray>(
 ) -> BTreeSet<String> {
     let killed = Mutex::new(BTreeSet::new());
     let visits = tell(library, &start, |_| None, &killed);
-    let turns: Vec<Vec<String>> = visits.iter().map(|steps| of_driver(steps)).collect();
+    let turns: Vec<Vec<String>> = visits.iter().map(|steps| of_driver(library, steps)).collect();
     let stories = turns.iter().map(Vec::len).max().unwrap_or_default();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -205,10 +205,13 @@ pub fn at_each_step<A: SimulatedArray>(
     killed
 }
 
-/// The first two visits of each step that is the driver's own.
-fn of_driver(steps: &[String]) -> Vec<String> {
+/// The first two visits of each step that is the kit's or the driver's own, `NAME.` of
+/// `libsm_driver_NAME.so`.
+fn of_driver(library: &str, steps: &[String]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    let own = steps.iter().filter(|step| step.starts_with("array") || step.contains("equallogic."));
+    let name = library.trim_start_matches("libsm_driver_").trim_end_matches(".so");
+    let driver = format!("{name}.");
+    let own = steps.iter().filter(|step| step.starts_with("array") || step.contains(&driver));
     own.filter_map(|step| {
         let visit = seen.entry(step).or_default();
         *visit += 1;

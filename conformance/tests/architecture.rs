@@ -12,10 +12,11 @@ use serde_json::Value;
 const LAYERS: &[&[&str]] = &[
     &["sm-step", "sm-model", "sm-abi"],
     &["vhd", "lab", "array-sim"],
-    &["sm-loader", "plugin-sdk", "datapath"],
+    &["sm-loader", "plugin-sdk", "datapath", "sm-quiesce"],
     &["sm-core", "sm-driver-host", "host-kit", "vhd-folder"],
     &["smctl", "array-kit", "vhd-lvm"],
     &["conformance", "sm-conformance", "xtask"],
+    &["array-matrix"],
 ];
 
 struct Package {

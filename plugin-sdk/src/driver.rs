@@ -10,8 +10,9 @@ use sm_model::sr::{
 use sm_model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
     VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach,
-    VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert,
-    VdiSnapshot, VdiStat, VdiTree, VdiUpdate, VdisDone,
+    VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiQos, VdiReclaim, VdiReclaimed, VdiResize,
+    VdiRevert, VdiSnapshot, VdiSnapshotPrepare, VdiSnapshotPrepared, VdiStat, VdiTree, VdiUpdate,
+    VdisDone,
 };
 use sm_model::{Error, Operation, Result, SrUuid};
 
@@ -257,6 +258,21 @@ pub trait Driver: Send + Sync + Sized + 'static {
         unsupported::<Self, _>(Operation::VdiSnapshot)
     }
 
+    /// Does ahead what the [`vdi_snapshot`](Self::vdi_snapshot) with the same operation id would have
+    /// to wait for. Mutating, though nothing that a listing shows changes.
+    ///
+    /// A hint: it may be lost, and need not come. What it made and nobody used is removed by
+    /// `abandon`, or by the next [`sr_attach`](Self::sr_attach). Errors: those of the snapshot, as far
+    /// as they can be told.
+    fn vdi_snapshot_prepare(
+        &self,
+        cx: &Cx,
+        request: VdiSnapshotPrepare,
+    ) -> impl Future<Output = Result<VdiSnapshotPrepared>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::VdiSnapshotPrepare)
+    }
+
     /// Makes a writable VDI from a VDI or a snapshot, sharing what the backend can share.
     /// Mutating. Replay: `already`.
     fn vdi_clone(
@@ -292,6 +308,16 @@ pub trait Driver: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<VdiReclaimed>> + Send {
         let _ = (cx, request);
         unsupported::<Self, _>(Operation::VdiReclaim)
+    }
+
+    /// Limits what may be asked of a VDI in a second, whoever asks, also while it is attached; kept
+    /// with the VDI. Mutating.
+    ///
+    /// So already: `already`. The answer, and every description of the VDI, says what the storage
+    /// took. Errors: `limit` for a number that it cannot have, `unsupported` for a kind of limit.
+    fn vdi_qos(&self, cx: &Cx, request: VdiQos) -> impl Future<Output = Result<VdiDone>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::VdiQos)
     }
 
     /// Begins, or ends, to track which blocks of a VDI change; also while it is attached, if the
@@ -461,8 +487,10 @@ pub(crate) async fn dispatch<D: Driver>(
         VdiUpdate => vdi_update,
         VdiResize => vdi_resize,
         VdiSnapshot => vdi_snapshot,
+        VdiSnapshotPrepare => vdi_snapshot_prepare,
         VdiClone => vdi_clone,
         VdiReclaim => vdi_reclaim,
+        VdiQos => vdi_qos,
         VdiCbt => vdi_cbt,
         VdiChanged => vdi_changed,
         VdiRevert => vdi_revert,

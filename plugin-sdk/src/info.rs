@@ -1,7 +1,7 @@
 //! Descriptions of VDIs that every driver has to give.
 
 use sm_model::access::ImageFormat;
-use sm_model::vdi::{Health, VdiCreate, VdiInfo, VdiType};
+use sm_model::vdi::{Health, Qos, VdiCreate, VdiInfo, VdiType};
 use sm_model::{Bytes, VdiUuid};
 
 /// The description of a VDI that was just made as asked. The driver corrects what it rounded
@@ -23,6 +23,7 @@ pub fn new_vdi(request: VdiCreate, format: ImageFormat) -> VdiInfo {
         cbt_enabled: false,
         snapshot_of: None,
         snapshot_time: None,
+        qos: Qos::default(),
         keys: request.keys,
         incomplete: request.incomplete,
         health: Health::Ok,

@@ -4,7 +4,7 @@
 
 use plugin_sdk::model::access::ImageFormat;
 use plugin_sdk::model::sr::{SrAttach, SrCreate, SrCreated, SrRecovered};
-use plugin_sdk::model::vdi::{Health, VdiDone, VdiInfo, VdiStat, VdiType, VdiUpdate};
+use plugin_sdk::model::vdi::{Health, Qos, VdiDone, VdiInfo, VdiStat, VdiType, VdiUpdate};
 use plugin_sdk::model::{Bytes, Changed, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Driver, Manifest, Result, manifest};
 
@@ -64,6 +64,7 @@ fn info(uuid: VdiUuid) -> VdiInfo {
         cbt_enabled: false,
         snapshot_of: None,
         snapshot_time: None,
+        qos: Qos::default(),
         keys: [("owner".to_owned(), "web".to_owned())].into(),
         incomplete: false,
         health: Health::Ok,

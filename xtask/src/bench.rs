@@ -59,6 +59,20 @@ pub(crate) fn arrays(options: &[&str]) -> Result<ExitCode> {
     measure(build(&packages, &words)?, "--product", options)
 }
 
+pub(crate) fn quiesce(options: &[&str]) -> Result<ExitCode> {
+    understood("quiesce", &["group", "single", "vhd"], options)?;
+    let packages = [
+        "sm-driver-equallogic",
+        "sm-driver-truenas",
+        "sm-driver-file",
+        "datapath",
+        "sm-quiesce",
+        "xtask",
+    ];
+    let words = ["--lib", "--bins", "--bench", "quiesce"];
+    measure(build(&packages, &words)?, "--product", options)
+}
+
 /// `parts` are what can be measured alone.
 fn understood(name: &str, parts: &[&str], options: &[&str]) -> Result<()> {
     let mut words = options.iter();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::demo::simulated::Simulated;
 use crate::failure::{Doing, Failure, Result};
 use crate::project::{cargo, root, target};
 use crate::tool::Tool;
@@ -20,12 +21,41 @@ const SEED: &str = "20261";
 /// Time for all checks of one driver.
 const RUN: Duration = Duration::from_secs(10 * 60);
 
-/// A driver whose backend is a folder.
+/// A driver whose backend is a folder, or an array that is simulated.
 struct Here {
     driver: &'static str,
     /// What is built, and where it then lies in cargo's folder.
     build: &'static [&'static str],
     library: &'static str,
+    array: Option<&'static Array>,
+}
+
+/// A simulated array.
+struct Array {
+    /// Words of `array-sim` after the vendor, which is called as the driver is.
+    words: &'static [&'static str],
+    /// How it is reached: the device configuration, and the tables after it.
+    config: fn(&Simulated) -> Result<String>,
+}
+
+fn equallogic(array: &Simulated) -> Result<String> {
+    let (ssh, fingerprint) = (array.said("ssh")?, array.said("fingerprint")?);
+    let (host, port) = ssh.rsplit_once(':').unwrap_or((&ssh, "22"));
+    Ok(format!(
+        "target = \"{host}\"\nport = \"{port}\"\nusername = \"grpadmin\"\n\
+         storagepool = \"default\"\nhost-key-fingerprint = \"{fingerprint}\"\n\
+         session-directory = \"{{scratch}}/locks\"\n\n[secrets]\npassword = \"grpadmin\"\n\n\
+         [suite]\ndisk-size = \"15MiB\"\n\n[waivers]\n\
+         C06 = {{ issue = \"a description has room for 127 characters\", until = \"2028-12-31\" }}\n"
+    ))
+}
+
+fn truenas(array: &Simulated) -> Result<String> {
+    let url = array.said("url")?;
+    Ok(format!(
+        "target = \"{url}\"\npool = \"tank\"\nusername = \"root\"\n\n[secrets]\n\
+         password = \"simulated-password\"\n"
+    ))
 }
 
 const HERE: &[Here] = &[
@@ -33,17 +63,38 @@ const HERE: &[Here] = &[
         driver: "file",
         build: &["--package", "sm-driver-file"],
         library: "debug/libsm_driver_file.so",
+        array: None,
     },
     Here {
         driver: "scratch",
         build: &["--package", "plugin-sdk", "--example", "scratch"],
         library: "debug/examples/libscratch.so",
+        array: None,
+    },
+    Here {
+        driver: "equallogic",
+        build: &["--package", "sm-driver-equallogic"],
+        library: "debug/libsm_driver_equallogic.so",
+        array: Some(&Array {
+            words: &["--pool", "default=1099511627776", "--page", "65536"],
+            config: equallogic,
+        }),
+    },
+    Here {
+        driver: "truenas",
+        build: &["--package", "sm-driver-truenas"],
+        library: "debug/libsm_driver_truenas.so",
+        array: Some(&Array { words: &["--pool", "tank=1099511627776"], config: truenas }),
     },
 ];
 
-/// How to reach the backend of each of them.
+/// How to reach a folder.
 const CONFIG: &str = "[device-config]\nlocation = \"{scratch}\"\n\n\
                       [backend]\ndirectory = \"{scratch}\"\n";
+
+/// Why the disks of an array are not opened.
+const CANNOT_ATTACH: &str = "a LUN is attached by the kernel, as root: the tests in guests do that \
+                             (`tests/lab/`)";
 
 /// What keeps a driver from being run here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
@@ -53,9 +104,9 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
          its tests in guests hold it to the contract (`tests/lab/`)",
     ),
     (
-        &["equallogic", "truenas"],
-        "its backend is an array, of which the suite has no inventory yet; its tests hold it to the \
-         contract on a simulated one",
+        &["ontap", "powerstore", "purestorage"],
+        "its backend is an array, and nothing says yet how the suite reaches the simulated one; its \
+         tests hold it to the contract there",
     ),
 ];
 
@@ -110,6 +161,9 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
 fn build(chosen: &[&Here]) -> Result<()> {
     let suite = ["--package", "sm-conformance", "--package", "sm-driver-host", "--lib", "--bins"];
     let mut cargo = cargo().args(["build", "--quiet"]).args(suite);
+    if chosen.iter().any(|here| here.array.is_some()) {
+        cargo = cargo.args(["--package", "array-sim"]);
+    }
     for here in chosen {
         cargo = cargo.args(here.build);
     }
@@ -127,7 +181,9 @@ fn one(suite: &Path, here: &Here) -> Result<(bool, PathBuf)> {
     }
     std::fs::create_dir_all(&out).doing(|| format!("make {}", out.display()))?;
     let config = out.join("sr.toml");
-    std::fs::write(&config, CONFIG).doing(|| format!("write {}", config.display()))?;
+    let simulated = here.array.map(|array| simulate(here.driver, array, &out)).transpose()?;
+    let text = simulated.as_ref().map_or(CONFIG, |(_, text)| text);
+    std::fs::write(&config, text).doing(|| format!("write {}", config.display()))?;
     let began = Instant::now();
     println!("conformance: {}", here.driver);
     let status = Tool::new(suite)
@@ -151,6 +207,20 @@ fn one(suite: &Path, here: &Here) -> Result<(bool, PathBuf)> {
         return Err(Failure::new(format!("the suite came to no result on {}", here.driver)));
     }
     Ok((status.success(), certificate))
+}
+
+/// Starts the array of a driver, and says how it is reached.
+fn simulate(vendor: &str, array: &Array, out: &Path) -> Result<(Simulated, String)> {
+    let program = target().join("debug/array-sim");
+    let simulated = Simulated::start(&program, vendor, &out.join("array"), array.words)?;
+    let admin = simulated.said("admin")?;
+    let admin = admin.trim_start_matches("http://");
+    let text = format!(
+        "[backend]\nsimulator = \"{admin}\"\nforeign = true\ncannot-attach = \"{CANNOT_ATTACH}\"\n\n\
+         [device-config]\ninitiator = \"iqn.2004-01.example:conformance\"\n{}",
+        (array.config)(&simulated)?
+    );
+    Ok((simulated, text))
 }
 
 /// In memory where there is a place: the checks wait for the disk more than for anything else.
@@ -199,7 +269,9 @@ fn document(table: &str) -> String {
     format!(
         "# What the drivers keep to\n\n\
          Written by `cargo xtask conformance`, which runs the conformance suite (`docs/conformance.md`) up\n\
-         to level L5 with seed {SEED}; `--check` says whether it is current. Not to be edited.\n\n{table}"
+         to level L5 with seed {SEED}; `--check` says whether it is current. Not to be edited.\n\n\
+         Arrays are the simulated ones (`docs/simulators.md`). Their disks are not opened here, and what\n\
+         needs that is not testable: {CANNOT_ATTACH}.\n\n{table}"
     )
 }
 

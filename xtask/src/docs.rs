@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::failure::{Doing, Failure, Result};
+use crate::matrix;
 use crate::operations;
 use crate::project::{self, Profile};
 use crate::tool::Tool;
@@ -14,12 +15,15 @@ fn file() -> PathBuf {
 
 pub(crate) fn run(check: bool) -> Result<ExitCode> {
     if check {
-        let current = is_current()?;
+        let current = is_current()? & matrix::is_current()?;
         return Ok(if current { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let path = file();
     std::fs::write(&path, operations::document()?).doing(|| format!("write {}", path.display()))?;
     println!("docs/operations.md is written");
+    let (path, text) = (matrix::file(), matrix::document()?);
+    std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
+    println!("docs/drivers/matrix.md is written");
     let smctl = project::build_product(Profile::Dev)?.join("smctl");
     let printed =
         Tool::new(smctl).args(["man", "--output"]).arg(project::target().join("man")).run()?;

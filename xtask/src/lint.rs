@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::docs;
 use crate::failure::Result;
+use crate::matrix;
 use crate::project::{cargo, root, target};
 
 pub(crate) fn run() -> Result<ExitCode> {
@@ -43,6 +44,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         })?;
     }
     step("docs/operations.md", &mut || docs::is_current())?;
+    step("docs/drivers/matrix.md", &mut || matrix::is_current())?;
     step("rustdoc", &mut || {
         let words = ["doc", "--quiet", "--workspace", "--no-deps"];
         Ok(cargo().args(words).env("RUSTDOCFLAGS", "-D warnings").show()?.success())

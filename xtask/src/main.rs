@@ -7,7 +7,8 @@
 //! | [`mod@test`] | all tests, with one line of totals |
 //! | [`fuzz`] | the fuzz targets, for a bounded time |
 //! | [`lint`] | formatting, clippy, documentation |
-//! | [`docs`] | what is generated from the model and from `smctl` |
+//! | [`docs`], [`matrix`] | what is generated from the model, from the drivers and from `smctl` |
+//! | [`stats`] | how large the drivers are |
 //! | [`mod@lab`] | guests with real kernels |
 //! | [`mod@conformance`] | the drivers of this repository, held to the contract |
 //! | [`mod@bench`] | the measured figures |
@@ -21,10 +22,13 @@ mod docs;
 mod failure;
 mod fuzz;
 mod lab;
+mod lanes;
 mod lint;
+mod matrix;
 mod operations;
 mod project;
 mod setup;
+mod stats;
 mod test;
 mod tool;
 
@@ -47,7 +51,9 @@ cargo xtask lab demo                   a NAS and a host: NFS and iSCSI SRs, snap
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
 cargo xtask conformance [--driver NAME] [--check]
                                        all checks of the contract on the drivers that run here
-cargo xtask docs [--check]             write docs/operations.md, and the manual pages of smctl
+cargo xtask docs [--check]             write docs/operations.md, docs/drivers/matrix.md, and the
+                                       manual pages of smctl
+cargo xtask stats                      lines of each driver, without tests
 cargo xtask bench control [--json] [--quick] [--only commands|calls|scan|load]
                                        cost of the control path, peers measured in the same run
 cargo xtask bench vhd [--json] [--quick] [--only merge|snapshot|check|convert]
@@ -56,7 +62,9 @@ cargo xtask bench datapath [--json] [--quick] [--only random|sequential|mixed|fi
                             attach|memory|snapshot|coalesce|mirror]
                                        cost of serving disks, peers measured in the same run
 cargo xtask bench arrays [--json] [--quick] [--only operations|list|clone|parallel]
-                                       requests and time of drivers of arrays, on simulated ones";
+                                       requests and time of drivers of arrays, on simulated ones
+cargo xtask bench quiesce [--json] [--quick] [--only group|single|vhd]
+                                       how long a guest is at rest for a snapshot of its disks";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -79,11 +87,13 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["lab", rest @ ..] => lab::run(rest),
         ["lint"] => lint::run(),
         ["conformance", rest @ ..] => conformance::run(rest),
+        ["stats"] => stats::run(),
         ["docs", options @ ..] => docs::run(flag(options, "--check")?),
         ["bench", "control", rest @ ..] => bench::control(rest),
         ["bench", "vhd", rest @ ..] => bench::vhd(rest),
         ["bench", "datapath", rest @ ..] => bench::datapath(rest),
         ["bench", "arrays", rest @ ..] => bench::arrays(rest),
+        ["bench", "quiesce", rest @ ..] => bench::quiesce(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

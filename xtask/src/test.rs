@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all tests, a short run of the fuzz targets, and one line at the end that says how it went.
 //!
-//! Why plain `cargo test` and nothing faster: it is there wherever cargo is, it runs the examples
-//! in the documentation too, and what people read in a log is the same everywhere.
+//! Why plain test programs and no other runner: they are there wherever cargo is, and what people
+//! read in a log is the same everywhere.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use crate::failure::{Failure, Result};
 use crate::fuzz;
 use crate::lab;
+use crate::lanes;
 use crate::project::cargo;
 use crate::setup;
+use crate::tool::Tool;
 
 /// Time for building and running all tests.
 const ALL: Duration = Duration::from_secs(50 * 60);
@@ -32,16 +34,16 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     if !chosen {
         build()?;
     }
-    let mut command = cargo().args(["test", "--no-fail-fast"]).deadline(ALL);
-    if !chosen {
-        command = command.arg("--workspace");
-    }
     let mut tally = Tally::default();
-    let status = command.args(arguments).lines(|line| {
-        println!("{line}");
-        tally.line(line);
-    })?;
-    tally.end_of_suite();
+    let good = if arguments.is_empty() {
+        everything(start + ALL, &mut tally)?
+    } else {
+        let mut command = cargo().args(["test", "--no-fail-fast"]).deadline(ALL);
+        if !chosen {
+            command = command.arg("--workspace");
+        }
+        tally.all_of(command.args(arguments))?
+    };
     if arguments.is_empty() {
         match fuzz::all(None, fuzz::SECONDS) {
             Ok(outcomes) => {
@@ -55,10 +57,22 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
             }
         }
     }
-    print!("{}", tally.report(status.success()));
+    print!("{}", tally.report(good));
     println!("in {:.0} s", start.elapsed().as_secs_f64());
     println!("{}", tally.totals());
-    Ok(if status.success() && tally.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good && tally.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All test programs, in lanes, and then the examples in the documentation. Whether all is well.
+fn everything(end: Instant, tally: &mut Tally) -> Result<bool> {
+    let programs = lanes::run(end, |line| {
+        println!("{line}");
+        tally.line(line);
+    })?;
+    tally.end_of_suite();
+    let left = end.saturating_duration_since(Instant::now());
+    let documentation = cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"]);
+    Ok(tally.all_of(documentation.deadline(left))? && programs)
 }
 
 /// Tests of one package run programs and load libraries of others, which `cargo test` would not
@@ -116,6 +130,16 @@ impl Tally {
                 self.skips.push(format!("{name}{reason}"));
             }
         }
+    }
+
+    /// Runs a command and counts what it says. Whether it ended well.
+    fn all_of(&mut self, command: Tool) -> Result<bool> {
+        let status = command.lines(|line| {
+            println!("{line}");
+            self.line(line);
+        })?;
+        self.end_of_suite();
+        Ok(status.success())
     }
 
     /// A fuzz target counts as one test.

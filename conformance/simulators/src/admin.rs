@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::core::{Array, Fault, Trouble, Vendor};
+use crate::core::{Array, Fault, NewVolume, Trouble, Vendor};
 
 /// Most bytes of a request.
 const MOST: usize = 64 << 20;
@@ -154,6 +154,14 @@ fn act(
         }
         ("GET", "/sessions") => {
             json!({"open": array.sessions().count(), "peak": array.sessions().peak()})
+        }
+        ("POST", "/volume") => {
+            let body: Value = parse("a volume", body)?;
+            let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+            let mut new = NewVolume::thin(&text("pool"), number(&body, "size")?);
+            new.attributes = body["attributes"].as_object().cloned().unwrap_or_default();
+            array.change(|change| change.create_volume(&text("name"), new))?;
+            Value::Null
         }
         ("PUT", "/content") => {
             let offset = asked(query, "offset")?.parse().map_err(not_a_number)?;

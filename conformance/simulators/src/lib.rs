@@ -8,6 +8,9 @@
 //! | [`admin`] | the port for tests: inventory, requests, faults, clock |
 //! | [`equallogic`] | Dell EqualLogic PS groups |
 //! | [`truenas`] | TrueNAS |
+//! | [`ontap`] | NetApp ONTAP |
+//! | [`purestorage`] | Pure Storage FlashArray |
+//! | [`powerstore`] | Dell PowerStore |
 //! | [`equallogic`] | EqualLogic PS |
 //!
 //! A vendor's rules are written after its published documents, and named with their source in
@@ -26,6 +29,9 @@ pub mod core;
 pub mod equallogic;
 pub mod http;
 pub mod iscsi;
+pub mod ontap;
+pub mod powerstore;
+pub mod purestorage;
 mod simulator;
 pub mod truenas;
 

@@ -10,12 +10,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use array_sim::equallogic::Group;
+use array_sim::ontap::Ontap;
+use array_sim::powerstore::PowerStore;
+use array_sim::purestorage::PureStorage;
 use array_sim::truenas::TrueNas;
 use array_sim::{Plan, Simulator};
 
 const USAGE: &str = "usage: array-sim VENDOR --state FOLDER [options]
 
-  VENDOR             truenas, or equallogic (its command line is served by SSH)
+  VENDOR             ontap, powerstore, purestorage, truenas, or equallogic (its command line is served by SSH)
   --state FOLDER     where its state is kept; made if it is not there
   --listen ADDRESS   management (default 127.0.0.1:0, any free port)
   --iscsi ADDRESS    LUNs (the same)
@@ -70,6 +73,20 @@ async fn run(asked: Asked) -> Result<(), Failure> {
     match asked.vendor.as_str() {
         "truenas" => {
             let simulator = Simulator::start(Arc::new(TrueNas), &asked.state, &asked.plan).await?;
+            serve(&simulator.describe()?).await
+        }
+        "powerstore" => {
+            let web = Arc::new(PowerStore);
+            let simulator = Simulator::start(web, &asked.state, &asked.plan).await?;
+            serve(&simulator.describe()?).await
+        }
+        "purestorage" => {
+            let web = Arc::new(PureStorage);
+            let simulator = Simulator::start(web, &asked.state, &asked.plan).await?;
+            serve(&simulator.describe()?).await
+        }
+        "ontap" => {
+            let simulator = Simulator::start(Arc::new(Ontap), &asked.state, &asked.plan).await?;
             serve(&simulator.describe()?).await
         }
         "equallogic" => {

@@ -15,7 +15,7 @@ use sm_model::{HostId, SrUuid, VdiUuid};
 use uuid::Uuid;
 
 use crate::config::{CANARY, Config};
-use crate::inventory::Tree;
+use crate::inventory::{Inventory, Simulator, Tree};
 use crate::services::Services;
 use crate::{Error, RunOptions};
 
@@ -131,6 +131,16 @@ impl Bench {
 
     /// A place with things in it that this run has not made is somebody's.
     fn refuse_foreign(&self) -> Result<(), Error> {
+        if let Some(address) = &self.config.backend.simulator {
+            let looked = self.inventory().map(|inventory| inventory.look());
+            let found = looked.transpose().map_err(Error::Backend)?.unwrap_or_default();
+            return match found.into_iter().next() {
+                Some(object) if !self.config.backend.foreign => {
+                    Err(Error::Foreign { directory: address.into(), holds: object.into() })
+                }
+                _ => Ok(()),
+            };
+        }
         let Some(directory) = self.directory() else { return Ok(()) };
         let entries = fs::read_dir(&directory).map_err(|error| Error::file(&directory, &error))?;
         let first = entries.flatten().next();
@@ -153,8 +163,11 @@ impl Bench {
     }
 
     /// What of the backend can be looked at.
-    pub(crate) fn inventory(&self) -> Option<Tree> {
-        self.directory().map(Tree)
+    pub(crate) fn inventory(&self) -> Option<Box<dyn Inventory>> {
+        if let Some(address) = &self.config.backend.simulator {
+            return Some(Box::new(Simulator(address.clone())));
+        }
+        Some(Box::new(Tree(self.directory()?)))
     }
 
     /// Notes what is about to be made, so that a later `cleanup` finds it.

@@ -44,9 +44,17 @@ pub struct Backend {
     /// The folder in which everything lies that the driver keeps: what is left over there is a leak.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
-    /// Go on although the folder holds something that this run has not made.
+    /// The admin port of a simulated array (`127.0.0.1:PORT`, see `docs/simulators.md`), in the place
+    /// of a folder: its objects are looked at as files are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulator: Option<String>,
+    /// Go on although the place holds something that this run has not made.
     #[serde(default)]
     pub foreign: bool,
+    /// Why disks cannot be attached here, such as a host without an initiator. What needs that then
+    /// counts as not testable, and blocks its level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cannot_attach: Option<String>,
 }
 
 /// Sizes and times.
@@ -95,6 +103,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         let size = config.disk_size()?;
+        if config.backend.directory.is_some() && config.backend.simulator.is_some() {
+            return Err("backend.directory and backend.simulator are both given".into());
+        }
         if size < (1 << 20) || !size.is_multiple_of(4096) {
             return Err("suite.disk-size must be at least 1MiB and a multiple of 4KiB".into());
         }

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
 
 /// Somebody who can list what a backend holds without asking the driver. A directory is one; a
 /// simulator's admin port, or the volumes of a group, are others.
@@ -53,6 +58,63 @@ impl Inventory for Tree {
         let mut bytes = 0;
         self.walk(&mut |_, facts| bytes += facts.blocks() * 512)?;
         Ok(bytes)
+    }
+}
+
+/// The objects of a simulated array, by its admin port.
+#[derive(Clone, Debug)]
+pub(crate) struct Simulator(pub(crate) String);
+
+/// How long the admin port may take for an answer.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Most bytes of an answer.
+const MOST: u64 = 256 << 20;
+
+/// Tables that every array has, and that grow without a leak.
+const PASSING: [&str; 5] = ["pool", "settings", "counter", "job", "hold"];
+
+impl Simulator {
+    /// By HTTP/1.0, where the body is what comes until the end of the connection: so this needs no
+    /// client.
+    fn ask(&self) -> Result<Value, String> {
+        let fail = |error: std::io::Error| format!("the simulator at {}: {error}", self.0);
+        let odd = || format!("{} does not answer as a simulator does", self.0);
+        let address = self.0.to_socket_addrs().map_err(fail)?.next().ok_or_else(odd)?;
+        let mut stream = TcpStream::connect_timeout(&address, ANSWER).map_err(fail)?;
+        stream.set_read_timeout(Some(ANSWER)).map_err(fail)?;
+        stream.write_all(b"GET /inventory HTTP/1.0\r\n\r\n").map_err(fail)?;
+        let mut answer = Vec::new();
+        stream.take(MOST).read_to_end(&mut answer).map_err(fail)?;
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or_else(odd)?;
+        let body = answer.get(head + 4..).unwrap_or_default();
+        serde_json::from_slice(body).map_err(|_| odd())
+    }
+}
+
+impl Inventory for Simulator {
+    fn look(&self) -> Result<BTreeSet<String>, String> {
+        let answer = self.ask()?;
+        let tables = answer.get("objects").and_then(Value::as_object).into_iter().flatten();
+        let tables = tables.filter(|(name, _)| !PASSING.contains(&name.as_str()));
+        let objects = tables.flat_map(|(name, table)| {
+            let keys = table.as_object().into_iter().flatten();
+            // A number that is never given twice tells nothing: what has a name is called by that.
+            keys.map(move |(key, record)| {
+                let numbered = key.parse::<u64>().is_ok();
+                let named =
+                    ["name", "comment"].iter().find_map(|field| record.get(field)?.as_str());
+                let called = named.filter(|named| numbered && !named.is_empty()).unwrap_or(key);
+                format!("{name}/{called}")
+            })
+        });
+        Ok(objects.collect())
+    }
+
+    fn taken(&self) -> Result<u64, String> {
+        let answer = self.ask()?;
+        let pools = answer.get("space").and_then(Value::as_object).into_iter().flatten();
+        Ok(pools.filter_map(|(_, pool)| pool.get("used")?.as_u64()).sum())
     }
 }
 
@@ -124,6 +186,30 @@ mod tests {
         fs::write(folder.path().join("a/file"), "x").unwrap();
         let found = Tree(folder.path().to_owned()).look().unwrap();
         assert_eq!(found, BTreeSet::from(["a/file".to_owned()]));
+    }
+
+    #[test]
+    fn a_simulator_lists_what_an_administrator_sees() {
+        use std::io::BufRead as _;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let body = r#"{"objects": {"volume": {"a": {}, "b": {}}, "pool": {"tank": {}}, "job": {"1": {}}},
+            "space": {"tank": {"used": 7, "free": 1}, "two": {"used": 5}}}"#;
+        let server = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().unwrap();
+                let mut lines = std::io::BufReader::new(&stream).lines();
+                assert_eq!(lines.next().unwrap().unwrap(), "GET /inventory HTTP/1.0");
+                assert_eq!(lines.next().unwrap().unwrap(), "");
+                write!(&stream, "HTTP/1.0 200 OK\r\n\r\n{body}").unwrap();
+            }
+        });
+        let simulator = Simulator(address.clone());
+        let expected = BTreeSet::from(["volume/a".to_owned(), "volume/b".to_owned()]);
+        assert_eq!((simulator.look(), simulator.taken()), (Ok(expected), Ok(12)));
+        server.join().unwrap();
+        let error = simulator.look().unwrap_err();
+        assert!(error.starts_with(&format!("the simulator at {address}: ")), "{error}");
     }
 
     #[test]

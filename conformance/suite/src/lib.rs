@@ -109,6 +109,9 @@ pub enum Error {
         /// What is in it.
         holds: PathBuf,
     },
+    /// The backend cannot be looked at.
+    #[error("the backend cannot be looked at: {0}")]
+    Backend(String),
     /// No check was run.
     #[error("no check was run: {0}")]
     Nothing(String),

@@ -170,6 +170,11 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
         });
         return nothing(verdict);
     }
+    if let Some(why) = &bench.config.backend.cannot_attach
+        && check.needs.iter().any(|need| need == "vdi_attach")
+    {
+        return nothing(Err(Stop::NotTestable(why.clone())));
+    }
     let world = match check.setup {
         Setup::Nothing => World::bare(bench, check.id),
         Setup::Sr => World::with_sr(bench, check.id),

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::bench::{Bench, Opening, Owned};
 use crate::dice::Dice;
 use crate::disk::Disk;
-use crate::inventory::{self, Inventory as _};
+use crate::inventory;
 use crate::oracle::{self, BLOCK, Content, Mark};
 use crate::services::Services;
 use crate::verdict::{Stop, Verdict, fail, must, said};
@@ -126,8 +126,10 @@ impl<'a> World<'a> {
         self.manifest().can(capability)
     }
 
-    fn can_use_data(&self) -> bool {
-        self.can("vdi_attach") && self.can("vdi_activate")
+    /// Whether disks can be opened: by the driver, and on this host.
+    pub(crate) fn can_use_data(&self) -> bool {
+        let here = self.bench.config.backend.cannot_attach.is_none();
+        here && self.can("vdi_attach") && self.can("vdi_activate")
     }
 
     /// A name that tells whose it is.
@@ -500,13 +502,17 @@ impl<'a> World<'a> {
 
     /// As [`World::files`], for a check that is nothing without.
     pub(crate) fn must_see_files(&self) -> Verdict<BTreeSet<String>> {
-        self.files()?.ok_or_else(|| Stop::NotTestable("backend.directory is not set".into()))
+        self.files()?.ok_or_else(|| {
+            Stop::NotTestable("neither backend.directory nor backend.simulator is set".into())
+        })
     }
 
     /// Bytes that are taken on the backend.
     pub(crate) fn taken(&self) -> Verdict<u64> {
         let tree = self.bench.inventory();
-        let tree = tree.ok_or_else(|| Stop::NotTestable("backend.directory is not set".into()))?;
+        let tree = tree.ok_or_else(|| {
+            Stop::NotTestable("neither backend.directory nor backend.simulator is set".into())
+        })?;
         tree.taken().map_err(Stop::NotTestable)
     }
 

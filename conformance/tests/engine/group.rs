@@ -1,14 +1,15 @@
 //! Snapshots of several disks at one point in time, while they are written.
 
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ::datapath::nbd::Client;
 use ::datapath::nbd::client::Options;
-use sm_core::model::vdi::VdisDone;
+use sm_core::model::vdi::{Qos, VdisDone};
 use sm_core::model::{AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
-use sm_core::{NewSnapshot, NewVdi, Op};
+use sm_core::{Limits, NewSnapshot, NewVdi, Op, Rate, group_of, marks};
 
 use crate::datapath::{VM, guest, kill};
 use crate::{PLACEMENTS, Site, files};
@@ -36,8 +37,13 @@ impl Site {
     }
 }
 
-/// Writes n to the first disk, then to the second, and so on, until it is told to end.
-fn write_in_order(uris: Vec<String>, end: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+/// Writes n to the first disk, then to the second, and so on, until it is told to end; tells what is on
+/// all of them.
+fn write_in_order(
+    uris: Vec<String>,
+    end: Arc<AtomicBool>,
+    on_all: Arc<AtomicU64>,
+) -> std::thread::JoinHandle<u64> {
     std::thread::spawn(move || {
         let connect = |uri: &String| Client::connect(&uri.parse().unwrap(), &Options::default());
         let clients: Vec<Client> = uris.iter().map(|uri| connect(uri).unwrap()).collect();
@@ -49,9 +55,20 @@ fn write_in_order(uris: Vec<String>, end: Arc<AtomicBool>) -> std::thread::JoinH
                 block[..8].copy_from_slice(&n.to_le_bytes());
                 client.write(0, &block, false).unwrap();
             }
+            on_all.store(n, Ordering::Release);
         }
         n
     })
+}
+
+/// Waits until a program has written on all disks twice more.
+async fn moves_on(on_all: &AtomicU64) {
+    let from = on_all.load(Ordering::Acquire);
+    let end = Instant::now() + Duration::from_secs(30);
+    while on_all.load(Ordering::Acquire) < from + 2 {
+        assert!(Instant::now() < end, "nothing is written any more");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test]
@@ -75,17 +92,24 @@ async fn disks_that_one_program_writes_in_order_are_in_order_in_every_group() {
             .spawn()
             .unwrap();
         let end = Arc::new(AtomicBool::new(false));
-        let writer = write_in_order(uris.clone(), end.clone());
+        let on_all = Arc::new(AtomicU64::new(0));
+        let writer = write_in_order(uris.clone(), end.clone(), on_all.clone());
         let mut groups = Vec::new();
         for _ in 0..12 {
             groups.push(site.taken(&disks).await);
         }
         assert_eq!(load.try_wait().unwrap(), None, "the load ended before the last group");
+        // One after the other breaks what all of these keep: the test can fail.
+        let first = site.snapshot(disks[0]).await;
+        moves_on(&on_all).await;
+        let second = site.snapshot(disks[1]).await;
         load.kill().unwrap();
         load.wait().unwrap();
         end.store(true, Ordering::Relaxed);
         let last = writer.join().unwrap();
         assert!(last > 100, "only {last} writes");
+        let (a, b) = (site.number(first).await, site.number(second).await);
+        assert!(a < b, "{a} and {b} are not of one point in time");
         let mut before = 0;
         for group in &groups {
             let (a, b, c) = (
@@ -210,7 +234,7 @@ async fn data_paths_that_die_during_a_group_leave_a_whole_one_or_none() {
         let killer = std::thread::spawn({
             let failed = failed.clone();
             move || {
-                std::thread::sleep(std::time::Duration::from_micros(round * 700));
+                std::thread::sleep(Duration::from_micros(round * 700));
                 kill(pid);
                 *failed.lock().unwrap() = Some(());
             }
@@ -232,4 +256,156 @@ async fn data_paths_that_die_during_a_group_leave_a_whole_one_or_none() {
         site.detach(disk).await;
         assert!(site.sr.vdi_check(&Op::new(), disk).await.unwrap().findings.is_empty());
     }
+}
+
+/// Disks that are written and disks that are not, in one group; what it is lies with them alone.
+#[tokio::test]
+async fn a_group_is_what_its_disks_say_and_survives_forget_and_introduce() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (a, uri) = site.served("a").await;
+    let (b, c) = (site.disk("b").await, site.disk("c").await);
+    guest(&uri, &["write -P 1 0 64k", "flush"]);
+    let sr = &site.sr;
+    let members = |group: &sm_core::Group| {
+        group.vdis.iter().map(|vdi| vdi.uuid).collect::<std::collections::BTreeSet<_>>()
+    };
+    let made = sr.group_create(&Op::new(), "database 1", &[a, b]).await.unwrap();
+    assert_eq!((made.changed, members(&made.group)), (Changed::Modified, [a, b].into()));
+    let again = sr.group_create(&Op::new(), "database 1", &[a, b]).await.unwrap();
+    assert_eq!(again.changed, Changed::Already);
+    let error = sr.group_create(&Op::new(), "database 1", &[c]).await.unwrap_err();
+    assert_eq!(error.message, format!("SR {} has a group \"database 1\" already", sr.uuid()));
+    let error = sr.group_create(&Op::new(), "other", &[c, a]).await.unwrap_err();
+    assert_eq!((error.kind.clone(), error.message.clone()), {
+        (Kind::InUse, format!("VDI {a} is in the group \"database 1\""))
+    });
+    let error = sr.group_add(&Op::new(), "other", &[c]).await.unwrap_err();
+    assert_eq!(error.message, format!("SR {} has no group \"other\"", sr.uuid()));
+    sr.group_add(&Op::new(), "database 1", &[c]).await.unwrap();
+
+    let op = Op::new();
+    let taken = sr.group_snapshot(&op, "database 1", Some("nightly"), "").await.unwrap();
+    assert_eq!((taken.changed, taken.vdis.len()), (Changed::Created, 3));
+    for vdi in &taken.vdis {
+        assert_eq!((vdi.name.as_str(), group_of(vdi)), ("nightly", Some("database 1")));
+        assert_eq!(vdi.keys[marks::GROUP_SNAPSHOT], op.id.to_string());
+    }
+    let replayed = sr.group_snapshot(&op, "database 1", Some("nightly"), "").await.unwrap();
+    assert_eq!(replayed, taken);
+    // Neither snapshots nor clones are members.
+    let copy = sr.vdi_clone(&Op::new(), b, "copy", "").await.unwrap().vdi;
+    assert_eq!(group_of(&copy), None);
+    let error = sr.group_add(&Op::new(), "database 1", &[taken.vdis[0].uuid]).await.unwrap_err();
+    assert_eq!(error.message, format!("VDI {} is a snapshot", taken.vdis[0].uuid));
+    let groups = sr.groups(&Op::new()).await.unwrap();
+    assert_eq!(groups.iter().map(members).collect::<Vec<_>>(), [[a, b, c].into()]);
+
+    site.detach(a).await;
+    sr.detach(&Op::new()).await.unwrap();
+    sr.forget(&Op::new()).await.unwrap();
+    let config = [("location".to_owned(), site.folder.join("images").into_string())].into();
+    let known = sm_core::NewSr {
+        uuid: Some(sr.uuid()),
+        driver: "file".into(),
+        device_config: config,
+        ..sm_core::NewSr::default()
+    };
+    site.manager.sr_introduce(&Op::new(), known).await.unwrap();
+    let sr = site.manager.sr(&sr.uuid().to_string()).unwrap();
+    let groups = sr.groups(&Op::new()).await.unwrap();
+    assert_eq!(groups.iter().map(members).collect::<Vec<_>>(), [[a, b, c].into()]);
+    sr.vdi_destroy(&Op::new(), c).await.unwrap();
+    let left = sr.group_remove(&Op::new(), "database 1", &[a]).await.unwrap();
+    assert_eq!(members(&left.group), [b].into());
+    let ended = sr.group_destroy(&Op::new(), "database 1").await.unwrap();
+    assert_eq!((ended.changed, ended.group.vdis.len()), (Changed::Modified, 0));
+    let ended = sr.group_destroy(&Op::new(), "database 1").await.unwrap();
+    assert_eq!(ended.changed, Changed::Already);
+    let error = sr.group_snapshot(&Op::new(), "database 1", None, "").await.unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound);
+
+    let keys = [("sm:group".to_owned(), "mine".to_owned())].into();
+    let own = NewVdi { name: "k".into(), virtual_size: Bytes::mib(4), keys, ..NewVdi::default() };
+    let error = sr.vdi_create(&Op::new(), own).await.unwrap_err();
+    let said = "the key \"sm:group\" begins with \"sm:\", which is for the storage manager";
+    assert_eq!(error.message, said);
+}
+
+#[tokio::test]
+async fn snapshots_that_were_prepared_are_taken_or_abandoned_as_a_whole() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (a, uri) = site.served("a").await;
+    let b = site.disk("b").await;
+    let spec = |vdi| NewSnapshot { vdi, name: "g".into(), description: String::new() };
+    let op = Op::new();
+    let prepared = site.sr.vdi_snapshot_prepare(&op, &[spec(a), spec(b)]).await.unwrap();
+    let uuids: Vec<VdiUuid> = prepared.snapshots().collect();
+    // Who wants one of the disks meanwhile waits.
+    let short = Op::new().with_budget(Duration::from_millis(50));
+    let error = site.sr.vdi_resize(&short, b, Bytes::gib(1)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Busy { retry_after_ms: None });
+    // What is written after it was prepared is in it.
+    guest(&uri, &["write -P 7 0 64k", "flush"]);
+    let done = prepared.commit().await.unwrap();
+    assert_eq!(done.vdis.iter().map(|vdi| vdi.uuid).collect::<Vec<_>>(), uuids);
+    assert!(site.content(uuids[0]).await[..64 << 10].iter().all(|byte| *byte == 7));
+
+    let before = site.sr.vdis(&Op::new()).await.unwrap();
+    let prepared = site.sr.vdi_snapshot_prepare(&Op::new(), &[spec(a), spec(b)]).await.unwrap();
+    prepared.abandon().await.unwrap();
+    drop(site.sr.vdi_snapshot_prepare(&Op::new(), &[spec(a)]).await.unwrap());
+    assert_eq!(site.sr.vdis(&Op::new()).await.unwrap(), before);
+    site.detach(a).await;
+}
+
+#[tokio::test]
+async fn limits_of_a_disk_are_kept_with_it_and_hold_at_every_attach() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (disk, _) = site.served("a").await;
+    let rate = |per_second, burst| Some(sm_core::model::vdi::Rate { per_second, burst });
+    let qos = Qos { operations: rate(100, None), bytes: rate(1 << 20, Some(1 << 21)) };
+    let limits = Limits {
+        operations: Some(Rate { per_second: 100, burst: 100 }),
+        bytes: Some(Rate { per_second: 1 << 20, burst: 1 << 21 }),
+    };
+    let done = site.sr.vdi_qos(&Op::new(), disk, qos).await.unwrap();
+    assert_eq!((done.changed, done.vdi.qos), (Changed::Modified, qos));
+    assert_eq!(site.sr.datapath(disk).await.unwrap().unwrap().limits, limits);
+    let again = site.sr.vdi_qos(&Op::new(), disk, qos).await.unwrap();
+    assert_eq!(again.changed, Changed::Already);
+    site.detach(disk).await;
+    let snapshot = site.snapshot(disk).await;
+    assert_eq!(told(&site.sr, disk).await, qos);
+    assert_eq!(told(&site.sr, snapshot).await, Qos::default());
+    site.attach_again(disk).await;
+    assert_eq!(site.sr.datapath(disk).await.unwrap().unwrap().limits, limits);
+    site.sr.vdi_qos(&Op::new(), disk, Qos::default()).await.unwrap();
+    assert_eq!(site.sr.datapath(disk).await.unwrap().unwrap().limits, Limits::default());
+    assert_eq!(told(&site.sr, disk).await, Qos::default());
+    site.detach(disk).await;
+
+    let none = Qos { operations: rate(0, None), bytes: None };
+    let error = site.sr.vdi_qos(&Op::new(), disk, none).await.unwrap_err();
+    assert_eq!(
+        (error.kind.clone(), error.message.as_str()),
+        (Kind::Limit, "a limit must be above 0")
+    );
+    let raw = NewVdi {
+        name: "r".into(),
+        virtual_size: Bytes::mib(4),
+        format: Some(ImageFormat::Raw),
+        ..NewVdi::default()
+    };
+    let raw = site.sr.vdi_create(&Op::new(), raw).await.unwrap().vdi.uuid;
+    let error = site.sr.vdi_qos(&Op::new(), raw, qos).await.unwrap_err();
+    let said = format!("VDI {raw} is raw: no process is there that could limit it");
+    assert_eq!((error.kind.clone(), error.message.clone()), (Kind::Unsupported, said));
+}
+
+/// The limits, as all that describes the disk tells them.
+async fn told(sr: &sm_core::Sr, vdi: VdiUuid) -> Qos {
+    let listed = sr.vdis(&Op::new()).await.unwrap();
+    let listed = listed.into_iter().find(|one| one.uuid == vdi).unwrap();
+    assert_eq!(sr.vdi_stat(&Op::new(), vdi, false).await.unwrap().qos, listed.qos);
+    listed.qos
 }

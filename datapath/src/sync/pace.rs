@@ -228,7 +228,7 @@ impl Room {
     const SECOND: u32 = 8;
 
     /// The part of the full speed at the beginning, in thousandths; a thousand more at the end.
-    /// Together the copy takes 1.5 times as long as one that is held by nothing else.
+    /// Together the copy takes 1.6 times as long as one that is held by nothing else.
     const FIRST: u64 = 250;
 
     /// What to do until the next tick. `writes` of the guest per second; bytes `copied` until

@@ -1,5 +1,6 @@
 //! The group as an [`Array`]: which commands each primitive takes.
 
+mod access;
 mod restore;
 mod shown;
 
@@ -9,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use array_kit::array::{
     Array, Capabilities, CloneKind, DeleteKind, Identity, Initiator, LunAddressing, Mapping,
-    MetadataPlace, New, Pool, SnapshotScope, Target, Volume,
+    MetadataPlace, New, Pool, SnapshotScope, Volume,
 };
 use array_kit::job::{self, Poll, State};
 use array_kit::ledger::ResizeKind;
@@ -23,11 +24,10 @@ use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::{Cx, step};
 
 use crate::cli::command::{Command, NewVolume, Object, quoted, word};
-use crate::cli::parse::{self, AccessRecord, Details, VolumeRow};
+use crate::cli::parse::{self, Details, VolumeRow};
 use crate::cli::reply::Reply;
 use crate::cli::verdict::garbled;
 use crate::config::{Allocation, Habits};
-use crate::identity::scsi_id;
 use crate::session::pool::Sessions;
 use crate::text;
 
@@ -220,19 +220,6 @@ impl EqualLogic {
     {
         let all = stream::iter(items).map(work).buffered(self.sessions.at_once());
         all.try_filter_map(|found| ready(Ok(found))).try_collect().await
-    }
-
-    async fn access(&self, cx: &Cx, object: &Object) -> Outcome<Vec<AccessRecord>> {
-        let command = object.command("access", Effect::Reads, "access show")?;
-        let read =
-            |reply: Reply| parse::access(&reply.lines).map_err(|line| odd("access records", &line));
-        self.sessions.ask(cx, &command, read).await
-    }
-
-    async fn forget_access(&self, cx: &Cx, object: &Object, id: u64) -> Outcome<()> {
-        let rest = format!("access delete {id}");
-        self.on(cx, object, "unmap", Effect::Changes, &rest).await.or_absent()?;
-        Ok(())
     }
 
     /// Waits until a clone is whole, and lets nobody reach it who could reach its source.
@@ -544,48 +531,11 @@ impl Array for EqualLogic {
     }
 
     async fn map(&self, cx: &Cx, volume: &Volume, to: &Initiator) -> Outcome<Mapping> {
-        let object = &Object::of(&volume.id);
-        let records = self.access(cx, object).await?;
-        if records.iter().all(|record| !record.initiator.eq_ignore_ascii_case(&to.iqn)) {
-            if !records.is_empty() && object.snapshot.is_none() {
-                // Else the array refuses the second host, as in a migration.
-                self.on(cx, object, "share", Effect::Changes, "multihost-access enable").await?;
-            }
-            let mut rest = format!("access create initiator {}", word("initiator", &to.iqn)?);
-            if let Some(user) = &self.chap {
-                rest = format!("{rest} authmethod chap username {}", word("CHAP user", user)?);
-            }
-            match self.on(cx, object, "map", Effect::Changes, &rest).await {
-                Err(failure) if failure.class == Class::AlreadyExists => {}
-                other => drop(other?),
-            }
-            step!("equallogic.access_made");
-        }
-        let mut details = self.details(cx, object).await?;
-        if details.get("status").is_some_and(|status| status.eq_ignore_ascii_case("offline")) {
-            self.on(cx, object, "online", Effect::Changes, "online").await?;
-            details = self.details(cx, object).await?;
-        }
-        let iqn = details.get("iscsi name").map(str::to_owned).unwrap_or_default();
-        let scsi_id = scsi_id(&iqn).ok_or_else(|| {
-            garbled(format!("the target's name of {} cannot be read", volume.name))
-        })?;
-        let target = Target { portal: self.portal.clone(), iqn };
-        Ok(Mapping { lun: 0, scsi_id, targets: vec![target] })
+        self.let_in(cx, volume, to).await
     }
 
     async fn unmap(&self, cx: &Cx, volume: &Volume, from: &Initiator) -> Outcome<()> {
-        let object = &Object::of(&volume.id);
-        for record in self.access(cx, object).await? {
-            if record.initiator.eq_ignore_ascii_case(&from.iqn) {
-                self.forget_access(cx, object, record.id).await?;
-            }
-        }
-        if object.snapshot.is_some() && self.access(cx, object).await?.is_empty() {
-            // As the array keeps snapshots that nobody uses.
-            self.on(cx, object, "offline", Effect::Changes, "offline").await?;
-        }
-        Ok(())
+        self.shut_out(cx, volume, from).await
     }
 
     async fn mappings(&self, cx: &Cx, volume: &Volume) -> Outcome<Vec<String>> {

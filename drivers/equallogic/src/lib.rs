@@ -12,7 +12,6 @@
 //! | [`mod@array`] | which commands each primitive takes |
 //! | [`text`] | a VDI's text in 127 characters of a description |
 //! | [`identity`] | which LUN a target has |
-//! | [`connector`] | this host as an initiator |
 //!
 //! # Why not ...
 //!
@@ -30,7 +29,6 @@
 pub mod array;
 pub mod cli;
 pub mod config;
-pub mod connector;
 pub mod identity;
 mod probe;
 pub mod session;
@@ -42,6 +40,7 @@ use std::time::Duration;
 use array_kit::array::Array as _;
 use array_kit::array_manifest;
 use array_kit::driver::{Offload, Product};
+use array_kit::iscsi::IscsiHost;
 use array_kit::ledger::Settle;
 use array_kit::retry::RetryPolicy;
 use plugin_sdk::config::RawConfig;
@@ -52,7 +51,6 @@ use plugin_sdk::{Cx, Error, Feature, Manifest, Result};
 
 use array::EqualLogic;
 use config::{Config, KeyPolicy};
-use connector::Host;
 use session::pool::{Options, Sessions};
 use session::ssh::{Address, HostKey};
 
@@ -69,10 +67,9 @@ pub type EqualLogicDriver = Offload<PsGroup>;
 impl Product for PsGroup {
     type Config = Config;
     type Array = EqualLogic;
-    type Connector = Host;
+    type Connector = IscsiHost;
 
     const MANIFEST: Manifest = array_manifest! {
-        control_only,
         name: "equallogic",
         title: "Dell EqualLogic PS groups: volumes, snapshots and clones by the group's command line",
         features: &[
@@ -82,6 +79,7 @@ impl Product for PsGroup {
             Feature::new(feature::LIVE_RESIZE),
         ],
         workers: 2,
+        needs_root: true,
     };
 
     /// A group answers with what it has just done.
@@ -92,7 +90,7 @@ impl Product for PsGroup {
         Some(config.storagepool.clone())
     }
 
-    async fn open(config: Config, cx: &Cx) -> Result<(EqualLogic, Host)> {
+    async fn open(config: Config, cx: &Cx) -> Result<(EqualLogic, IscsiHost)> {
         if config.chapuser.is_some() != config.chappassword.is_some() {
             return Err(Error::config("chapuser and chappassword belong together")
                 .hint("give both, or neither"));
@@ -126,8 +124,7 @@ impl Product for PsGroup {
             cx.kv().put(HOST_KEY, &fingerprint).await?;
         }
         let Config { initiator, chapuser, chappassword, .. } = config;
-        let host = Host { iqn: initiator, chap: chapuser.zip(chappassword) };
-        Ok((array, host))
+        Ok((array, IscsiHost::new(initiator).chap(chapuser.zip(chappassword))))
     }
 
     async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {

@@ -14,10 +14,10 @@
 //!   or before the one that makes the volume, so that a cut between them leaves a disk without a
 //!   name or a name without a disk. Tags are written by the very command that makes the volume, in
 //!   LVM's own atomic commit, and are there in the one report that a scan needs anyway.
-//! - **snapshots of several VDIs at one instant**: LVM suspends each origin for its own snapshot alone.
-//!   With the origins suspended beforehand by `dmsetup`, LVM 2.03.16 makes the first snapshot in its
-//!   metadata without the pool having made it, after which the pool refuses all changes
-//!   ("unexpected transaction id").
+//! - **`lvcreate` alone for snapshots of several VDIs at one instant**: it suspends each origin for its own
+//!   snapshot. With the origins suspended beforehand by `dmsetup`, LVM 2.03.16 makes the first snapshot in
+//!   its metadata without the pool having made it, after which the pool refuses all changes
+//!   ("unexpected transaction id"). `host_kit::lvm` has the way that is gone instead.
 //! - **XenServer's layout**, VHDs in volumes: its snapshots need a data path that follows chains, and
 //!   space for a whole second disk when thick. Drivers for storage that several hosts share use it.
 //! - **thick snapshots of LVM**: each write to the origin becomes two for each snapshot, and one that
@@ -37,8 +37,8 @@ use plugin_sdk::model::sr::{
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
     VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiForest,
-    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiStat, VdiTree, VdiUpdate,
-    VdisDone,
+    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiSnapshotPrepare,
+    VdiSnapshotPrepared, VdiStat, VdiTree, VdiUpdate, VdisDone,
 };
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, manifest};
 
@@ -81,13 +81,14 @@ impl Driver for LvmDriver {
         operations: [
             sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover, sr_stat,
             sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
-            vdi_clone, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate,
+            vdi_snapshot_prepare, vdi_clone, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate,
             vdi_deactivate, vdi_detach,
         ],
         features: &[
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
             Feature::new(feature::LIVE_SNAPSHOT),
+            Feature::new(feature::GROUP_SNAPSHOT),
             Feature::new(feature::LIVE_RESIZE),
         ],
         needs_root: true,
@@ -161,6 +162,14 @@ impl Driver for LvmDriver {
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
         self.sr.vdi_snapshot(cx, &request).await
+    }
+
+    async fn vdi_snapshot_prepare(
+        &self,
+        cx: &Cx,
+        request: VdiSnapshotPrepare,
+    ) -> Result<VdiSnapshotPrepared> {
+        self.sr.vdi_snapshot_prepare(cx, &request).await
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {

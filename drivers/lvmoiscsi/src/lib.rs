@@ -19,6 +19,8 @@ mod config;
 mod probe;
 mod reach;
 
+use std::sync::Arc;
+
 use host_kit::lvm::{Allocation, Devices, Lvm, Names, Repository};
 use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
@@ -55,7 +57,10 @@ const NO_VDI: u16 = 144;
 
 impl LvmOIscsiDriver {
     fn on(&self, device: String) -> Repository {
-        let lvm = Lvm::new(Devices::one(device));
+        self.by(Lvm::new(Devices::one(device)))
+    }
+
+    fn by(&self, lvm: Lvm) -> Repository {
         Repository::new(self.sr, Names::XenServer, lvm, self.allocation, self.force)
     }
 
@@ -88,16 +93,37 @@ impl LvmOIscsiDriver {
     async fn or_raw<T>(
         &self,
         done: Result<T>,
-        raw: impl AsyncFnOnce(Repository) -> Result<T>,
+        raw: impl AsyncFnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
         match done {
-            Err(error) if error.legacy_code() == NO_VDI => match raw(self.repository()?).await {
+            Err(error) if error.legacy_code() == NO_VDI => match raw(self).await {
                 // There is none of the name at all.
                 Err(other) if other.legacy_code() == NO_VDI => Err(error),
                 other => other,
             },
             other => other,
         }
+    }
+
+    /// Changes raw disks, with the right to change the SR, for which other hosts wait. With a disk,
+    /// error kind `in_use` if another host has it open.
+    async fn alone<T>(
+        &self,
+        cx: &Cx,
+        vdi: Option<VdiUuid>,
+        work: impl AsyncFnOnce(Repository) -> Result<T>,
+    ) -> Result<T> {
+        let device = self.lun.device()?;
+        let right = self.images_on(cx, device.clone(), move |disks, cx| disks.right(cx, vdi)).await;
+        let right = Arc::new(right?);
+        let done = work(self.by(Lvm::new(Devices::one(device)).behind(right.clone()))).await;
+        // Giving it back is a write.
+        let give_back = move |_: &Cx| {
+            drop(right);
+            Ok(())
+        };
+        cx.shielded().blocking(give_back).await?;
+        done
     }
 
     /// Takes the device of a raw disk away; it has to go also if the LUN has. It costs nothing where
@@ -228,7 +254,9 @@ impl Driver for LvmOIscsiDriver {
 
     async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
         self.connected(cx, async |device| {
-            let raw = self.on(device.clone()).attach(cx).await?;
+            // What has no place for leases yet gets one first.
+            self.images_on(cx, device.clone(), |disks, _| disks.init()).await?;
+            let raw = self.alone(cx, None, async |raw| raw.attach(cx).await).await?;
             let images = self.images_on(cx, device, Disks::attach).await?;
             Ok(both(raw, images))
         })
@@ -267,7 +295,12 @@ impl Driver for LvmOIscsiDriver {
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
         // What the LUN has grown by is there for the group from here on.
         self.lun.refresh(cx).await?;
-        let raw = self.repository()?.recover(cx).await?;
+        let group = self.images(cx, |disks, _| disks.group()).await?;
+        let raw = if self.repository()?.is_to_recover(&group) {
+            self.alone(cx, None, async |raw| raw.recover(cx).await).await?
+        } else {
+            SrRecovered::default()
+        };
         let images = self.images(cx, Disks::recover).await?;
         Ok(both(raw, images))
     }
@@ -296,12 +329,13 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn sr_update(&self, cx: &Cx, request: SrUpdate) -> Result<SrDone> {
-        Ok(SrDone { changed: self.repository()?.update(cx, &request).await? })
+        let changed = self.alone(cx, None, async |raw| raw.update(cx, &request).await).await?;
+        Ok(SrDone { changed })
     }
 
     async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
         if request.format == Some(ImageFormat::Raw) {
-            return self.repository()?.vdi_create(cx, &request).await;
+            return self.alone(cx, None, async |raw| raw.vdi_create(cx, &request).await).await;
         }
         self.images(cx, move |disks, cx| disks.place().vdi_create(cx, &request)).await
     }
@@ -309,37 +343,41 @@ impl Driver for LvmOIscsiDriver {
     async fn vdi_introduce(&self, cx: &Cx, request: VdiIntroduce) -> Result<VdiDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.place().vdi_introduce(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_introduce(cx, &request).await).await
+        let raw = async |raw: Repository| raw.vdi_introduce(cx, &request).await;
+        self.or_raw(done, async |this| this.alone(cx, None, raw).await).await
     }
 
     async fn vdi_stat(&self, cx: &Cx, request: VdiStat) -> Result<VdiInfo> {
         let vdi = request.vdi;
         let done = self.images(cx, move |disks, _| disks.place().vdi_stat(&request)).await;
-        self.or_raw(done, async |raw| raw.vdi_stat(cx, vdi).await).await
+        self.or_raw(done, async |this| this.repository()?.vdi_stat(cx, vdi).await).await
     }
 
     async fn vdi_update(&self, cx: &Cx, request: VdiUpdate) -> Result<VdiDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.place().vdi_update(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_update(cx, &request).await).await
+        let raw = async |raw: Repository| raw.vdi_update(cx, &request).await;
+        self.or_raw(done, async |this| this.alone(cx, None, raw).await).await
     }
 
     async fn vdi_resize(&self, cx: &Cx, request: VdiResize) -> Result<VdiDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.place().vdi_resize(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_resize(cx, &request).await).await
+        let (vdi, raw) =
+            (Some(request.vdi), async |raw: Repository| raw.vdi_resize(cx, &request).await);
+        self.or_raw(done, async |this| this.alone(cx, vdi, raw).await).await
     }
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.vdi_snapshot(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_snapshot(cx, &request).await).await
+        self.or_raw(done, async |this| this.repository()?.vdi_snapshot(cx, &request).await).await
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.vdi_clone(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_clone(cx, &request).await).await
+        self.or_raw(done, async |this| this.repository()?.vdi_clone(cx, &request).await).await
     }
 
     async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {
@@ -350,7 +388,9 @@ impl Driver for LvmOIscsiDriver {
         let vdi = request.vdi;
         let done = self.images(cx, move |disks, cx| disks.place().vdi_destroy(cx, vdi)).await?;
         match done.changed {
-            Changed::Already => self.repository()?.vdi_destroy(cx, vdi).await,
+            Changed::Already => {
+                self.alone(cx, Some(vdi), async |raw| raw.vdi_destroy(cx, vdi).await).await
+            }
             _ => Ok(done),
         }
     }
@@ -364,20 +404,22 @@ impl Driver for LvmOIscsiDriver {
     async fn vdi_check(&self, cx: &Cx, request: VdiCheck) -> Result<VdiChecked> {
         let vdi = request.vdi;
         let done = self.images(cx, move |disks, cx| disks.vdi_check(cx, vdi)).await;
-        self.or_raw(done, async |raw| raw.vdi_check(cx, vdi).await).await
+        self.or_raw(done, async |this| this.repository()?.vdi_check(cx, vdi).await).await
     }
 
     async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.place().vdi_attach(cx, &wish)).await;
-        self.or_raw(done, async |raw| raw.vdi_attach(cx, &request).await).await
+        self.or_raw(done, async |this| this.repository()?.vdi_attach(cx, &request).await).await
     }
 
     async fn vdi_activate(&self, cx: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
         let wish = request.clone();
         let done = self.images(cx, move |disks, cx| disks.place().vdi_activate(cx, &wish)).await;
-        let raw = async |raw: Repository| {
-            raw.vdi_activate(cx, &request).await?;
+        let raw = async |this: &Self| {
+            let (vdi, mode) = (request.vdi, request.mode);
+            this.images(cx, move |disks, cx| disks.claim_raw(cx, vdi, mode)).await?;
+            this.repository()?.vdi_activate(cx, &request).await?;
             Ok(VdiDatapathDone::default())
         };
         self.or_raw(done, raw).await

@@ -1,12 +1,12 @@
 //! Volumes and snapshots: a request builder for each primitive.
 
 use array_kit::array::{
-    Array, Capabilities, CloneKind, DeleteKind, Identity, Initiator, LunAddressing, Mapping,
-    MetadataPlace, New, Pool, SnapshotScope, Volume,
+    Array, Capabilities, CloneKind, DeleteKind, Group, GroupNaming, Identity, Initiator,
+    LunAddressing, Mapping, MetadataPlace, New, Pool, SnapshotScope, Volume,
 };
 use array_kit::ledger::ResizeKind;
 use array_kit::names::{Codec, NameRule, Role};
-use array_kit::outcome::{Class, Failure, Outcome};
+use array_kit::outcome::{Class, Failure, OrAbsent as _, Outcome};
 use array_kit::pages::by_offset;
 use array_kit::size::SizeRule;
 use plugin_sdk::Cx;
@@ -36,7 +36,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     clone: CloneKind::Dependent,
     snapshots: SnapshotScope::Within,
     max_snapshots: None,
-    group_snapshots: false,
+    group_snapshots: true,
     delete: DeleteKind::Immediate,
     // The array refuses, because no delete here is recursive.
     delete_takes_snapshots: false,
@@ -59,6 +59,8 @@ pub struct TrueNas {
     pub(crate) portal: Option<u64>,
     /// The address of the API, for portals that listen everywhere.
     pub(crate) host: String,
+    /// A group that is about to be taken, by name, and the volumes that are not in it.
+    others: Mutex<Option<(String, Vec<String>)>>,
     /// What this host needs at the array, once it was found or made.
     pub(crate) door: Mutex<Option<Door>>,
 }
@@ -66,7 +68,8 @@ pub struct TrueNas {
 impl TrueNas {
     pub(crate) fn new(api: Api, root: String, portal: Option<u64>, host: String) -> Self {
         let (container, sr) = (String::new(), SrUuid(Uuid::nil()));
-        Self { api, root, container, sr, portal, host, door: Mutex::new(None) }
+        let (others, door) = (Mutex::new(None), Mutex::new(None));
+        Self { api, root, container, sr, portal, host, others, door }
     }
 
     /// Where a volume lies, or the dataset of the SR itself.
@@ -80,6 +83,13 @@ impl TrueNas {
     async fn datasets(&self, cx: &Cx, path: &str) -> Outcome<Option<Dataset>> {
         let call = Call::query("get", DATASET, &[("id", "=", json!(path))]).flat();
         Ok(self.api.run::<Vec<Dataset>>(cx, &call).await?.into_iter().next())
+    }
+
+    /// The volumes of the SR that are not in a group.
+    async fn others(&self, cx: &Cx, group: &Group<'_>) -> Outcome<Vec<String>> {
+        let all = self.list(cx, "").await?;
+        let member = |id: &str| group.parts.iter().any(|part| part.volume.id == id);
+        Ok(all.into_iter().map(|one| one.id).filter(|id| !member(id)).collect())
     }
 
     async fn all_snapshots(&self, cx: &Cx, prefix: &str) -> Outcome<Vec<Volume>> {
@@ -200,6 +210,59 @@ impl Array for TrueNas {
         let made: Snapshot = self.api.run(cx, &call).await?;
         let made = made.volume(volume.size);
         Ok(Volume { metadata: Some(metadata.to_owned()), ..made })
+    }
+
+    fn group_naming(&self) -> GroupNaming {
+        GroupNaming::Shared
+    }
+
+    async fn prepare_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<()> {
+        let others = self.others(cx, group).await?;
+        *self.others.lock().await = Some((group.name.to_owned(), others));
+        Ok(())
+    }
+
+    async fn snapshot_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<Vec<Volume>> {
+        let known = self.others.lock().await.take().filter(|(name, _)| name == group.name);
+        let others = match known {
+            Some((_, others)) => others,
+            None => self.others(cx, group).await?,
+        };
+        let name = group.parts.first().map(|part| part.name.as_str()).unwrap_or_default();
+        // One transaction of ZFS takes a dataset with all below it; the array leaves the others out.
+        let body = json!({
+            "dataset": self.container, "name": name, "recursive": true, "exclude": others,
+        });
+        self.api.just(cx, &Call::create("snapshot_group", SNAPSHOT, body)).await?;
+        let made = group.parts.iter().map(|part| Volume {
+            id: format!("{}@{name}", part.volume.id),
+            name: name.to_owned(),
+            size: part.volume.size,
+            snapshot_of: Some(part.volume.name.clone()),
+            ..Volume::default()
+        });
+        Ok(made.collect())
+    }
+
+    async fn release_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<()> {
+        let Some(named) = NAMES.parse(group.name) else { return Ok(()) };
+        let tail = format!("@{}", Codec::inner(Role::Group, named.uuid));
+        // What the dataset itself got would keep the SR from being destroyed; a volume that was made
+        // after we had looked got one as well.
+        let mut strays = vec![format!("{}{tail}", self.container)];
+        let name = ("snapshot_name", "=", json!(tail.trim_start_matches('@')));
+        let call = Call::query("group_strays", SNAPSHOT, &[name]);
+        let below = format!("{}/", self.container);
+        let member =
+            |id: &str| group.parts.iter().any(|one| id == format!("{}{tail}", one.volume.id));
+        let all: Vec<Snapshot> = self.api.run(cx, &call).await?;
+        let of_others = all.into_iter().map(|one| one.id);
+        strays.extend(of_others.filter(|id| id.starts_with(&below) && !member(id)));
+        for id in strays {
+            let stray = Volume { id, ..Volume::default() };
+            self.delete_snapshot(cx, &stray).await.or_absent()?;
+        }
+        Ok(())
     }
 
     async fn get_snapshot(&self, cx: &Cx, name: &str, of: Option<&Volume>) -> Outcome<Volume> {

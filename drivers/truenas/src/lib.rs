@@ -27,8 +27,8 @@ mod object;
 mod probe;
 
 use array_kit::array_manifest;
+use array_kit::config::{Address, trust};
 use array_kit::driver::{Offload, Product};
-use array_kit::http::Trust;
 use array_kit::iscsi::IscsiHost;
 use plugin_sdk::config::{ConfigValue, RawConfig};
 use plugin_sdk::model::manifest::{FieldKind, feature};
@@ -39,44 +39,6 @@ use api::{Api, Credentials};
 
 pub use api::Choice;
 pub use array::TrueNas;
-
-/// Where the API is: scheme, host, port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(String);
-
-impl Address {
-    /// Host, and what follows it: nothing, or a colon and the port.
-    fn parts(&self) -> (&str, &str) {
-        let rest = self.0.split_once("://").map_or(self.0.as_str(), |(_, rest)| rest);
-        match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some(parts) => parts,
-            None => rest.split_at(rest.find(':').unwrap_or(rest.len())),
-        }
-    }
-
-    /// The host alone.
-    fn host(&self) -> String {
-        self.parts().0.to_owned()
-    }
-}
-
-impl ConfigValue for Address {
-    const KIND: FieldKind = FieldKind::Text;
-
-    fn parse(text: &str) -> std::result::Result<Self, String> {
-        let text = text.trim_end_matches('/');
-        let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-        let address = Self(url);
-        let plain = address.0.matches('/').count() == 2 && !address.0.contains(['@', '?', '#']);
-        let (host, port) = address.parts();
-        let numbered = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-        let fits = port.is_empty() || port.strip_prefix(':').is_some_and(numbered);
-        if plain && fits && !host.is_empty() {
-            return Ok(address);
-        }
-        Err("an address such as 10.0.0.1 or https://nas.example:444".to_owned())
-    }
-}
 
 /// Path of a dataset: a pool, or a dataset in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,17 +87,6 @@ plugin_sdk::device_config! {
     }
 }
 
-/// Whom to trust, out of the keys `ca` and `fingerprint`.
-fn trust(ca: Option<String>, fingerprint: Option<String>) -> Result<Trust> {
-    match (ca, fingerprint) {
-        (None, None) => Ok(Trust::System),
-        (Some(ca), None) => Ok(Trust::Authority(ca)),
-        (None, Some(fingerprint)) => Ok(Trust::Fingerprint(fingerprint)),
-        (Some(_), Some(_)) => Err(Error::config("ca and fingerprint are both given")
-            .hint("a fingerprint stands for one certificate, whoever signed it: leave one out")),
-    }
-}
-
 /// Who we are, out of the keys `api-key`, `username` and `password`.
 fn credentials(
     key: Option<Secret>,
@@ -162,7 +113,7 @@ impl TrueNasProduct {
     pub async fn array(config: Config, cx: &Cx) -> Result<TrueNas> {
         let trust = trust(config.ca, config.fingerprint)?;
         let credentials = credentials(config.api_key, config.username, config.password)?;
-        let (base, host) = (&config.target.0, config.target.host());
+        let (base, host) = (config.target.url(), config.target.host().to_owned());
         let api = Api::open(cx, base, &trust, credentials, config.api).await?;
         Ok(TrueNas::new(api, config.pool.0, config.portal, host))
     }
@@ -181,6 +132,7 @@ impl Product for TrueNasProduct {
             Feature::new(feature::THIN),
             Feature::new(feature::OFFLOAD),
             Feature::new(feature::LIVE_SNAPSHOT),
+            Feature::new(feature::GROUP_SNAPSHOT),
             Feature::new(feature::LIVE_RESIZE),
         ],
         needs_root: true,
@@ -205,32 +157,6 @@ plugin_sdk::export_driver!(Offload<TrueNasProduct>);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_is_a_host_a_host_with_a_port_or_a_url() {
-        for (text, url, host) in [
-            ("10.0.0.1", "https://10.0.0.1", "10.0.0.1"),
-            ("nas.example:444/", "https://nas.example:444", "nas.example"),
-            ("http://nas", "http://nas", "nas"),
-            ("https://[fd00::1]:443", "https://[fd00::1]:443", "fd00::1"),
-        ] {
-            let address = Address::parse(text).unwrap();
-            assert_eq!((address.0.as_str(), address.host().as_str()), (url, host));
-        }
-        for wrong in [
-            "",
-            "https://",
-            "nas:",
-            "nas:0",
-            "nas:x",
-            "a/b",
-            "https://user@nas",
-            "nas?x",
-            "https://nas/api",
-        ] {
-            assert!(Address::parse(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_pool_is_a_path_that_zfs_takes() {

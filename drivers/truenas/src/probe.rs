@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use array_kit::config::{Address, trust};
 use array_kit::metadata::Document;
 use array_kit::names::Role;
 use plugin_sdk::config::RawConfig;
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::api::{Api, Call};
 use crate::array::{DATASET, NAMES};
 use crate::object::{Dataset, Portal};
-use crate::{Address, Choice, DatasetPath, credentials, trust};
+use crate::{Choice, DatasetPath, credentials};
 
 /// One item for each SR, then one for each pool; each of them for every portal, where there are
 /// several and none is named.
@@ -24,7 +25,7 @@ pub(crate) async fn probe(config: &RawConfig, cx: &Cx) -> Result<SrProbed> {
     let choice = config.get("api")?.unwrap_or(Choice::Auto);
     let pool: Option<DatasetPath> = config.get("pool")?;
     let portal: Option<u64> = config.get("portal")?;
-    let api = Api::open(cx, &target.0, &trust, credentials, choice).await?;
+    let api = Api::open(cx, target.url(), &trust, credentials, choice).await?;
     let portals: Vec<Portal> = api.run(cx, &Call::query("portals", "iscsi.portal", &[])).await?;
     let folders = Call::query("folders", DATASET, &[("type", "=", json!("FILESYSTEM"))]).flat();
     let folders: Vec<Dataset> = api.run(cx, &folders).await?;

@@ -9,8 +9,7 @@ use array_sim::core::Options;
 use array_sim::truenas::{PASSWORD, TrueNas, USER};
 use array_sim::{Plan, Simulator};
 use conformance::built::artefact;
-use conformance::kills::{SimulatedArray, at_each_step};
-use plugin_sdk::tokio::runtime::{Builder, Runtime};
+use plugin_sdk::tokio::runtime::Builder;
 
 /// What a command says on stdout and stderr.
 fn smctl(folder: &Path, words: &[&str]) -> (String, String) {
@@ -69,61 +68,4 @@ fn a_clone_moves_no_data_and_requests_are_shown_without_secrets() {
     }
     let (_, quiet) = smctl(folder.path(), &["vdi", "list"]);
     assert_eq!(quiet, "", "the log is shown only if asked for");
-}
-
-/// An array, with what runs it.
-struct Simulated(Simulator, #[expect(dead_code, reason = "the array runs on it")] Runtime);
-
-impl Simulated {
-    fn start(folder: &Path) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options = Options { pools: vec![("tank".to_owned(), 1 << 40)], ..Options::default() };
-        let plan = Plan { options, tls: true, ..Plan::default() };
-        let place = folder.join("array");
-        let start = Simulator::start(Arc::new(TrueNas), &place, &plan);
-        let simulator = runtime.block_on(start).unwrap();
-        Self(simulator, runtime)
-    }
-}
-
-impl SimulatedArray for Simulated {
-    fn keys(&self) -> Vec<String> {
-        let pin = self.0.certificate().unwrap().fingerprint().unwrap();
-        vec![
-            format!("target={}", self.0.url()),
-            "pool=tank".to_owned(),
-            format!("username={USER}"),
-            format!("password={PASSWORD}"),
-            format!("fingerprint={pin}"),
-            "initiator=iqn.1993-08.org.debian:01:222".to_owned(),
-        ]
-    }
-
-    fn objects(&self) -> String {
-        let mut objects = self.0.array.inventory(&[])["objects"].clone();
-        // Numbers are never given twice.
-        objects.as_object_mut().unwrap().remove("counter");
-        objects.to_string()
-    }
-}
-
-#[test]
-fn a_driver_that_is_killed_anywhere_makes_one_object_and_leaves_none() {
-    let killed = at_each_step("libsm_driver_truenas.so", Simulated::start);
-    for step in [
-        "array.create_intended",
-        "array.created",
-        "array.hidden_snapshot_made",
-        "array.resize_intended",
-        "array.resized",
-        "array.restored",
-        "array.delete_intended",
-        "array.promoted",
-        "array.volume_removed",
-        "array.origin_removed",
-        "array.snapshot_removed",
-        "array.deleted",
-    ] {
-        assert!(killed.contains(step), "nobody was killed at {step}");
-    }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::ready;
 
+use plugin_sdk::model::vdi::Qos;
 use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::{Cx, Secret};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::ResizeKind;
 use crate::names::NameRule;
 use crate::outcome::{Class, Failure, Outcome};
+use crate::qos::QosRule;
 use crate::size::SizeRule;
 
 /// What a vendor's arrays can do, as far as the driver has to know it.
@@ -71,6 +73,37 @@ pub enum SnapshotScope {
     Within,
     /// The array chooses the name, and it is changed afterwards.
     Unnamed,
+}
+
+/// What the snapshots of a group are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupNaming {
+    /// Each as if it had been taken alone: [`Part::name`].
+    Each,
+    /// All the same, each within its volume, because the array takes one name for all. Which VDI one
+    /// is stands in its metadata, so that needs room for a UUID more.
+    Shared,
+}
+
+/// Volumes to be caught at one instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Group<'a> {
+    /// Name of an object of the array's own, if it needs one: ours, and the same for a repetition.
+    pub name: &'a str,
+    /// The volumes, two at least.
+    pub parts: &'a [Part],
+}
+
+/// One volume of a [`Group`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The volume.
+    pub volume: Volume,
+    /// What its snapshot is called, see [`GroupNaming`].
+    pub name: String,
+    /// The snapshot's metadata, for arrays that take it along; the driver sets it otherwise.
+    #[serde(skip)]
+    pub metadata: String,
 }
 
 /// What removing a volume means.
@@ -181,6 +214,9 @@ pub struct Volume {
     /// A number that grows from one snapshot of a volume to the next, such as its time.
     #[serde(default)]
     pub order: u64,
+    /// What may be asked of it in a second, if the array tells that with the volume.
+    #[serde(default)]
+    pub qos: Qos,
     /// What is wrong with it, by the array.
     #[serde(default)]
     pub trouble: Option<String>,
@@ -314,14 +350,64 @@ pub trait Array: Send + Sync + 'static {
         unsupported("a new name for a snapshot")
     }
 
-    /// Takes snapshots of several volumes at one instant, all or none, named as given.
+    /// What the snapshots of a group are called.
+    fn group_naming(&self) -> GroupNaming {
+        GroupNaming::Each
+    }
+
+    /// Makes what the array needs for a group snapshot and can have ahead: its own object that the
+    /// volumes are members of. There already: success. Nothing is caught yet.
+    fn prepare_group(
+        &self,
+        cx: &Cx,
+        group: &Group<'_>,
+    ) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, group);
+        ready(Ok(()))
+    }
+
+    /// Takes snapshots of several volumes at one instant, all or none, in the order of the parts and
+    /// named as they say. Guests may be waiting for it: one request, and whatever can follow, such as
+    /// new names, after it. [`prepare_group`](Self::prepare_group) was called before, perhaps in an
+    /// earlier life. [`Class::AlreadyExists`] if one of the snapshots is there; a failure after the
+    /// instant is marked as [partly](Failure::partly) done.
     fn snapshot_group(
         &self,
         cx: &Cx,
-        parts: &[(Volume, String)],
+        group: &Group<'_>,
     ) -> impl Future<Output = Outcome<Vec<Volume>>> + Send {
-        let _ = (cx, parts);
+        let _ = (cx, group);
         unsupported("snapshots of several volumes at one instant")
+    }
+
+    /// Removes what [`prepare_group`](Self::prepare_group) and
+    /// [`snapshot_group`](Self::snapshot_group) made beside the snapshots of the parts, which stay.
+    /// Gone already: success. Without parts the group was never taken.
+    fn release_group(
+        &self,
+        cx: &Cx,
+        group: &Group<'_>,
+    ) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, group);
+        ready(Ok(()))
+    }
+
+    /// What may be said in [`set_qos`](Self::set_qos); none if the array has no limits. Known before
+    /// the first request.
+    fn qos_rule(&self) -> Option<QosRule> {
+        None
+    }
+
+    /// Limits a volume; none at all lifts the limits. They are as the [rule](Self::qos_rule) wants
+    /// them, and are shown in [`Volume::qos`] afterwards. Twice is the same as once.
+    fn set_qos(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        qos: &Qos,
+    ) -> impl Future<Output = Outcome<()>> + Send {
+        let _ = (cx, volume, qos);
+        unsupported("limits of what is asked of a volume")
     }
 
     /// The snapshot of that name, of a volume or of whichever volume has it.

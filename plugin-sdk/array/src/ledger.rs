@@ -98,6 +98,16 @@ pub enum ResizeKind {
     Delta,
 }
 
+/// How a change begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Its intent is recorded now, with this [`Intent::object`].
+    Now(Option<Value>),
+    /// Its intent was recorded a while ago, by [`Ledger::intend`], and nothing has been asked of the
+    /// array since that makes it.
+    Ahead,
+}
+
 /// The intents of one call.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -156,7 +166,26 @@ impl Ledger {
         L: Future<Output = Outcome<Option<T>>> + Send,
         M: Future<Output = Outcome<T>> + Send,
     {
-        let mut sent = self.open(name).await?.is_some();
+        self.create_of(name, Begin::Now(None), unique, look, same, make).await
+    }
+
+    /// As [`Self::create`], where the intent has an object, or is there already.
+    pub async fn create_of<T, L, M>(
+        &self,
+        name: &str,
+        begin: Begin,
+        unique: bool,
+        look: impl Fn(Cx) -> L + Send + Sync,
+        same: impl Fn(&T) -> Result<(), String> + Send + Sync,
+        make: impl Fn(Cx) -> M + Send + Sync,
+    ) -> Outcome<(Changed, T)>
+    where
+        T: Send,
+        L: Future<Output = Outcome<Option<T>>> + Send,
+        M: Future<Output = Outcome<T>> + Send,
+    {
+        // What was intended ahead was not asked for yet.
+        let mut sent = begin != Begin::Ahead && self.open(name).await?.is_some();
         let judge = |found: T, sent: bool| match same(&found) {
             Ok(()) => Ok((if sent { Changed::Created } else { Changed::Already }, found)),
             Err(difference) => Err(Failure::new(Class::AlreadyExists)
@@ -175,7 +204,9 @@ impl Ledger {
                 return judge(found, sent);
             }
         }
-        self.intend(name, What::Create, None).await?;
+        if let Begin::Now(object) = begin {
+            self.intend(name, What::Create, object).await?;
+        }
         step!("array.create_intended");
         let mut tries = 0;
         loop {
@@ -467,7 +498,7 @@ impl Ledger {
     }
 
     /// Looks until the object is there, or the array's reads cannot be stale any more.
-    async fn appears<T, L>(&self, look: impl Fn(Cx) -> L + Send + Sync) -> Outcome<Option<T>>
+    pub async fn appears<T, L>(&self, look: impl Fn(Cx) -> L + Send + Sync) -> Outcome<Option<T>>
     where
         T: Send,
         L: Future<Output = Outcome<Option<T>>> + Send,

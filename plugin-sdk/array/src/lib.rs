@@ -15,7 +15,10 @@
 //! | [`session`] | one login for all tasks, tokens that change, sessions that are capped |
 //! | [`retry`] | when to try again, and how fast to ask |
 //! | [`pages`], [`job`] | whole listings; jobs of the array |
+//! | [`qos`] | limits that an array can have |
 //! | [`names`], [`size`], [`metadata`] | how our objects are called, sized and described there |
+//! | [`text`] | the same in a short form, for arrays whose descriptions are short |
+//! | [`config`] | keys of device configurations that many arrays have |
 //! | [`recorder`] | what was asked, without secrets |
 //! | [`testing`] | an array in memory with the habits of five vendors, that fails on command |
 //!
@@ -142,6 +145,7 @@
 
 pub mod array;
 pub mod classify;
+pub mod config;
 pub mod driver;
 pub mod http;
 pub mod iscsi;
@@ -151,6 +155,8 @@ pub mod metadata;
 pub mod names;
 pub mod outcome;
 pub mod pages;
+pub mod pieces;
+pub mod qos;
 pub mod recorder;
 pub mod rest;
 pub mod retry;
@@ -159,3 +165,4 @@ pub mod session;
 pub mod size;
 mod socket;
 pub mod testing;
+pub mod text;

@@ -45,6 +45,9 @@ pub struct Document {
     /// Of a clone: of which VDI or snapshot, to recognise a repeated request.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub cloned_from: Option<VdiUuid>,
+    /// Of a snapshot whose name it shares with others: which VDI it is.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub itself: Option<VdiUuid>,
     /// The user's keys.
     #[serde(rename = "k", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, String>,
@@ -77,6 +80,7 @@ impl Document {
             snapshot_of: None,
             snapshot_time: None,
             cloned_from: None,
+            itself: None,
             keys: BTreeMap::new(),
             incomplete: false,
             reverted: None,

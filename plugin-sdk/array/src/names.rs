@@ -51,7 +51,8 @@ pub enum Role {
     Hidden,
     /// The record of the SR; it has the UUID of the SR.
     Record,
-    /// A group of volumes that is made for one consistent snapshot.
+    /// A group of volumes that is made for one consistent snapshot, and the snapshots of one that
+    /// share its name.
     Group,
 }
 

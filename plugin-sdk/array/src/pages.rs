@@ -130,6 +130,29 @@ where
     }
 }
 
+/// Where a listing goes on that gives a token with each page, or is read by offset where it does not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Cursor {
+    /// The first page.
+    Begin,
+    /// What the array gave with the page before.
+    Token(String),
+    /// How many were read.
+    Offset(usize),
+}
+
+impl Cursor {
+    /// Where it goes on after a page of `count` objects, by what the array said of more and of a token.
+    pub fn after(&self, count: usize, more: Option<bool>, token: Option<String>) -> Option<Self> {
+        let read = if let Self::Offset(read) = self { *read } else { 0 };
+        match (more, token) {
+            (Some(false), _) | (None, None) => None,
+            (_, Some(token)) => Some(Self::Token(token)),
+            (Some(true), None) => Some(Self::Offset(read + count)),
+        }
+    }
+}
+
 fn changed(what: &str, again: u32) -> Failure {
     Failure::new(Class::Busy)
         .object(what)

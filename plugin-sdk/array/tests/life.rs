@@ -237,10 +237,27 @@ async fn life(sr: &mut Sr) -> Result<()> {
     if groups {
         let mut group = snapshot(1, 6);
         group.snapshots.extend(snapshot(2, 7).snapshots);
+        let mut ahead = VdiSnapshotPrepare { snapshots: group.snapshots.clone(), abandon: false };
+        sr.until_done(18, ahead.clone()).await?;
+        sr.array.write(&volume_name(sr, 1), 21);
+        sr.array.write(&volume_name(sr, 2), 22);
+        sr.holds(&[1, 2, 3, 4, 5], "before the group").await?;
         let both = sr.until_done(18, group).await?.vdis;
         assert_eq!([both[0].snapshot_of, both[1].snapshot_of], [Some(vdi(1)), Some(vdi(2))]);
         sr.holds(&[1, 2, 3, 4, 5, 6, 7], "after the group").await?;
+        // One that was prepared and is not wanted leaves nothing.
+        sr.until_done(40, ahead.clone()).await?;
+        ahead.abandon = true;
+        sr.until_done(40, ahead).await?;
     }
+
+    let rate = |per_second| Some(Rate { per_second, burst: None });
+    let qos = Qos { operations: rate(500), bytes: rate((5 << 20) + 1) };
+    let limited = sr.until_done(41, VdiQos { vdi: vdi(2), qos }).await?.vdi.qos;
+    assert_eq!(limited, Qos { bytes: rate(5 << 20), ..qos }, "rounded down, and told");
+    let few = Qos { operations: rate(1), bytes: None };
+    let error = sr.driver.call(VdiQos { vdi: vdi(2), qos: few }).await.unwrap_err();
+    assert_eq!(error.message, "the array cannot limit a disk to 1 requests per second");
 
     let attach = VdiAttach { vdi: vdi(4), mode: AttachMode::ReadWrite };
     let access = sr.until_done(19, attach).await?.access;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use plugin_sdk::model::vdi::{Health, VdiInfo, VdiType};
+use plugin_sdk::model::vdi::{Health, Qos, VdiInfo, VdiType};
 use plugin_sdk::model::{Bytes, ImageFormat, Kind, VdiUuid};
 use plugin_sdk::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ pub(crate) fn describe(node: &Node) -> VdiInfo {
         cbt_enabled: false,
         snapshot_of: metadata.snapshot_of,
         snapshot_time: metadata.snapshot_time,
+        qos: Qos::default(),
         keys: metadata.keys,
         incomplete: metadata.incomplete,
         health,

@@ -112,6 +112,16 @@ impl dyn Place + '_ {
         writer::activate(self, cx, request)
     }
 
+    /// Claims a disk for writing that lies beside the images, as [`Self::vdi_activate`] does.
+    pub fn claim_writer(&self, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<()> {
+        writer::claim_writer(self, cx, vdi, sharable)
+    }
+
+    /// Error kind `in_use` for a disk that another host has open, with the lock held.
+    pub fn refuse_elsewhere(&self, cx: &Cx, tree: &Tree, _: &Guard, vdi: VdiUuid) -> Result<()> {
+        writer::refuse_elsewhere(tree, cx, vdi)
+    }
+
     /// Ends the writing.
     pub fn vdi_deactivate(&self, cx: &Cx, vdi: VdiUuid) -> Result<()> {
         writer::deactivate(self, cx, vdi)

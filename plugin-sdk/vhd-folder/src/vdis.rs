@@ -22,7 +22,7 @@ use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
 use crate::place::Place;
 use crate::space::add_exclusive;
-use crate::writer::Told;
+use crate::writer::{Told, refuse_elsewhere};
 
 pub(crate) fn scan(place: &dyn Place) -> Result<SrScanned> {
     let tree = place.tree()?;
@@ -273,8 +273,9 @@ pub(crate) fn revert(place: &dyn Place, cx: &Cx, request: &VdiRevert) -> Result<
 
 pub(crate) fn destroy(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
     let (tree, guard) = place.locked(cx)?;
+    refuse_elsewhere(&tree, cx, vdi)?;
     let change = tree.delete(&guard, vdi.0).map_err(from_vhd)?;
-    // The host has made sure that nobody has it open; what a claim would say is past.
+    // The host has made sure that nobody here has it open; what such a claim would say is past.
     for holder in tree.claims(vdi.0).map_err(from_vhd)? {
         tree.unclaim(&guard, vdi.0, &holder).map_err(from_vhd)?;
     }

@@ -121,6 +121,18 @@ pub(crate) fn activate(
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
     cx.check()?;
     let sharable = Metadata::of(&usable(&tree, vdi)?)?.sharable;
+    let holder = writing(&tree, &guard, cx, vdi, sharable)?;
+    if !request.tracked {
+        crate::changes::spoil(&tree, &guard, vdi)?;
+    }
+    tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
+    step!("vdi_activate.claimed");
+    let epoch = holder.writing;
+    Ok(VdiDatapathDone { access: vec![access(&tree, vdi, true)?], epoch })
+}
+
+/// This host as the one who writes a disk, if no other one does.
+fn writing(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<Holder> {
     let here = Holder::here(cx)?;
     let mut latest = 0;
     let mut ours = None;
@@ -131,20 +143,38 @@ pub(crate) fn activate(
         if holder.is_at(&here) {
             ours = Some(epoch);
         } else if holder.is_gone(&here) {
-            tree.unclaim(&guard, vdi.0, &claim).map_err(from_vhd)?;
+            tree.unclaim(guard, vdi.0, &claim).map_err(from_vhd)?;
         } else if !sharable {
             return Err(written_by(vdi, &holder, &here));
         }
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let epoch = ours.unwrap_or_else(|| now.max(latest + 1));
-    if !request.tracked {
-        crate::changes::spoil(&tree, &guard, vdi)?;
-    }
-    let holder = Holder { writing: Some(epoch), ..here };
+    Ok(Holder { writing: Some(epoch), ..here })
+}
+
+/// Claims a disk for writing that is none of the tree's.
+pub(crate) fn claim_writer(place: &dyn Place, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<()> {
+    let (tree, guard) = place.locked(cx)?;
+    let holder = writing(&tree, &guard, cx, vdi, sharable)?;
     tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
     step!("vdi_activate.claimed");
-    Ok(VdiDatapathDone { access: vec![access(&tree, vdi, true)?], epoch: Some(epoch) })
+    Ok(())
+}
+
+/// Error kind `in_use` for a disk that another host, or another installation, has open: it cannot be
+/// told from here. One of this host's earlier boots has it no more.
+pub(crate) fn refuse_elsewhere(tree: &Tree, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+    let here = Holder::here(cx)?;
+    if let Some(writer) = writers(tree, vdi, &here)?.iter().find(|by| !by.is_at(&here)) {
+        return Err(written_by(vdi, writer, &here));
+    }
+    for claim in tree.claims(vdi.0).map_err(from_vhd)? {
+        if Holder::of(&claim).is_none_or(|by| !by.is_gone(&here) && !by.is_at(&here)) {
+            return Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder: claim }));
+        }
+    }
+    Ok(())
 }
 
 /// Ends the writing; of a disk that is gone too.
@@ -179,7 +209,8 @@ fn written_by(vdi: VdiUuid, holder: &Holder, here: &Holder) -> Error {
         .context("vdi", vdi)
         .context("claim", holder.name())
         .hint(format!(
-            "detach it there; if {gone}, remove the claim from .sm/open/ in the SR's folder"
+            "detach it there; if {gone}, remove the claim from .sm/open/ in the SR's folder; in a volume \
+             group it ends when a host of that name attaches the SR"
         ))
 }
 
@@ -239,20 +270,11 @@ impl<'a> Told<'a> {
         cx: &'a Cx,
         vdi: VdiUuid,
     ) -> Result<Option<Self>> {
+        refuse_elsewhere(tree, cx, vdi)?;
         let here = Holder::here(cx)?;
-        let mut is_open = false;
-        for claim in tree.claims(vdi.0).map_err(from_vhd)? {
-            match Holder::of(&claim) {
-                Some(holder) if holder.is_gone(&here) => {}
-                Some(holder) if holder.is_at(&here) => is_open = true,
-                Some(holder) if holder.writing.is_some() => {
-                    return Err(written_by(vdi, &holder, &here));
-                }
-                _ => {
-                    return Err(from_vhd(vhd::Error::InUse { uuid: vdi.0, holder: claim }));
-                }
-            }
-        }
+        let claims = tree.claims(vdi.0).map_err(from_vhd)?;
+        let mut holders = claims.iter().filter_map(|claim| Holder::of(claim));
+        let is_open = holders.any(|holder| holder.is_at(&here));
         Ok(is_open.then(|| Self { tree, cx, vdis: vec![vdi], close: true }))
     }
 

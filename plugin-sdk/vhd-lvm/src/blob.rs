@@ -79,6 +79,9 @@ impl Blob for VolumeBlob {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.places().length) {
             return Err(ErrorKind::StorageFull.into());
         }
+        if let Some(store) = &self.store {
+            store.rights.check().map_err(io::Error::other)?;
+        }
         self.each(offset, buf.len(), |disk, at, bytes| {
             disk.write(buf.get(bytes).unwrap_or_default(), at)
         })

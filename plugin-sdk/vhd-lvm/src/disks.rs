@@ -1,20 +1,22 @@
 //! The disks of an SR whose images are volumes.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use host_kit::lvm::{Group, Lvm};
+use host_kit::lvm::{Gate, Group, Lvm, Repository};
 use plugin_sdk::model::sr::{SrMaintain, SrMaintained, SrRecovered};
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{
     VdiChecked, VdiClone, VdiDone, VdiInfo, VdiRevert, VdiSnapshot, VdisDone,
 };
-use plugin_sdk::model::{Kind, SrUuid, VdiUuid};
+use plugin_sdk::model::{AttachMode, Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, step};
 use vhd::store::{At, Store as _};
 use vhd::tree::{self, Guard, Tree};
 use vhd_folder::{Place, from_vhd};
 
+use crate::rights::Rights;
 use crate::store::LvStore;
 use crate::volumes::Commands;
 
@@ -28,6 +30,24 @@ const JOURNAL: &str = "journaler";
 pub struct Disks {
     sr: SrUuid,
     store: LvStore,
+}
+
+/// The right to change an SR, which one process of one host has, until it is dropped.
+pub struct Right {
+    _guard: Guard,
+    rights: Arc<Rights>,
+}
+
+impl fmt::Debug for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Right")
+    }
+}
+
+impl Gate for Right {
+    fn check(&self) -> Result<()> {
+        self.rights.check()
+    }
 }
 
 impl Place for Disks {
@@ -57,7 +77,7 @@ impl Disks {
     /// Those of a group.
     pub fn new(sr: SrUuid, lvm: Lvm, group: &str, cx: &Cx) -> Self {
         let volumes = Commands { lvm, cx: cx.clone(), group: group.to_owned() };
-        Self::on(sr, LvStore::new(Box::new(volumes), group, Path::new(LOCKS)))
+        Self::on(sr, LvStore::new(Box::new(volumes), group, Path::new(LOCKS), &cx.host().0))
     }
 
     /// Those of a store.
@@ -73,6 +93,29 @@ impl Disks {
     /// The group as it was when it was last looked at.
     pub fn group(&self) -> Result<Arc<Group>> {
         self.store.group().map_err(from_vhd)
+    }
+
+    /// The right to change the SR, for changes of what lies beside the images: of raw disks. With a
+    /// disk, error kind `in_use` if another host has it open.
+    pub fn right(&self, cx: &Cx, vdi: Option<VdiUuid>) -> Result<Right> {
+        let (tree, guard) = self.place().locked(cx)?;
+        if let Some(vdi) = vdi {
+            self.place().refuse_elsewhere(cx, &tree, &guard, vdi)?;
+        }
+        Ok(Right { _guard: guard, rights: self.store.rights() })
+    }
+
+    /// Claims a raw disk for this host, as images are claimed: for writing one host at a time. Error
+    /// kind `not_found` if there is none.
+    pub fn claim_raw(&self, cx: &Cx, vdi: VdiUuid, mode: AttachMode) -> Result<()> {
+        let disks = Repository::disks_of(&*self.group()?);
+        let Some(disk) = disks.iter().find(|disk| disk.uuid == vdi) else {
+            return Err(Error::not_found(format!("there is no VDI {vdi}")).legacy(144));
+        };
+        if mode == AttachMode::ReadOnly {
+            return Ok(());
+        }
+        self.place().claim_writer(cx, vdi, disk.sharable)
     }
 
     /// Makes the group a store of images, if it is not. Error kind `in_use` if XenServer is in the

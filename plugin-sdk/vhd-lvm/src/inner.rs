@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use host_kit::lvm::{Group, Piece, Volume};
@@ -15,7 +15,9 @@ use vhd::{Error, Result};
 
 use crate::blob::{Part, Places, VolumeBlob};
 use crate::direct::Direct;
+use crate::lease::Right;
 use crate::objects::{Change, Objects};
+use crate::rights::{Entered, Rights};
 use crate::volumes::Volumes;
 
 /// The volume of everything that is small.
@@ -35,6 +37,9 @@ pub(crate) struct Inner {
     pub(crate) volumes: Box<dyn Volumes>,
     pub(crate) group: String,
     pub(crate) locks: PathBuf,
+    pub(crate) rights: Arc<Rights>,
+    /// The right to change the store, while somebody of this process has it.
+    pub(crate) entered: Mutex<Weak<Entered>>,
     pub(crate) view: Mutex<View>,
 }
 
@@ -165,6 +170,69 @@ impl Inner {
         }
     }
 
+    /// Takes the right to change the store. What was read is from then on, or from before and still
+    /// so.
+    pub(crate) fn enter(&self, deadline: Instant) -> Result<Arc<Entered>> {
+        let file = self.take("lock", deadline)?;
+        let known = {
+            let mut view = self.view();
+            let known = view.objects.is_some();
+            if !known {
+                view.group = None;
+            }
+            self.open_rights(&mut view)?;
+            known
+        };
+        let lease = self.rights.take(Right::Change, deadline)?;
+        let entered = Arc::new(Entered { lease, _file: file });
+        *self.entered.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&entered);
+        let Some(lease) = &entered.lease else { return Ok(entered) };
+        let mut view = self.view();
+        if known {
+            // Who changed volumes meanwhile has written that down before.
+            self.refresh(&mut view)?;
+        } else if !lease.alone {
+            view.group = None;
+        }
+        let path = self.dir().join(OBJECTS);
+        let objects = self.objects(&mut view)?;
+        if lease.fence {
+            objects.leave_half().map_err(Error::io(&path, "write"))?;
+            lease.fenced();
+            view.group = None;
+            step!("store.fenced");
+        }
+        Ok(entered)
+    }
+
+    /// Reads what there is, with one report: what it says is no older than the small things unless
+    /// somebody changed something just then.
+    pub(crate) fn glance(&self) -> Result<()> {
+        let mut view = self.view();
+        if view.objects.is_some() {
+            return self.refresh(&mut view);
+        }
+        let Some(_nobody_here) = self.attempt("lock", File::try_lock_shared)? else {
+            return Ok(());
+        };
+        view.group = None;
+        self.objects(&mut view)?;
+        self.open_rights(&mut view)?;
+        if !self.rights.is_alone().map_err(Error::io(&self.dir().join(OBJECTS), "lease"))? {
+            view.group = None;
+        }
+        Ok(())
+    }
+
+    /// Finds the slots of the hosts, if there are any.
+    pub(crate) fn open_rights(&self, view: &mut View) -> Result<()> {
+        if self.rights.is_open() || self.group(view)?.volume(OBJECTS).is_none() {
+            return Ok(());
+        }
+        let blob = self.blob(view, OBJECTS, true)?;
+        self.rights.open(blob).map(drop).map_err(told(&self.dir().join(OBJECTS), "lease"))
+    }
+
     /// Changes volumes or small things, with nobody else changing any. With `tick` the store's stamp
     /// is another one before.
     pub(crate) fn change<T>(
@@ -172,7 +240,11 @@ impl Inner {
         tick: bool,
         work: impl FnOnce(&mut View) -> Result<T>,
     ) -> Result<T> {
-        let _turn = self.take("turn", Instant::now() + TURN)?;
+        let deadline = Instant::now() + TURN;
+        let held = self.entered.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let _entered = held.map_or_else(|| self.enter(deadline), Ok)?;
+        let _turn = self.take("turn", deadline)?;
+        self.check()?;
         let mut view = self.view();
         self.refresh(&mut view)?;
         if tick {
@@ -181,8 +253,15 @@ impl Inner {
         work(&mut view)
     }
 
+    /// Error kind `fenced` for whoever has lost its right.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.rights.check().map_err(told(&self.dir(), "change"))
+    }
+
     pub(crate) fn write(&self, view: &mut View, change: Change, content: &[u8]) -> Result<()> {
         let path = self.dir().join(OBJECTS);
+        self.objects(view)?;
+        self.check()?;
         self.objects(view)?.write(change, content).map_err(Error::io(&path, "write"))
     }
 
@@ -275,15 +354,6 @@ impl Inner {
             }
             self.places(view, &group, &volume, write)
         })
-    }
-
-    /// What was read of volumes and small things is from after the lock was taken.
-    pub(crate) fn look(&self, view: &mut View) -> Result<()> {
-        if view.objects.is_some() {
-            return self.refresh(view);
-        }
-        view.group = None;
-        self.objects(view).map(drop)
     }
 
     /// Renames a volume, also in what was read.

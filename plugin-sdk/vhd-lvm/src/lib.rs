@@ -8,11 +8,13 @@ mod blob;
 mod direct;
 mod disks;
 mod inner;
+mod lease;
 mod objects;
+mod rights;
 mod store;
 mod volumes;
 
-pub use disks::Disks;
+pub use disks::{Disks, Right};
 pub use store::LvStore;
 pub use vhd_folder::{MAX_CHAIN, MAX_VDI_SIZE};
 pub use volumes::Volumes;

@@ -2,8 +2,8 @@
 //! open) in one volume, as a log.
 //!
 //! ```text
-//! 0        slots       64 slots of 4 KiB, one for each host, see `turn`
-//! 256 KiB  half A      head, then records one behind the other
+//! 0        slots       for each right, 64 slots of 4 KiB, one for each host, see `lease`
+//! 512 KiB  half A      head, then records one behind the other
 //! ...      half B      the same
 //! ```
 //!
@@ -22,10 +22,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vhd::store::{Area, At, Blob};
 
+use crate::lease::{HOSTS, Right, SLOT};
+
 /// Bytes of a sector, in which records are counted.
 const SECTOR: u64 = 512;
 /// Where the first half begins.
-const HALVES: u64 = 256 << 10;
+const HALVES: u64 = Right::COUNT * (HOSTS * SLOT) as u64;
 /// Bytes of a half's head.
 const HEAD: u64 = 4096;
 /// Bytes of a record before its payload.
@@ -35,10 +37,10 @@ const HEAD_MAGIC: &[u8; 8] = b"SMOBJECT";
 /// Begins a record.
 const RECORD_MAGIC: &[u8; 8] = b"SMRECORD";
 /// Version of all this; a volume with another one is not touched.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Read at once.
 const CHUNK: u64 = 256 << 10;
-/// Bytes of a new volume: two halves of 4 MiB less what comes before, for some 4,000 disks.
+/// Bytes of a new volume: two halves of 3.75 MiB, for some 4,000 disks.
 pub(crate) const VOLUME: u64 = 8 << 20;
 
 /// A change of what there is. What is written of a thing follows behind it.
@@ -318,6 +320,12 @@ impl Objects {
         written
     }
 
+    /// Writes all there is to the other half. What a host that is gone may still write lands where it
+    /// does not count any more.
+    pub(crate) fn leave_half(&mut self) -> io::Result<()> {
+        self.write_all(self.half)
+    }
+
     fn write_all(&mut self, most: u64) -> io::Result<()> {
         let (generation, other) = (fresh(self.generation), 1 - self.current);
         let mut bytes = Vec::new();
@@ -382,7 +390,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_there_for_everybody_through_many_halves() {
-        let file = volume(512 << 10);
+        let file = volume(HALVES + (256 << 10));
         let (mut writer, mut reader) = (open(&file).unwrap(), open(&file).unwrap());
         let (first, mut expected) = (writer.stamp().0, BTreeMap::new());
         for round in 0..2000_u32 {
@@ -421,7 +429,7 @@ mod tests {
     #[test]
     fn a_cut_write_is_as_if_it_had_not_been() {
         for (sectors, arrived) in [(1, 0), (3, 1), (3, 2), (5, 4), (3, 3)] {
-            let file = volume(512 << 10);
+            let file = volume(HALVES + (256 << 10));
             let mut objects = open(&file).unwrap();
             set(&mut objects, "a", b"before");
             let at = HALVES + objects.end;
@@ -440,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_record_that_rots_is_damage_and_not_a_shorter_log() {
-        let file = volume(512 << 10);
+        let file = volume(HALVES + (256 << 10));
         let mut objects = open(&file).unwrap();
         for name in ["a", "b", "c"] {
             set(&mut objects, name, b"content");
@@ -458,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_full_log_says_so_and_stays_as_it_is() {
-        let file = volume(300 << 10);
+        let file = volume(HALVES + (44 << 10));
         let mut objects = open(&file).unwrap();
         let mut count = 0;
         let error = loop {
@@ -478,5 +486,26 @@ mod tests {
         }
         set(&mut objects, "new", b"content");
         assert_eq!(content(&open(&file).unwrap()).len(), count - 4);
+    }
+
+    #[test]
+    fn what_a_host_that_is_gone_still_writes_counts_for_nobody() {
+        let file = volume(HALVES + (256 << 10));
+        let (mut gone, mut next) = (open(&file).unwrap(), open(&file).unwrap());
+        set(&mut gone, "a", b"old");
+        assert!(next.refresh().unwrap());
+        next.leave_half().unwrap();
+        set(&mut next, "b", b"new");
+        // It was on its way, where the log was.
+        set(&mut gone, "a", b"late");
+        set(&mut gone, "c", b"late");
+        let expected: BTreeMap<_, _> =
+            [("a".to_owned(), b"old".to_vec()), ("b".to_owned(), b"new".to_vec())].into();
+        assert_eq!(content(&open(&file).unwrap()), expected);
+        next.refresh().unwrap();
+        assert_eq!(content(&next), expected);
+        // It finds out by itself.
+        assert!(gone.refresh().unwrap());
+        assert_eq!(content(&gone), expected);
     }
 }

@@ -19,7 +19,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use host_kit::lvm::{Allocation, Group, Repository, Volume};
@@ -29,8 +29,10 @@ use vhd::store::{Area, At, Blob, Held, Store};
 use vhd::{Error, Result};
 
 use crate::blob::Small;
-use crate::inner::{IMAGE, Inner, NEW_OBJECTS, OBJECTS, OLD, TMP, find, thing_of, volume_of};
+use crate::inner::{IMAGE, Inner, NEW_OBJECTS, OBJECTS, OLD, TMP, find, thing_of, told, volume_of};
+use crate::lease::Right;
 use crate::objects::{self, Change, Objects};
+use crate::rights::{Entered, Leased, Rights};
 use crate::volumes::Volumes;
 
 /// Bytes of metadata that XenServer's tools reckon with for each image: tables for 2 TiB.
@@ -43,12 +45,16 @@ const BITMAP: u64 = 4096;
 pub struct LvStore(Arc<Inner>);
 
 impl LvStore {
-    /// The store in a group. `locks` is a folder of this host for locks between its processes.
-    pub fn new(volumes: Box<dyn Volumes>, group: &str, locks: &Path) -> Self {
+    /// The store in a group. `locks` is a folder of this host for locks between its processes; `host`
+    /// is its name, which no other host of the store has.
+    pub fn new(volumes: Box<dyn Volumes>, group: &str, locks: &Path, host: &str) -> Self {
+        let rights = Arc::new(Rights::new(group, host, locks));
         Self(Arc::new(Inner {
-            volumes,
+            volumes: Box::new(Leased { volumes, rights: Arc::clone(&rights) }),
             group: group.to_owned(),
             locks: locks.to_owned(),
+            rights,
+            entered: Mutex::new(Weak::new()),
             view: Mutex::default(),
         }))
     }
@@ -58,9 +64,16 @@ impl LvStore {
         self.0.group(&mut self.0.view())
     }
 
+    pub(crate) fn rights(&self) -> Arc<Rights> {
+        Arc::clone(&self.0.rights)
+    }
+
     /// Makes the volume of small things if it is not there; whether it was not.
     pub fn init(&self) -> Result<bool> {
         let inner = &self.0;
+        if inner.group(&mut inner.view())?.volume(OBJECTS).is_some() {
+            return Ok(false);
+        }
         inner.change(false, |view| {
             let group = inner.group(view)?;
             if group.volume(OBJECTS).is_some() {
@@ -77,6 +90,8 @@ impl LvStore {
             let blob = inner.blob(view, NEW_OBJECTS, true)?;
             let path = inner.volumes.device(NEW_OBJECTS);
             Objects::format(&blob).map_err(Error::io(&path, "format"))?;
+            let hosts = inner.rights.open(blob).map_err(told(&path, "lease"))?;
+            hosts.preset().map_err(Error::io(&path, "lease"))?;
             step!("sr_create.store_formatted");
             inner.lvm("rename", OBJECTS, inner.volumes.rename(NEW_OBJECTS, OBJECTS))?;
             view.group = None;
@@ -89,9 +104,16 @@ impl LvStore {
     pub fn remove(&self) -> Result<()> {
         let inner = &self.0;
         inner.change(false, |view| {
-            view.objects = None;
             let group = inner.group(view)?;
-            for volume in group.volumes.iter().filter(|volume| Self::is_own(&volume.name)) {
+            let mut own: Vec<_> = group.volumes.iter().filter(|v| Self::is_own(&v.name)).collect();
+            // The last one holds the right to do this.
+            own.sort_by_key(|volume| volume.name == OBJECTS);
+            for volume in own {
+                if volume.name == OBJECTS {
+                    inner.check()?;
+                    view.objects = None;
+                    inner.rights.forget();
+                }
                 inner.lvm("remove", &volume.name, inner.volumes.remove(&volume.id))?;
                 step!("sr_destroy.store_removed");
             }
@@ -375,21 +397,26 @@ impl Store for LvStore {
     }
 
     fn lock(&self, deadline: Instant) -> Result<Held> {
-        let file = self.0.take("lock", deadline)?;
-        self.0.look(&mut self.0.view())?;
-        Ok(Box::new(file))
+        let entered = self.0.enter(deadline)?;
+        self.0.objects(&mut self.0.view())?;
+        Ok(Box::new(entered))
     }
 
     fn try_lock_maintenance(&self) -> Result<Option<Held>> {
-        let file = self.0.attempt("maintenance", File::try_lock)?;
-        Ok(file.map(|file| Box::new(file) as Held))
+        let Some(file) = self.0.attempt("maintenance", File::try_lock)? else { return Ok(None) };
+        self.0.open_rights(&mut self.0.view())?;
+        match self.0.rights.take(Right::Merge, Instant::now()) {
+            Ok(lease) => Ok(Some(Box::new(Entered { lease, _file: file }))),
+            Err(Error::Busy { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn try_lock_shared(&self) -> Option<Held> {
-        let file = self.0.attempt("lock", File::try_lock_shared).ok()??;
-        // If it fails, so does what follows.
-        let _ = self.0.look(&mut self.0.view());
-        Some(Box::new(file))
+        // It would keep nobody on another host from a change: stamps tell of that. If this fails, so
+        // does what follows.
+        let _ = self.0.glance();
+        None
     }
 
     fn stamp(&self) -> Result<[(i64, i64); 2]> {

@@ -22,7 +22,7 @@ use vhd_lvm::{LvStore, Volumes};
 
 const MIB: u64 = 1 << 20;
 const EXTENT: u64 = 256 << 10;
-const EXTENTS: u64 = 400;
+const EXTENTS: u64 = 600;
 
 /// What LVM keeps of a volume.
 #[derive(Clone)]
@@ -190,6 +190,12 @@ impl Volumes for Fake {
     }
 }
 
+/// In memory, where there is such a place: each change is synced.
+fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 /// A group in a folder of its own.
 struct Place {
     folder: tempfile::TempDir,
@@ -198,7 +204,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let disk = folder.path().join("disk");
         // What its last owner left there is no zeros.
         let file = File::create(&disk).unwrap();
@@ -211,7 +217,7 @@ impl Place {
 
     /// The same, as it is now.
     fn copied(&self) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let disk = folder.path().join("disk");
         let (from, to) = (
             vhd::Raw::open(&self.fake.disk, Mode::Read).unwrap(),
@@ -223,7 +229,13 @@ impl Place {
     }
 
     fn store(&self) -> LvStore {
-        LvStore::new(Box::new(self.fake.clone()), "VG", &self.folder.path().join("locks"))
+        self.store_of("host")
+    }
+
+    /// As another host has it, with locks of its own.
+    fn store_of(&self, host: &str) -> LvStore {
+        let locks = self.folder.path().join(format!("locks of {host}"));
+        LvStore::new(Box::new(self.fake.clone()), "VG", &locks, host)
     }
 
     fn tree(&self) -> Tree {
@@ -450,8 +462,9 @@ fn a_disk_has_all_its_room_and_its_snapshot_little() {
     };
     let full = place.store().full_room(4 * MIB).unwrap().div_ceil(EXTENT);
     assert_eq!(extents(format!("VHD-{}", id(1))), full);
-    let guard = lock(&place.tree());
-    snapshot(&place.tree(), &guard, 30, 2, 5);
+    let tree = place.tree();
+    let guard = lock(&tree);
+    snapshot(&tree, &guard, 30, 2, 5);
     drop(guard);
     assert_eq!(extents(format!("VHD-{}", id(2))), full);
     assert!(extents(format!("VHD-{}", id(5))) < full / 4);
@@ -459,7 +472,7 @@ fn a_disk_has_all_its_room_and_its_snapshot_little() {
     let tree = place.tree();
     let (before, names) = (state(&tree), place.names());
     let guard = lock(&tree);
-    let full = tree.create(&guard, id(9), Format::Vhd, 400 * MIB, &json!({})).unwrap_err();
+    let full = tree.create(&guard, id(9), Format::Vhd, 600 * MIB, &json!({})).unwrap_err();
     assert!(full.is_no_space(), "{full}");
     let told = vhd_folder::from_vhd(full);
     assert_eq!((told.kind.clone(), told.legacy_code()), (ErrorKind::NoSpace, 44));
@@ -490,4 +503,54 @@ fn who_has_a_disk_open_is_told_while_another_process_works() {
     let tree = place.tree();
     assert!(tree.claims(id(1)).unwrap().is_empty());
     assert_eq!(tree.claims(id(2)).unwrap().len(), 40);
+}
+
+/// Three hosts at once, each with its own locks: nothing of any of them is lost, and no command of
+/// LVM overlaps another one's.
+#[test]
+fn hosts_that_change_a_store_at_once_lose_nothing() {
+    let place = prepared();
+    let before = state(&place.tree()).len();
+    let start = std::sync::Barrier::new(3);
+    std::thread::scope(|scope| {
+        for host in 0..3_u128 {
+            let (place, start) = (&place, &start);
+            scope.spawn(move || {
+                start.wait();
+                for round in 0..2 {
+                    // Each call of a driver has a store of its own.
+                    let tree = || {
+                        let store = place.store_of(&format!("host {host}"));
+                        Tree::on(Box::new(store))
+                    };
+                    let number = 100 * (host + 1) + 10 * round;
+                    let made = tree();
+                    let guard = lock(&made);
+                    let told = json!({ "name": number.to_string() });
+                    made.create(&guard, id(number), Format::Vhd, 4 * MIB, &told).unwrap();
+                    drop(guard);
+                    let claimed = tree();
+                    let guard = lock(&claimed);
+                    claimed.claim(&guard, id(number), &format!("host {host}")).unwrap();
+                    drop(guard);
+                    let taken = tree();
+                    let guard = lock(&taken);
+                    snapshot(&taken, &guard, 1000 + number, number, number + 1);
+                    drop(guard);
+                }
+            });
+        }
+    });
+    let seen = state(&Tree::on(Box::new(place.store_of("a fourth one"))));
+    assert_eq!(seen.len(), before + 12, "{seen:?}");
+    assert_eq!(state(&place.tree()), seen);
+    let tree = place.tree();
+    for host in 0..3_u128 {
+        for round in 0..2 {
+            let disk = id(100 * (host + 1) + 10 * round);
+            assert_eq!(tree.claims(disk).unwrap(), [format!("host {host}")]);
+        }
+    }
+    let fine = |name: &String| name.starts_with("VHD-") || name == "sm-store";
+    assert!(place.names().iter().all(fine), "{:?}", place.names());
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`cli`] | what can be typed |
 //! | [`session`] | opens the storage manager; what is meant by a name; signals |
-//! | [`driver`], [`sr`], [`vdi`], [`attach`], [`transfer`], [`maintain`], [`mirror`], [`job`], [`mod@vhd`], [`pages`] | the commands |
+//! | [`driver`], [`sr`], [`vdi`], [`attach`], [`transfer`], [`maintain`], [`mirror`], [`quiesce`], [`job`], [`mod@vhd`], [`pages`] | the commands |
 //! | [`config`], [`shell`] | `key=value` words and secrets; words for a shell |
 //! | [`output`], [`tree`], [`progress`], [`errors`] | what is printed, and the exit status |
 
@@ -16,6 +16,7 @@ mod cli;
 mod config;
 mod driver;
 mod errors;
+mod group;
 mod job;
 mod legacy_xml;
 mod maintain;
@@ -23,6 +24,7 @@ mod mirror;
 mod output;
 mod pages;
 mod progress;
+mod quiesce;
 mod run;
 mod session;
 mod shell;

@@ -85,10 +85,16 @@ async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
     if !quick {
         session.watch_signals()?;
     }
+    if !quick {
+        crate::quiesce::recover(&session).await;
+    }
     let result = match &cli.command {
         Command::Driver(command) => driver::run(&session, command),
         Command::Sr(command) => sr::run(&session, command).await,
         Command::Vdi(args) => vdi::run(&session, args).await,
+        Command::Group(args) => crate::group::run(&session, args).await,
+        Command::VmSnapshot(args) => crate::quiesce::take(&session, args).await,
+        Command::SnapshotGroup(command) => crate::quiesce::run(&session, command).await,
         Command::Job(command) => job::run(&session, command).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Vhd(_) => {
             Err(Error::internal("this command needs no storage manager").into())

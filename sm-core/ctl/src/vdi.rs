@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sm_core::{AttachmentRecord, Checks, Mirrored, NewSnapshot, NewVdi, Sr};
+use sm_core::{AttachmentRecord, Checks, Mirrored, NewSnapshot, NewVdi, Sr, group_of};
 use sm_model::manifest::feature;
-use sm_model::vdi::{Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate};
-use sm_model::{Changed, VdiUuid};
+use sm_model::vdi::{
+    Qos, Rate, Severity, VdiChecked, VdiDone, VdiInfo, VdiIntroduce, VdiType, VdiUpdate,
+};
+use sm_model::{Bytes, Changed, VdiUuid};
 
 use crate::attach;
-use crate::cli::vdi::{Change, New, VdiArgs, VdiCommand};
+use crate::cli::vdi::{Change, New, QosArgs, VdiArgs, VdiCommand};
 use crate::config::pairs;
 use crate::errors::{Failure, Result, Status};
 use crate::output::{Align, Block, Report, Style, Table, escape, timestamp, yes};
@@ -103,6 +105,10 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
                 named.push(session.vdi(&sr, vdi).await?);
             }
             attach::pause(session, &sr, &named).await
+        }
+        VdiCommand::Qos { vdi, limits } => {
+            let vdi = session.vdi(&sr, &vdi.vdi).await?;
+            qos(session, &sr, vdi, limits).await
         }
         VdiCommand::Limit { vdi, limits } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
@@ -207,6 +213,40 @@ fn made(json: bool, done: &VdiDone) -> Report {
 
 fn changed(json: bool, done: &VdiDone, what: &str) -> Report {
     Report::new(json, done, || changed_text(done.changed, &format!("VDI {} {what}", done.vdi.uuid)))
+}
+
+async fn qos(session: &Session, sr: &Sr, vdi: VdiUuid, args: &QosArgs) -> Result<Report> {
+    let limited = args.operations.is_some() || args.bytes.is_some();
+    if args.burst_seconds.is_some() && !limited {
+        return Err(Failure::usage("--burst-seconds needs --operations or --bytes"));
+    }
+    if !limited && !args.none {
+        let vdi = sr.vdi_stat(&session.op, vdi, false).await?;
+        let document = json!({"vdi": vdi.uuid, "qos": vdi.qos});
+        return Ok(Report::new(session.json, &document, || format!("{}\n", qos_text(&vdi.qos))));
+    }
+    let rate = |per_second: u64| Rate {
+        per_second,
+        burst: args.burst_seconds.map(|seconds| per_second.saturating_mul(seconds)),
+    };
+    let qos =
+        Qos { operations: args.operations.map(rate), bytes: args.bytes.map(|bytes| rate(bytes.0)) };
+    let done = sr.vdi_qos(&session.op, vdi, qos).await?;
+    let document = json!({"changed": done.changed, "vdi": vdi, "qos": done.vdi.qos});
+    Ok(Report::new(session.json, &document, || {
+        changed_text(done.changed, &format!("VDI {vdi}: {}", qos_text(&done.vdi.qos)))
+    }))
+}
+
+fn qos_text(qos: &Qos) -> String {
+    let mut parts = Vec::new();
+    if let Some(rate) = qos.operations {
+        parts.push(format!("{} requests/s", rate.per_second));
+    }
+    if let Some(rate) = qos.bytes {
+        parts.push(format!("{}/s", Bytes(rate.per_second)));
+    }
+    if parts.is_empty() { "no limits".to_owned() } else { format!("at most {}", parts.join(", ")) }
 }
 
 async fn snapshot(
@@ -359,7 +399,14 @@ fn show_text(vdi: &VdiInfo, attachment: Option<&AttachmentRecord>) -> String {
     if let Some(time) = vdi.snapshot_time {
         block.line("taken", timestamp(time));
     }
-    for (key, value) in &vdi.keys {
+    if let Some(group) = group_of(vdi) {
+        block.text("group", group);
+    }
+    if !vdi.qos.is_unlimited() {
+        block.line("limits", qos_text(&vdi.qos));
+    }
+    let own = |key: &str| key.starts_with(sm_core::marks::OWN);
+    for (key, value) in vdi.keys.iter().filter(|(key, _)| !own(key)) {
         block.text(format!("key:{}", escape(key)), value);
     }
     block.line("health", health_text(&vdi.health));

@@ -194,14 +194,19 @@ impl Sr {
         step: Step,
     ) -> Result<AttachmentRecord> {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
-        let mut record = self.attachment(vdi)?.unwrap_or_else(|| AttachmentRecord {
+        let known = self.attachment(vdi)?;
+        let limits = match (&known, step) {
+            (None, Step::Attach(_)) => self.first_limits(op, vdi).await?,
+            _ => Limits::default(),
+        };
+        let mut record = known.unwrap_or_else(|| AttachmentRecord {
             vdi,
             datapaths: BTreeMap::new(),
             access: Vec::new(),
             images: Vec::new(),
             served: false,
             epoch: 0,
-            limits: Limits::default(),
+            limits,
             bitmaps: Vec::new(),
             remote: None,
             driver_state: State::Detached,

@@ -7,6 +7,7 @@
 //! | `intent/<operation id>`, `answer/<operation id>` | [`crate::journal::Entry`] |
 //! | `job/<operation id>` | [`crate::jobs::JobRecord`] |
 //! | `moved/<vdi>` | `mirror`: where a VDI went, or may have gone |
+//! | `set/<operation id>/<attempt>` | `quiesced`: a set of snapshots while it is taken |
 //! | `kv/<sr>/<key>` | a driver's own state |
 
 use std::collections::BTreeMap;

@@ -41,6 +41,12 @@ impl Lock {
         Self { name: format!("vdi-{vdi}"), shared: false }
     }
 
+    /// A guest that is brought to rest, whatever its name consists of.
+    pub(crate) fn guest(guest: &str) -> Self {
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, guest.as_bytes());
+        Self { name: format!("guest-{id}"), shared: false }
+    }
+
     /// An operation: it runs once at a time.
     pub(crate) fn operation(id: OperationId) -> Self {
         Self { name: format!("operation-{id}"), shared: false }

@@ -20,6 +20,7 @@ use crate::events::Event;
 use crate::journal;
 use crate::locks::{Lock, Locks};
 use crate::op::Op;
+use crate::quiesced::Quiescing;
 use crate::secrets::Secrets;
 use crate::select::select;
 use crate::services::SrServices;
@@ -69,6 +70,7 @@ pub struct Builder {
     placement: Box<PlacementRule>,
     driver_host: Option<Utf8PathBuf>,
     datapath: Option<Utf8PathBuf>,
+    freezer: Option<Utf8PathBuf>,
     host: Option<HostId>,
 }
 
@@ -90,6 +92,7 @@ pub(crate) struct Inner {
     pub(crate) boot: String,
     pub(crate) host: HostId,
     pub(crate) datapaths: Arc<Datapaths>,
+    pub(crate) quiescing: Quiescing,
     loader: Loader,
     directories: Vec<Utf8PathBuf>,
     files: Vec<Utf8PathBuf>,
@@ -157,6 +160,13 @@ impl Builder {
         self
     }
 
+    /// The program that holds a guest at rest; looked for beside this program if not named.
+    #[must_use]
+    pub fn freezer(mut self, program: impl Into<Utf8PathBuf>) -> Self {
+        self.freezer = Some(program.into());
+        self
+    }
+
     /// What this host is called; its host name if not said.
     #[must_use]
     pub fn host(mut self, host: HostId) -> Self {
@@ -193,6 +203,7 @@ impl Builder {
                 boot,
                 host,
                 datapaths: Arc::new(Datapaths::new(state, self.datapath)),
+                quiescing: Quiescing { program: self.freezer, folder: state.join("quiesce") },
                 loader: Loader::new(options),
                 directories: self.directories,
                 files: self.files,
@@ -223,6 +234,7 @@ impl StorageManager {
             placement: Box::new(|_| Placement::Child),
             driver_host: None,
             datapath: None,
+            freezer: None,
             host: None,
         }
     }

@@ -9,9 +9,8 @@ use sm_model::sr::{
     SrDestroy, SrDetach, SrDone, SrInfo, SrRecover, SrRecovered, SrScan, SrStat, SrUpdate,
 };
 use sm_model::vdi::{
-    SnapshotSpec, VdiCheck, VdiChecked, VdiClone, VdiCreate, VdiDestroy, VdiDestroyed, VdiDone,
-    VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiStat, VdiTree, VdiType,
-    VdiUpdate, VdisDone,
+    VdiCheck, VdiChecked, VdiClone, VdiCreate, VdiDestroy, VdiDestroyed, VdiDone, VdiForest,
+    VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiStat, VdiTree, VdiType, VdiUpdate,
 };
 use sm_model::{
     AttachMode, Bytes, Error, ImageFormat, Kind, Manifest, Request, Result, SrUuid, VdiUuid, name,
@@ -23,7 +22,9 @@ use crate::events::Event;
 use crate::journal::{self, Begin};
 use crate::locks::Lock;
 use crate::manager::StorageManager;
+use crate::marks::check_key;
 use crate::op::Op;
+use crate::qos::with_limits;
 use crate::select::select;
 
 /// A VDI to make.
@@ -219,7 +220,7 @@ impl Sr {
         let mut cursor = None;
         loop {
             let page = self.read(op, &SrScan { cursor: cursor.clone() }).await?;
-            vdis.extend(page.vdis);
+            vdis.extend(page.vdis.into_iter().map(with_limits));
             match page.next {
                 None => return Ok(vdis),
                 // A driver that turns in a circle must not hang us.
@@ -237,7 +238,7 @@ impl Sr {
 
     /// Describes one VDI; with `space` also what it would give back, whatever that costs.
     pub async fn vdi_stat(&self, op: &Op, vdi: VdiUuid, space: bool) -> Result<VdiInfo> {
-        self.read(op, &VdiStat { vdi, space }).await
+        self.read(op, &VdiStat { vdi, space }).await.map(with_limits)
     }
 
     /// What depends on what, base copies included.
@@ -249,7 +250,7 @@ impl Sr {
     /// its name.
     pub async fn vdi(&self, op: &Op, selector: &str) -> Result<VdiInfo> {
         if let Ok(uuid) = selector.parse::<VdiUuid>() {
-            return self.read(op, &VdiStat::of(uuid)).await;
+            return self.read(op, &VdiStat::of(uuid)).await.map(with_limits);
         }
         let vdis = self.vdis(op).await?;
         select("VDI", selector, &vdis, |vdi| vdi.uuid.0, |vdi| &vdi.name).cloned()
@@ -266,7 +267,7 @@ impl Sr {
     pub(crate) async fn create(&self, op: &Op, new: NewVdi, incomplete: bool) -> Result<VdiDone> {
         check_texts(&new.name, &new.description)?;
         for (key, value) in &new.keys {
-            name::check_key(key, value)?;
+            check_key(key, value)?;
         }
         if new.virtual_size.0 == 0 {
             return Err(Error::new(Kind::Limit, "the size of a VDI must be above 0")
@@ -293,7 +294,7 @@ impl Sr {
     pub async fn vdi_introduce(&self, op: &Op, request: VdiIntroduce) -> Result<VdiDone> {
         check_texts(&request.name, &request.description)?;
         for (key, value) in &request.keys {
-            name::check_key(key, value)?;
+            check_key(key, value)?;
         }
         let done = self.perform(op, &[request.uuid], &request).await?;
         self.event(Event::VdiAdded { sr: self.uuid(), vdi: request.uuid });
@@ -307,7 +308,7 @@ impl Sr {
             request.description.as_deref().unwrap_or_default(),
         )?;
         for (key, value) in &request.keys {
-            name::check_key(key, value.as_deref().unwrap_or_default())?;
+            check_key(key, value.as_deref().unwrap_or_default())?;
         }
         let done = self.perform(op, &[request.vdi], &request).await?;
         self.event(Event::VdiChanged { sr: self.uuid(), vdi: request.vdi });
@@ -323,45 +324,6 @@ impl Sr {
         let _paused = self.manager.inner.datapaths.let_go(op.id, &[vdi]);
         let done = self.perform_locked(op, &request).await?;
         self.event(Event::VdiChanged { sr: self.uuid(), vdi });
-        Ok(done)
-    }
-
-    /// Takes snapshots, all of one point in time.
-    pub async fn vdi_snapshot(&self, op: &Op, snapshots: &[NewSnapshot]) -> Result<VdisDone> {
-        let mut specs = Vec::with_capacity(snapshots.len());
-        for (n, snapshot) in snapshots.iter().enumerate() {
-            check_texts(&snapshot.name, &snapshot.description)?;
-            specs.push(SnapshotSpec {
-                vdi: snapshot.vdi,
-                uuid: op.id.vdi(n as u32),
-                name: snapshot.name.clone(),
-                description: snapshot.description.clone(),
-            });
-        }
-        let twice = |spec: &SnapshotSpec| specs.iter().filter(|s| s.vdi == spec.vdi).count() > 1;
-        if let Some(spec) = specs.iter().find(|spec| twice(spec)) {
-            let text = format!("VDI {} is named twice: one snapshot of it is enough", spec.vdi);
-            return Err(Error::new(Kind::Limit, text).context("vdi", spec.vdi));
-        }
-        if specs.is_empty() {
-            return Err(Error::new(Kind::Limit, "a snapshot needs a VDI to be taken of"));
-        }
-        let vdis: Vec<VdiUuid> = specs.iter().flat_map(|spec| [spec.vdi, spec.uuid]).collect();
-        let _held = self.manager.lock(op, &self.vdi_locks(op, &vdis)).await?;
-        if specs.len() != 1 {
-            self.require(feature::GROUP_SNAPSHOT)?;
-        }
-        for spec in &specs {
-            let writing = Some(AttachMode::ReadWrite);
-            self.refuse_unless_live(op, spec.vdi, feature::LIVE_SNAPSHOT, writing).await?;
-        }
-        let _paused = self.manager.inner.datapaths.let_go(op.id, &vdis);
-        // A replay must send the very request that was journalled, its time included.
-        let time = self.journalled_time(op)?.unwrap_or_else(journal::now);
-        let done = self.perform_locked(op, &VdiSnapshot { snapshots: specs, time }).await?;
-        for vdi in &done.vdis {
-            self.event(Event::VdiAdded { sr: self.uuid(), vdi: vdi.uuid });
-        }
         Ok(done)
     }
 
@@ -516,7 +478,7 @@ impl Sr {
     }
 
     /// The time in a snapshot request that this operation id has journalled before.
-    fn journalled_time(&self, op: &Op) -> Result<Option<u64>> {
+    pub(crate) fn journalled_time(&self, op: &Op) -> Result<Option<u64>> {
         let entry = journal::find(&self.manager.inner.catalog, op.id)?;
         Ok(entry.and_then(|entry| entry.request.get("time")?.as_u64()))
     }
@@ -531,7 +493,7 @@ impl Sr {
         self.manager.manifest(&self.record.driver)
     }
 
-    fn require(&self, capability: &str) -> Result<()> {
+    pub(crate) fn require(&self, capability: &str) -> Result<()> {
         if self.driver_manifest()?.can(capability) {
             return Ok(());
         }

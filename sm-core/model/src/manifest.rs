@@ -98,6 +98,12 @@ pub mod feature {
     pub const RAW: &str = "raw";
     /// VDIs of format `vhd`.
     pub const VHD: &str = "vhd";
+    /// Requests of a VDI can be limited ([`crate::vdi::VdiQos`]); the limit is the most in a second.
+    pub const QOS_OPERATIONS: &str = "qos_operations";
+    /// Bytes of a VDI can be limited; the limit is the most in a second.
+    pub const QOS_BYTES: &str = "qos_bytes";
+    /// Such limits can have a burst.
+    pub const QOS_BURST: &str = "qos_burst";
     /// Largest VDI; the limit is in bytes.
     pub const MAX_VDI_SIZE: &str = "max_vdi_size";
     /// Most images between a disk and its root; the limit is a count.

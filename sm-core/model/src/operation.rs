@@ -98,10 +98,14 @@ operations! {
     VdiResize = "vdi_resize", true, Some("vdi_resize"), vdi::VdiResize => vdi::VdiDone;
     /// Takes read-only copies of one point in time, of several VDIs at once where the driver can.
     VdiSnapshot = "vdi_snapshot", true, Some("vdi_snapshot"), vdi::VdiSnapshot => vdi::VdisDone;
+    /// Does ahead what the `vdi_snapshot` with the same operation id would have to wait for.
+    VdiSnapshotPrepare = "vdi_snapshot_prepare", true, None, vdi::VdiSnapshotPrepare => vdi::VdiSnapshotPrepared;
     /// Makes a writable VDI from a VDI or a snapshot.
     VdiClone = "vdi_clone", true, Some("vdi_clone"), vdi::VdiClone => vdi::VdiDone;
     /// Gives the space of a VDI back to the backend that holds zeros or nothing any more.
     VdiReclaim = "vdi_reclaim", true, None, vdi::VdiReclaim => vdi::VdiReclaimed;
+    /// Limits what may be asked of a VDI in a second, on the storage.
+    VdiQos = "vdi_qos", true, None, vdi::VdiQos => vdi::VdiDone;
     /// Begins, or ends, to track which blocks of a VDI change.
     VdiCbt = "vdi_cbt", true, Some("vdi_enable_cbt"), vdi::VdiCbt => vdi::VdiDone;
     /// Tells which blocks changed from one point in time to another.

@@ -104,6 +104,9 @@ pub struct VdiInfo {
     /// When, in seconds since 1970-01-01 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_time: Option<u64>,
+    /// What the storage lets it be asked for in a second ([`VdiQos`]); empty: as much as it can.
+    #[serde(default, skip_serializing_if = "Qos::is_unlimited")]
+    pub qos: Qos,
     /// The user's own keys.
     #[serde(default)]
     pub keys: BTreeMap<String, String>,
@@ -244,6 +247,22 @@ pub struct SnapshotSpec {
     pub description: String,
 }
 
+/// Does ahead what the `vdi_snapshot` with the same operation id and the same disks would have to
+/// wait for: looks at the disks, makes the storage's own group of them. Nothing that a listing shows
+/// changes. A `vdi_snapshot` without it does the same, and takes longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VdiSnapshotPrepare {
+    /// The disks, as in the request to come.
+    pub snapshots: Vec<SnapshotSpec>,
+    /// That request will not come: undoes what was done ahead.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub abandon: bool,
+}
+
+/// It is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VdiSnapshotPrepared {}
+
 /// Makes a writable VDI from a VDI or a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VdiClone {
@@ -286,6 +305,45 @@ pub struct VdiReclaimed {
     pub freed: Bytes,
     /// Bytes that were looked at.
     pub scanned: Bytes,
+}
+
+/// So many in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Rate {
+    /// In the long run, above 0.
+    pub per_second: u64,
+    /// How many may come at once after a rest, beyond that; the storage's own choice if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+}
+
+/// What a VDI may be asked for in a second. An absent field is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Qos {
+    /// Requests that read or write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Rate>,
+    /// Bytes read or written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Rate>,
+}
+
+impl Qos {
+    /// Whether it limits nothing.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Limits what may be asked of a VDI in a second, whoever asks; kept with the VDI. The limits replace
+/// those before; none at all lifts them. The storage may round down, and the answer says what it
+/// took. Error kinds: `limit` for a number that it cannot have, `unsupported` for a kind of limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VdiQos {
+    /// Which.
+    pub vdi: VdiUuid,
+    /// The limits.
+    pub qos: Qos,
 }
 
 /// Begins, or ends, to track which blocks of a VDI change. Refused for what is never written, and

@@ -52,7 +52,7 @@ enum Running {
 pub(crate) struct World {
     pub(crate) sr: Sr,
     pub(crate) array: Array,
-    manager: StorageManager,
+    pub(crate) manager: StorageManager,
     _running: Running,
 }
 

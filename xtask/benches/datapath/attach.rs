@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::fio::Load;
-use crate::images::{GIB, Kind, vhd_layers};
+use crate::images::{GIB, Kind, MIB, vhd_layers};
 use crate::ours::Installation;
 use crate::peers::{Cache, NBD_VPC, Peer, Program, VHD};
 use crate::table::{Bar, Row, Table, amount};
@@ -101,21 +101,29 @@ fn commands(setting: &Setting, table: &mut Table) -> Result<()> {
 /// Memory of a server that has seen all of a large disk.
 pub(crate) fn memory(setting: &Setting, table: &mut Table) -> Result<()> {
     let size = if setting.quick { 10 * GIB } else { 100 * GIB };
-    let folder = tempfile::tempdir_in(&setting.memory)?;
-    let ours = sparse_chain(folder.path(), 3, size, true)?;
-    let served = ours.serve(setting, folder.path(), size, Cache::Page)?;
-    let load = Load::new("randread", 4096, 64);
     let time = if setting.quick { READS / 8 } else { READS };
-    load.run(setting, &served.server, &served.uri, size, time)?;
-    let most = amount(served.server.memory("VmHWM")?) / amount(1 << 20);
-    served.server.stop()?;
-    table.push(Row {
-        name: format!("memory of the server, {} GiB, chain of 3, after random reads", size / GIB),
-        unit: "MiB",
-        ours: vec![most],
-        peer: None,
-        bar: Some(Bar::Most(32.0)),
-        note: format!("each block of each image has a bitmap; {} reads only", VHD.name),
-    });
+    let small = Load::new("randread", 4096, 64);
+    let long = Load { connections: 4, ..Load::new("randread", MIB, 16) };
+    let loads = [
+        ("random reads", small, &setting.memory, Cache::Page),
+        ("reads of 1 MiB on four connections, depth 16", long, &setting.memory, Cache::Page),
+        ("the same past the page cache", long, &setting.disk, Cache::Direct),
+    ];
+    for (what, load, folder, cache) in loads {
+        let folder = tempfile::tempdir_in(folder)?;
+        let ours = sparse_chain(folder.path(), 3, size, true)?;
+        let served = ours.serve(setting, folder.path(), size, cache)?;
+        load.run(setting, &served.server, &served.uri, size, time)?;
+        let most = amount(served.server.memory("VmHWM")?) / amount(1 << 20);
+        served.server.stop()?;
+        table.push(Row {
+            name: format!("memory of the server, {} GiB, chain of 3, after {what}", size / GIB),
+            unit: "MiB",
+            ours: vec![most],
+            peer: None,
+            bar: Some(Bar::Most(32.0)),
+            note: format!("each block of each image has a bitmap; {} reads only", VHD.name),
+        });
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@
 mod array;
 mod disk;
 mod guest;
-mod simulated;
+pub(crate) mod simulated;
 pub(crate) mod steps;
 
 use std::path::{Path, PathBuf};

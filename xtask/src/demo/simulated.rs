@@ -15,7 +15,7 @@ use crate::failure::{Doing, Failure, Result};
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// A running simulator; it ends with this value.
-pub(super) struct Simulated {
+pub(crate) struct Simulated {
     child: Child,
     /// What it said about itself.
     told: Value,
@@ -25,7 +25,7 @@ pub(super) struct Simulated {
 
 impl Simulated {
     /// Starts it; `words` are what follows the vendor.
-    pub(super) fn start(
+    pub(crate) fn start(
         program: &Path,
         vendor: &str,
         state: &Path,
@@ -60,7 +60,7 @@ impl Simulated {
     }
 
     /// One of its addresses, or its fingerprint.
-    pub(super) fn said(&self, what: &str) -> Result<String> {
+    pub(crate) fn said(&self, what: &str) -> Result<String> {
         let value = self.told.get(what).and_then(Value::as_str);
         let value = value.ok_or_else(|| Failure::new(format!("the simulator tells no {what}")));
         value.map(str::to_owned)

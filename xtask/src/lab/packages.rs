@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "nfs-common",
     "nfs-kernel-server",
     "open-iscsi",
+    "qemu-guest-agent",
     "qemu-utils",
     "rpcbind",
     "sg3-utils",

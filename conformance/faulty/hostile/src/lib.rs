@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use plugin_sdk::model::sr::{SrScan, SrScanned};
-use plugin_sdk::model::vdi::{Health, VdiCreate, VdiDone, VdiInfo};
+use plugin_sdk::model::vdi::{Health, Qos, VdiCreate, VdiDone, VdiInfo};
 use plugin_sdk::model::{Bytes, Changed, ImageFormat, Kind, SrUuid};
 use plugin_sdk::{Cx, Driver, Error, Manifest, Result, manifest, tokio};
 
@@ -77,6 +77,7 @@ impl Driver for Hostile {
             cbt_enabled: false,
             snapshot_of: None,
             snapshot_time: None,
+            qos: Qos::default(),
             keys: request.keys,
             incomplete: request.incomplete,
             health: Health::Ok,

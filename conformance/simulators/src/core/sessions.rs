@@ -22,6 +22,8 @@ struct State {
     idle: u64,
     /// Most that were open at once.
     peak: usize,
+    /// How many were ever opened.
+    opened: u64,
 }
 
 /// A session.
@@ -41,7 +43,7 @@ pub struct TooMany(pub usize);
 
 impl Sessions {
     pub(super) fn new(clock: Clock) -> Self {
-        let state = State { open: BTreeMap::new(), most: None, idle: 300_000, peak: 0 };
+        let state = State { open: BTreeMap::new(), most: None, idle: 300_000, peak: 0, opened: 0 };
         Self { clock, state: Mutex::new(state) }
     }
 
@@ -70,6 +72,7 @@ impl Sessions {
         let session = Session { user: user.to_owned(), csrf, used: self.clock.now() };
         state.open.insert(token.clone(), session);
         state.peak = state.peak.max(state.open.len());
+        state.opened += 1;
         Ok(token)
     }
 
@@ -107,6 +110,11 @@ impl Sessions {
     /// How many are open.
     pub fn count(&self) -> usize {
         self.lock().open.len()
+    }
+
+    /// How many were opened since the array was started.
+    pub fn opened(&self) -> u64 {
+        self.lock().opened
     }
 
     /// The most that were open at once.

@@ -5,5 +5,7 @@
 mod common;
 mod faults;
 mod luns;
+mod powerstore;
+mod purestorage;
 mod state;
 mod truenas;

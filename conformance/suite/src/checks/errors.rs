@@ -267,7 +267,7 @@ fn canary(world: &mut World<'_>) -> Verdict {
         return Err(Stop::NotTestable("another log is installed in this process".into()));
     }
     let vdi = world.create("secret")?.uuid;
-    if world.can("vdi_attach") && world.can("vdi_activate") {
+    if world.can_use_data() {
         let disk = world.open(vdi, AttachMode::ReadOnly)?;
         world.shut(vdi, disk)?;
     }

@@ -3,7 +3,7 @@
 use array_sim::core::{Effect, Fault, Volume};
 use plugin_sdk::prelude::*;
 
-use crate::support::{Fixture, MIB, Sr, clone, create, run, vdi};
+use crate::support::{Fixture, MIB, clone, create, name, run, vdi};
 
 const GIB: u64 = 1 << 30;
 
@@ -12,28 +12,28 @@ const GIB: u64 = 1 << 30;
 #[test]
 fn a_clone_copies_used_pages_only_and_shows_how_far_it_is() {
     run(async {
-        let mut sr = Sr::new(Fixture::new()).await?;
-        sr.until_done(1, SrCreate::default()).await?;
-        sr.until_done(2, create(1, 40 * GIB)).await?;
-        let array = sr.fixture.group.array.clone();
-        let name = sr.fixture.name(1);
+        let mut sr = Fixture::new().sr().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(create(1, 40 * GIB)).await?;
+        let array = sr.simulated.array.clone();
+        let source = name(1);
         for n in 0..70 {
             // All over the volume.
-            array.write(&name, n * (40 * GIB / 70), &vec![n as u8 + 1; MIB as usize]).unwrap();
+            array.write(&source, n * (40 * GIB / 70), &vec![n as u8 + 1; MIB as usize]).unwrap();
         }
         let volume = |name: &str| array.current().get::<Volume>(name).unwrap();
-        let used = array.referenced(volume(&name).layer);
+        let used = array.referenced(volume(&source).layer);
         assert!((70 * MIB..75 * MIB).contains(&used), "{used}");
         let before = array.space("default").unwrap().used;
         array.set(|settings| settings.job = 1500).unwrap();
         array.requests().clear();
 
-        let cloned = sr.until_done(3, clone(1, 2)).await?.vdi;
+        let cloned = sr.until_done(clone(1, 2)).await?.vdi;
         let space = array.space("default").unwrap().used - before;
         assert_eq!(space, used, "the array copied what is used, and nothing else");
         assert!(cloned.virtual_size.0 >= 40 * GIB);
         for n in [0, 33, 69] {
-            let there = array.read(&sr.fixture.name(2), n * (40 * GIB / 70), 8).unwrap();
+            let there = array.read(&name(2), n * (40 * GIB / 70), 8).unwrap();
             assert_eq!(there, [n as u8 + 1; 8]);
         }
         // The host carried commands, and no data: each is a line.
@@ -54,17 +54,17 @@ fn a_clone_copies_used_pages_only_and_shows_how_far_it_is() {
 #[test]
 fn a_copy_that_fails_leaves_nothing() {
     run(async {
-        let mut sr = Sr::new(Fixture::new()).await?;
-        sr.until_done(1, SrCreate::default()).await?;
-        sr.until_done(2, create(1, 30 * MIB)).await?;
-        let array = sr.fixture.group.array.clone();
+        let mut sr = Fixture::new().sr().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(create(1, 30 * MIB)).await?;
+        let array = sr.simulated.array.clone();
         let effect = Effect::JobFails { error: "no".into() };
         array.faults().add(Fault { call: "volume.clone".into(), after: 0, times: 1, effect });
         let error = sr.driver.call(clone(1, 2)).await.unwrap_err();
-        assert_eq!(error.message, format!("{}: the array's copy failed", sr.fixture.name(2)));
+        assert_eq!(error.message, format!("{}: the array's copy failed", name(2)));
         sr.holds(&[1], "after the failure").await?;
-        assert!(array.current().get::<Volume>(&sr.fixture.name(2)).is_none());
-        sr.until_done(4, clone(1, 2)).await?;
+        assert!(array.current().get::<Volume>(&name(2)).is_none());
+        sr.until_done(clone(1, 2)).await?;
         sr.holds(&[1, 2], "after the second try").await?;
         Ok(())
     })
@@ -75,15 +75,15 @@ fn a_copy_that_fails_leaves_nothing() {
 #[test]
 fn a_clone_begins_without_hosts_and_without_the_text_of_its_source() {
     run(async {
-        let mut sr = Sr::new(Fixture::new()).await?;
-        sr.until_done(1, SrCreate::default()).await?;
-        sr.until_done(2, create(1, 30 * MIB)).await?;
+        let mut sr = Fixture::new().sr().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(create(1, 30 * MIB)).await?;
         let attach = VdiAttach { vdi: vdi(1), mode: AttachMode::ReadWrite };
-        sr.until_done(3, attach).await?;
-        sr.fixture.fault("volume.clone", 0, Effect::DropReply);
-        let made = sr.until_done(4, clone(1, 2)).await?.vdi;
+        sr.until_done(attach).await?;
+        sr.simulated.fault("volume.clone", 0, Effect::DropReply);
+        let made = sr.until_done(clone(1, 2)).await?.vdi;
         assert_eq!((made.name.as_str(), sr.repeated), ("clone 2", 0));
-        let volume = sr.fixture.group.array.current().get::<Volume>(&sr.fixture.name(2)).unwrap();
+        let volume = sr.simulated.array.current().get::<Volume>(&name(2)).unwrap();
         assert_eq!(array_sim::equallogic::execute::records(&volume.attributes).len(), 0);
         Ok(())
     })

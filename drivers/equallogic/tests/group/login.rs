@@ -1,9 +1,10 @@
 //! Host keys, passwords, and what is refused before anything is done.
 
+use array_matrix::wishes::SR;
 use plugin_sdk::prelude::*;
-use plugin_sdk::testing::{Opened, TestHost, set_log_level};
+use plugin_sdk::testing::{Opened, TestHost};
 
-use crate::support::{Driver, Fixture, PASSWORD, create, run};
+use crate::support::{Driver, Fixture, run};
 
 fn with(fixture: &Fixture, key: &str, value: Option<&str>) -> Vec<(&'static str, String)> {
     let mut config = fixture.config();
@@ -42,7 +43,7 @@ fn a_host_key_is_pinned() {
             error.message,
             format!("127.0.0.1:{port} shows the host key {seen}, not the one of the device configuration")
         );
-        assert!(fixture.group.array.sessions().peak() == 0, "no password was sent");
+        assert!(fixture.simulated.array.sessions().peak() == 0, "no password was sent");
 
         // The first one is kept if that is wanted, and no other from then on.
         let mut first = with(&fixture, "host-key-fingerprint", None);
@@ -105,7 +106,7 @@ fn a_wrong_password_is_not_tried_again() {
                 settings.vendor.insert("accounts".into(), serde_json::json!({ "vms": "changed" }));
             })
             .unwrap();
-        fixture.group.array.sessions().drop_all();
+        fixture.simulated.array.sessions().drop_all();
         for _ in 0..2 {
             // The session that was open has ended, and another one is refused.
             let error = driver.call(SrStat {}).await.unwrap_err();
@@ -160,36 +161,8 @@ fn a_probe_leads_to_pools_and_srs() {
             found.items.iter().map(|item| &item.configuration["storagepool"]).collect();
         assert_eq!(pools, ["default", "default"]);
         let sr = found.items[1].sr.as_ref().unwrap();
-        assert_eq!((sr.uuid, sr.name.as_str()), (fixture.uuid, "vms"));
+        assert_eq!((sr.uuid, sr.name.as_str()), (SR, "vms"));
         Ok(())
     })
     .unwrap();
-}
-
-/// At the finest level of logging, in errors, in state and in what the array was asked.
-#[test]
-fn secrets_are_nowhere() {
-    set_log_level::<Driver>(Some(plugin_sdk::tracing::Level::TRACE));
-    run(async {
-        let fixture = Fixture::new();
-        let host = TestHost::new();
-        let driver = fixture.open(&host).await?;
-        driver.call(SrCreate::default()).await?;
-        let echoed = array_sim::core::Effect::Refuse {
-            status: 500,
-            retry_after: None,
-            body: Some(format!("bad value {PASSWORD}")),
-        };
-        fixture.fault("volume.create", 0, echoed);
-        let error = driver.call(create(1, 1)).await.map(drop);
-        let mut seen = format!("{error:?} {:?} {:?} {:?}", host.logs(), host.kv(), host.commands());
-        let lines = fixture.group.array.requests().all();
-        seen.extend(lines.into_iter().map(|asked| asked.line));
-        seen.push_str(&std::fs::read_to_string("/proc/self/cmdline").unwrap());
-        assert!(host.logs().iter().any(|log| log.target == "array_request"), "requests are logged");
-        assert!(!seen.contains(PASSWORD), "{seen}");
-        Ok(())
-    })
-    .unwrap();
-    set_log_level::<Driver>(None);
 }

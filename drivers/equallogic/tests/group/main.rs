@@ -5,10 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 mod copies;
-mod faults;
 mod kills;
 mod life;
 mod login;
 mod reserve;
 mod sessions;
 mod support;
+
+mod matrix {
+    array_matrix::matrix!(crate::support::Ps);
+}

@@ -3,10 +3,11 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use array_matrix::wishes::SR;
 use plugin_sdk::prelude::*;
 use plugin_sdk::testing::TestHost;
 
-use crate::support::{Driver, Fixture, MIB, Sr, create, run};
+use crate::support::{Driver, Fixture, MIB, counts, create, run};
 
 /// What the processes have in common.
 const ARRAY: &str = "TEST_EQUALLOGIC_ARRAY";
@@ -62,8 +63,8 @@ fn all_processes_together_have_seven_sessions() {
         for mut other in others {
             assert!(other.wait().unwrap().success(), "another process failed");
         }
-        let peak = fixture.group.array.sessions().peak();
-        let made = fixture.counts()["volume.create"];
+        let peak = fixture.simulated.array.sessions().peak();
+        let made = counts(&fixture.simulated)["volume.create"];
         println!("{made} volumes by four processes, {peak} sessions at most");
         assert!((5..=7).contains(&peak), "{peak} sessions");
         assert_eq!(made, 40);
@@ -78,10 +79,10 @@ fn sessions_of_others_are_waited_for() {
     run(async {
         let fixture = Fixture::new();
         let others: Vec<_> =
-            (0..7).map(|_| fixture.group.array.sessions().open("somebody").unwrap()).collect();
+            (0..7).map(|_| fixture.simulated.array.sessions().open("somebody").unwrap()).collect();
         let config = fixture.config();
         let pairs: Vec<(&str, &str)> = config.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        let array = fixture.group.array.clone();
+        let array = fixture.simulated.array.clone();
         let leaves = std::thread::spawn(move || {
             // Until somebody has been refused: then it is waited for.
             let end = Instant::now() + Duration::from_secs(20);
@@ -93,7 +94,7 @@ fn sessions_of_others_are_waited_for() {
                 array.sessions().close(&token);
             }
         });
-        let opened = TestHost::new().open::<Driver>(fixture.uuid, &pairs).await;
+        let opened = TestHost::new().open::<Driver>(SR, &pairs).await;
         leaves.join().unwrap();
         opened?.call(SrCreate::default()).await?;
         Ok(())
@@ -105,11 +106,11 @@ fn sessions_of_others_are_waited_for() {
 #[test]
 fn an_idle_session_is_replaced() {
     run(async {
-        let mut sr = Sr::new(Fixture::new()).await?;
-        sr.until_done(1, SrCreate::default()).await?;
+        let mut sr = Fixture::new().sr().await?;
+        sr.until_done(SrCreate::default()).await?;
         for n in 0..3 {
-            sr.fixture.group.array.clock().advance(3_600_000);
-            sr.until_done(10 + n, create(n, MIB)).await?;
+            sr.simulated.array.clock().advance(3_600_000);
+            sr.until_done(create(n, MIB)).await?;
         }
         sr.holds(&[0, 1, 2], "after three hours").await?;
         assert_eq!(sr.repeated, 0);
@@ -123,7 +124,7 @@ fn an_idle_session_is_replaced() {
 fn many_at_once_use_all_sessions() {
     run(async {
         let fixture = Fixture::new();
-        fixture.group.array.set(|settings| settings.latency = 20).unwrap();
+        fixture.simulated.array.set(|settings| settings.latency = 20).unwrap();
         let driver = fixture.open(&TestHost::new()).await?;
         let one = Instant::now();
         for n in 0..4 {
@@ -137,7 +138,7 @@ fn many_at_once_use_all_sessions() {
         }
         let all = all.elapsed() / 48;
         println!("one at a time: {one:?} each; 48 at once: {all:?} each");
-        assert_eq!(fixture.group.array.sessions().peak(), 7);
+        assert_eq!(fixture.simulated.array.sessions().peak(), 7);
         Ok(())
     })
     .unwrap();
@@ -150,9 +151,9 @@ fn a_reading_command_is_asked_again_until_it_is_understood() {
     run(async {
         let mut fixture = Fixture::new();
         fixture.extra.push(("reply-timeout", "1".into()));
-        let mut sr = Sr::new(fixture).await?;
-        sr.until_done(1, SrCreate::default()).await?;
-        sr.until_done(2, create(1, MIB)).await?;
+        let mut sr = fixture.sr().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(create(1, MIB)).await?;
         for effect in [
             Effect::Garbage,
             Effect::LoginPage,
@@ -163,11 +164,11 @@ fn a_reading_command_is_asked_again_until_it_is_understood() {
         ] {
             for call in ["volume.list", "volume.show"] {
                 println!("{call}: {effect:?}");
-                sr.fixture.fault(call, 0, effect.clone());
+                sr.simulated.fault(call, 0, effect.clone());
                 sr.holds(&[1], "a listing is whole").await?;
             }
         }
-        assert!(sr.fixture.group.array.faults().left().is_empty());
+        assert!(sr.simulated.array.faults().left().is_empty());
         Ok(())
     })
     .unwrap();

@@ -60,6 +60,17 @@ const THIN: &[Scenario] = &[
         steps: &["vdi_snapshot.volume_made"],
     },
     Scenario {
+        what: "group snapshot",
+        before: &[DISK, &["vdi", "create", "--name", "other", "--size", "16MiB"]],
+        command: &["vdi", "snapshot", "disk", "other", "--name", "new"],
+        steps: &[
+            "vdi_group.volume_made",
+            "vdi_group.numbers_free",
+            "vdi_group.caught",
+            "vdi_group.settled",
+        ],
+    },
+    Scenario {
         what: "resize",
         before: &[DISK],
         command: &["vdi", "resize", "disk", "32MiB"],
@@ -298,6 +309,8 @@ fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
             "vdi_deactivate.noted",
             "vdi_introduce.written",
             "vdi_create.removed_what_was_begun",
+            "vdi_group.given_up",
+            "vdi_group.suspended",
         ]
         .map(str::to_owned),
     );

@@ -4,6 +4,7 @@
 
 mod bench;
 mod crash;
+mod group;
 mod life;
 mod pool;
 mod power;

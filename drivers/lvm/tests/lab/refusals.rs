@@ -141,7 +141,7 @@ fn a_probe_tells_what_there_is() -> lab::Result<()> {
             let mut group = snapshot(VdiUuid::random(), "a");
             group.snapshots.extend(snapshot(VdiUuid::random(), "b").snapshots);
             let error = bench.fails(group);
-            assert_eq!(error.message, "LVM cannot snapshot several volumes at one point");
+            assert!(error.message.starts_with("there is no "), "{error}");
         },
     )
 }

@@ -1,6 +1,7 @@
 //! An array with two portals, and a host with open-iscsi and multipath.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use conformance::built::artefact;
 use lab::kit::iscsi::{Initiator, Lun, Target};
@@ -35,14 +36,31 @@ impl Place {
         for (number, size) in luns {
             target.add(&lun(*number, *size))?;
         }
-        let initiator = Initiator::name_of(&host);
-        target.allow(&initiator)?;
-        udev::start(&host)?;
-        Initiator::start(&host)?;
-        lvm::prepare_with_udev(&host)?;
-        // The time it takes to queue is what a guest of a host waits for a path.
-        multipath::start(&host, "queue")?;
+        let initiator = ready(&target, &host)?;
         Ok(Self { nas, host, networks, portals, target, initiator })
+    }
+
+    /// The host after a loss of power: nothing of `smctl`'s is left of before.
+    pub(crate) fn boot_again(&self) -> Result<()> {
+        self.host.boot()?;
+        prepare(&self.host)
+    }
+
+    /// Another host, whose initiator sees the same LUNs.
+    pub(crate) fn another(&self, lab: &Lab, name: &str) -> Result<Guest> {
+        let [one, two] = &self.networks;
+        let host = lab.guest(name).network(one).network(two).boot()?;
+        ready(&self.target, &host)?;
+        Ok(host)
+    }
+
+    /// What [`Place::create`] made, made known on another host.
+    pub(crate) fn introduce(&self, host: &Guest, name: &str, sr: &str, lun: &Lun) -> Result<()> {
+        let (target, iqn) = (self.target_key(), format!("targetIQN={IQN}"));
+        let id = format!("SCSIid={}", lun.scsi_id());
+        let words = ["sr", "introduce", "--driver", "lvmoiscsi", "--uuid", sr, &target, &iqn, &id];
+        smctl(host).check(&words)?;
+        smctl(host).check(&["sr", "attach", name]).map(drop)
     }
 
     pub(crate) fn smctl(&self) -> Smctl<'_> {
@@ -76,6 +94,49 @@ impl Place {
         let shown = self.host.check(["ls", "/sys/class/iscsi_session"]);
         shown.map_or(0, |text| text.split_whitespace().count())
     }
+}
+
+/// Lets a host in, and starts what it needs; the name of its initiator.
+fn ready(target: &Target, host: &Guest) -> Result<String> {
+    let initiator = Initiator::name_of(host);
+    target.allow(&initiator)?;
+    prepare(host)?;
+    Ok(initiator)
+}
+
+fn prepare(host: &Guest) -> Result<()> {
+    udev::start(host)?;
+    Initiator::start(host)?;
+    lvm::prepare_with_udev(host)?;
+    // The time it takes to queue is what a guest of a host waits for a path.
+    multipath::start(host, "queue")
+}
+
+/// Where programs are that have `lvm` stop before one of its commands, until [`go_on`].
+pub(crate) const STOPPING: &str = "/run/cut:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Has `lvm` stop before this command, for whoever looks for programs in [`STOPPING`].
+pub(crate) fn stop_before(host: &Guest, command: &str) -> Result<()> {
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = {command} ] && touch /run/cut/waits && \
+         while [ ! -e /run/cut/go ]; do sleep 0.1; done\nexec /sbin/lvm \"$@\"\n"
+    );
+    host.check(["mkdir", "-p", "/run/cut"])?;
+    host.write("/run/cut/lvm", script)?;
+    host.check(["chmod", "755", "/run/cut/lvm"]).map(drop)
+}
+
+/// Waits until it has stopped.
+pub(crate) fn stopped(host: &Guest) -> Result<()> {
+    host.wait_for("a command of LVM", Duration::from_secs(60), |host| {
+        let waits = host.run(["test", "-e", "/run/cut/waits"])?.status == 0;
+        Ok(if waits { Ok(()) } else { Err("it has not come".to_owned()) })
+    })
+}
+
+/// Has it run after all.
+pub(crate) fn go_on(host: &Guest) -> Result<()> {
+    host.write("/run/cut/go", "")
 }
 
 /// `smctl` of a guest.

@@ -8,7 +8,7 @@ use lab::{Guest, Lab, Result};
 use crate::array::{Place, lun, smctl};
 
 /// A row of `lvs` for each volume: size in MiB, may be written, is active.
-fn volumes(host: &Guest, lun: &Lun) -> BTreeMap<String, (u64, bool, bool)> {
+pub(crate) fn volumes(host: &Guest, lun: &Lun) -> BTreeMap<String, (u64, bool, bool)> {
     let filter = format!("devices {{ filter=[\"a|{}|\",\"r|.*|\"] }}", lun.scsi_id());
     let words = ["lvm", "lvs", "--config", &filter, "--noheadings", "--units", "m", "--nosuffix"];
     let text = host.check([&words[..], &["-o", "lv_name,lv_size,lv_attr"]].concat()).unwrap();
@@ -22,14 +22,14 @@ fn volumes(host: &Guest, lun: &Lun) -> BTreeMap<String, (u64, bool, bool)> {
 }
 
 /// Attaches; where a client of NBD connects to.
-fn attach(host: &Guest, vdi: &str, more: &[&str]) -> String {
+pub(crate) fn attach(host: &Guest, vdi: &str, more: &[&str]) -> String {
     let text = smctl(host).check(&[&["vdi", "attach", vdi][..], more].concat()).unwrap();
     let uri = text.split_whitespace().find(|word| word.starts_with("nbd+unix:"));
     uri.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
 /// Fills a place of a disk, in KiB, with a byte, or looks whether it is filled so.
-fn io(host: &Guest, uri: &str, write: bool, byte: u8, at: u64, length: u64) {
+pub(crate) fn io(host: &Guest, uri: &str, write: bool, byte: u8, at: u64, length: u64) {
     let (uri, pattern) = (format!("--uri={uri}"), format!("--verify_pattern={byte:#04x}"));
     let (offset, size) = (format!("--offset={at}k"), format!("--size={length}k"));
     let words = ["fio", "--name=io", "--ioengine=nbd", "--bs=64k", "--verify=pattern"];
@@ -67,7 +67,8 @@ fn disks_are_vhds_in_xenservers_layout_and_only_what_is_used_is_active() -> Resu
         assert!((1..=most).contains(&commands.len()), "{words:?}: {commands:?}");
         Ok(commands)
     };
-    counted(&["vdi", "attach", &disk], 5)?;
+    // One of them is for the limits of the disk, which the core reads first.
+    counted(&["vdi", "attach", &disk], 6)?;
     // Again is the same.
     let uri = attach(host, "disk", &[]);
     io(host, &uri, true, 0xa1, 0, 1024);

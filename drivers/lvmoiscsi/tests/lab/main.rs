@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 mod array;
+mod cuts;
 mod faults;
+mod hosts;
 mod images;
 mod life;

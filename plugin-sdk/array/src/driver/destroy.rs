@@ -44,7 +44,12 @@ impl<P: Product> Offload<P> {
         {
             return self.hide(cx, item).await;
         }
-        let (name, volume) = (&item.volume.name, &item.volume);
+        let volume = &item.volume;
+        // One that shares its name with others is known by its UUID.
+        let name = &match self.read_snapshot(volume) {
+            Some((Role::Group, _)) if item.is_snapshot => self.snapshot_name(Role::Snapshot, vdi.0),
+            _ => volume.name.clone(),
+        };
         let object = Some(serde_json::json!(volume));
         let removed = ledger
             .delete(name, object, |cx| async move {
@@ -96,6 +101,12 @@ impl<P: Product> Offload<P> {
         if item.is_snapshot {
             return Ok(self.array.capabilities().clone == CloneKind::Dependent);
         }
+        // Snapshots that stand by themselves keep nothing: it is in use by a host.
+        if self.array.capabilities().clone == CloneKind::Independent
+            && !self.array.mappings(cx, &item.volume).await?.is_empty()
+        {
+            return Ok(false);
+        }
         Ok(!self.array.snapshots(cx, Some(&item.volume)).await?.is_empty())
     }
 
@@ -133,6 +144,9 @@ impl<P: Product> Offload<P> {
             }
         }
         step!("array.volume_removed");
+        if let Some(named) = self.codec.read(&volume.name) {
+            self.recent.forget(VdiUuid(named.uuid));
+        }
         if let Some(origin) = &volume.origin {
             self.reap_origin(cx, volume, origin).await.map_err(Failure::partly)?;
         }
@@ -198,16 +212,40 @@ impl<P: Product> Offload<P> {
         Ok(())
     }
 
-    /// Removes a volume that was kept for its snapshots, if it has none any more.
+    /// Removes a volume that was kept for its snapshots, if it has none any more. With an intent of its
+    /// own: half removed it may have another name, by which nobody would find it.
     async fn reap(&self, cx: &Cx, name: &str) -> Outcome<()> {
-        let Some(volume) = self.array.get(cx, name).await.or_absent()? else { return Ok(()) };
-        let Some(item) = self.with_text(cx, volume).await? else { return Ok(()) };
-        if !item.is_gone() || self.has_snapshots(cx, &item.volume).await? {
-            return Ok(());
+        let ledger = Self::ledger(cx);
+        let volume = match self.array.get(cx, name).await.or_absent()? {
+            Some(volume) => {
+                let Some(item) = self.with_text(cx, volume).await? else { return Ok(()) };
+                if !item.is_gone() || self.has_snapshots(cx, &item.volume).await? {
+                    return Ok(());
+                }
+                item.volume
+            }
+            None => match ledger.open(name).await? {
+                Some(Intent { what: What::Delete, object: Some(object), .. }) => {
+                    let Ok(volume) = serde_json::from_value(object) else { return Ok(()) };
+                    volume
+                }
+                _ => return Ok(()),
+            },
+        };
+        ledger.intend(name, What::Delete, Some(serde_json::json!(volume))).await?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match Box::pin(self.remove_volume(cx, &volume, false)).await {
+                Err(failure) if failure.class == Class::InUse => break,
+                // Removing twice is removing once.
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?;
+                }
+                Err(failure) => return Err(failure),
+                Ok(()) => break,
+            }
         }
-        match Box::pin(self.remove_volume(cx, &item.volume, false)).await {
-            Err(failure) if failure.class == Class::InUse => Ok(()),
-            other => other,
-        }
+        ledger.conclude(name).await
     }
 }

@@ -50,6 +50,7 @@ impl Item {
         let mut info = quarantined_vdi(self.uuid, ImageFormat::Raw, String::new());
         info.virtual_size = self.volume.size;
         info.physical_utilisation = used;
+        info.qos = self.volume.qos;
         info.is_a_snapshot = self.is_snapshot;
         info.read_only = self.is_snapshot;
         info.health = match (reason, document) {
@@ -76,7 +77,7 @@ impl Item {
 impl<P: Product> Offload<P> {
     /// The item that a volume is, or `None` if it is foreign after all. `listed` tells that it came
     /// with others; one that was asked for by its whole name bears a UUID that only we know.
-    fn item(
+    pub(super) fn item(
         &self,
         volume: Volume,
         texts: Option<&BTreeMap<String, String>>,
@@ -90,7 +91,10 @@ impl<P: Product> Offload<P> {
             let named = self.codec.read(&volume.name)?;
             (named.role, named.uuid, named.sr.is_some())
         };
-        let fits = matches!((role, is_snapshot), (Role::Disk, false) | (Role::Snapshot, true));
+        let fits = matches!(
+            (role, is_snapshot),
+            (Role::Disk, false) | (Role::Snapshot | Role::Group, true)
+        );
         if !fits {
             return None;
         }
@@ -109,7 +113,12 @@ impl<P: Product> Offload<P> {
             None | Some(Err(_)) if listed && !certain => return None,
             _ => {}
         }
-        Some(Item { uuid: VdiUuid(uuid), is_snapshot, volume, document: document.transpose() })
+        let mut uuid = VdiUuid(uuid);
+        if role == Role::Group {
+            // Which one it is stands in its text alone.
+            uuid = document.as_ref()?.as_ref().ok()?.itself?;
+        }
+        Some(Item { uuid, is_snapshot, volume, document: document.transpose() })
     }
 
     /// All items of the SR, those that are gone too: a listing of volumes, one of snapshots, and one
@@ -140,6 +149,8 @@ impl<P: Product> Offload<P> {
         let mut items = self.items(cx).await?;
         let recent = self.recent.all(P::SETTLE.stale);
         items.retain(|item| !item.is_gone() && recent.get(&item.uuid) != Some(&Happened::Removed));
+        let unfinished = self.unfinished(cx).await?;
+        items.retain(|item| !unfinished.contains(&item.uuid));
         Ok(items)
     }
 
@@ -155,11 +166,13 @@ impl<P: Product> Offload<P> {
     /// The item of a UUID, gone ones too. One that was made a moment ago is waited for.
     pub(super) async fn find(&self, cx: &Cx, vdi: VdiUuid) -> Outcome<Option<Item>> {
         loop {
+            // Before the read, which may take until it is no longer so.
+            let made = self.recent.of(vdi, P::SETTLE.stale) == Some(Happened::Made);
             let found = self.find_now(cx, vdi).await?;
-            match self.recent.of(vdi, P::SETTLE.stale) {
-                Some(Happened::Made) if found.is_none() => wait(cx, P::SETTLE.pause).await?,
-                _ => return Ok(found),
+            if found.is_some() || !made {
+                return Ok(found);
             }
+            wait(cx, P::SETTLE.pause).await?;
         }
     }
 
@@ -170,7 +183,7 @@ impl<P: Product> Offload<P> {
         let name = self.snapshot_name(Role::Snapshot, vdi.0);
         match self.array.get_snapshot(cx, &name, None).await.or_absent()? {
             Some(snapshot) => self.with_text(cx, snapshot).await,
-            None => Ok(None),
+            None => self.find_shared(cx, vdi).await,
         }
     }
 

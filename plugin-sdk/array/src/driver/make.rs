@@ -2,8 +2,7 @@
 
 use plugin_sdk::model::access::ImageFormat;
 use plugin_sdk::model::vdi::{
-    SnapshotSpec, VdiClone, VdiCreate, VdiDone, VdiInfo, VdiResize, VdiRevert, VdiSnapshot,
-    VdiUpdate, VdisDone,
+    SnapshotSpec, VdiClone, VdiCreate, VdiDone, VdiInfo, VdiQos, VdiResize, VdiRevert, VdiUpdate,
 };
 use plugin_sdk::model::{Bytes, Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
@@ -19,7 +18,7 @@ use crate::outcome::{OrAbsent as _, Outcome};
 impl<P: Product> Offload<P> {
     /// Finds an object that may be half made, and gives it the text that it lacks, so that whoever
     /// finds it has it whole.
-    async fn look_whole(
+    pub(super) async fn look_whole(
         &self,
         cx: &Cx,
         found: Outcome<Volume>,
@@ -36,13 +35,21 @@ impl<P: Product> Offload<P> {
     }
 
     /// What was just made, with its text.
-    async fn made(&self, cx: &Cx, mut volume: Volume, document: &Document) -> Outcome<Item> {
+    pub(super) async fn made(
+        &self,
+        cx: &Cx,
+        mut volume: Volume,
+        document: &Document,
+    ) -> Outcome<Item> {
         if volume.metadata.as_ref() != Some(&self.text(document)?) {
             step!("array.made_without_text");
             self.describe(&cx.shielded(), &mut volume, document).await?;
         }
         let (uuid, is_snapshot) = match volume.snapshot_of {
-            Some(_) => (self.read_snapshot(&volume).map(|(_, uuid)| uuid), true),
+            Some(_) => {
+                let named = self.read_snapshot(&volume).map(|(_, uuid)| uuid);
+                (named.map(|named| document.itself.map_or(named, |vdi| vdi.0)), true)
+            }
             None => (self.codec.read(&volume.name).map(|named| named.uuid), false),
         };
         let uuid = uuid.ok_or_else(|| {
@@ -175,21 +182,35 @@ impl<P: Product> Offload<P> {
         Ok(VdiDone { changed, vdi: item.info() })
     }
 
-    pub(super) async fn snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
-        let time = request.time;
-        if let [spec] = request.snapshots.as_slice() {
-            let source = self.source(cx, spec.vdi).await?;
-            let (changed, vdi) = self.snapshot_one(cx, spec, &source, time).await?;
-            return Ok(VdisDone { changed, vdis: vec![vdi] });
+    pub(super) async fn qos(&self, cx: &Cx, request: VdiQos) -> Result<VdiDone> {
+        let mut item = self.known(cx, request.vdi).await?;
+        refuse_read_only(&item, &item.usable(self.sr)?)?;
+        let Some(rule) = self.array.qos_rule() else {
+            return Err(Error::unsupported("the array cannot limit what is asked of a volume"));
+        };
+        let qos = rule.fit(&request.qos)?;
+        if item.volume.qos == qos {
+            return Ok(VdiDone { changed: Changed::Already, vdi: item.info() });
         }
-        if !self.array.capabilities().group_snapshots || request.snapshots.is_empty() {
-            return Err(Error::unsupported("the array cannot catch several disks at one instant"));
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.array.set_qos(cx, &item.volume, &qos).await {
+                Ok(()) => break,
+                // Twice is the same as once.
+                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
+                    cx.check()?;
+                }
+                Err(failure) => return Err(failure.object(item.volume.name.clone()).into()),
+            }
         }
-        self.snapshot_group(cx, &request.snapshots, time).await
+        step!("array.qos_set");
+        item.volume.qos = qos;
+        Ok(VdiDone { changed: Changed::Modified, vdi: item.info() })
     }
 
     /// A disk that a snapshot or clone can be made of.
-    async fn source(&self, cx: &Cx, vdi: VdiUuid) -> Result<Item> {
+    pub(super) async fn source(&self, cx: &Cx, vdi: VdiUuid) -> Result<Item> {
         let source = self.known(cx, vdi).await?;
         if source.usable(self.sr)?.incomplete {
             return Err(Error::busy(format!(
@@ -199,7 +220,12 @@ impl<P: Product> Offload<P> {
         Ok(source)
     }
 
-    fn snapshot_document(&self, spec: &SnapshotSpec, source: &Item, time: u64) -> Result<Document> {
+    pub(super) fn snapshot_document(
+        &self,
+        spec: &SnapshotSpec,
+        source: &Item,
+        time: u64,
+    ) -> Result<Document> {
         if source.is_snapshot {
             return Err(Error::unsupported(format!("VDI {} is a snapshot", source.uuid))
                 .hint("clone it, and snapshot the clone"));
@@ -212,11 +238,12 @@ impl<P: Product> Offload<P> {
             read_only: true,
             reverted: None,
             cloned_from: None,
+            itself: None,
             ..source.usable(self.sr)?
         })
     }
 
-    async fn snapshot_one(
+    pub(super) async fn snapshot_one(
         &self,
         cx: &Cx,
         spec: &SnapshotSpec,
@@ -268,58 +295,6 @@ impl<P: Product> Offload<P> {
         Ok((changed, item.info()))
     }
 
-    /// All of them at one instant, or none.
-    async fn snapshot_group(&self, cx: &Cx, specs: &[SnapshotSpec], time: u64) -> Result<VdisDone> {
-        let mut parts = Vec::new();
-        let mut documents = Vec::new();
-        for spec in specs {
-            let source = self.source(cx, spec.vdi).await?;
-            documents.push(self.snapshot_document(spec, &source, time)?);
-            parts.push((source.volume, self.snapshot_name(Role::Snapshot, spec.uuid.0)));
-        }
-        let Some((_, key)) = parts.first() else {
-            return Err(Error::unsupported("no disk to snapshot"));
-        };
-        let (parts, documents) = (&parts, &documents);
-        let look = |cx: Cx| async move {
-            let mut found = Vec::new();
-            for ((volume, name), document) in parts.iter().zip(documents) {
-                let one = self.array.get_snapshot(&cx, name, Some(volume)).await;
-                found.extend(self.look_whole(&cx, one, document).await?);
-            }
-            if found.len() == parts.len() {
-                return Ok(Some(found));
-            }
-            // A part of a group is of no use: its disks would be of different instants.
-            for item in found {
-                self.array.delete_snapshot(&cx, &item.volume).await.or_absent()?;
-            }
-            Ok(None)
-        };
-        let (changed, items) = Self::ledger(cx)
-            .create(
-                key,
-                true,
-                look,
-                |items: &Vec<Item>| {
-                    let mut pairs = specs.iter().zip(items);
-                    pairs.try_for_each(|(spec, item)| {
-                        of_source(spec, item).map_err(|error| error.message.clone())
-                    })
-                },
-                |cx| async move {
-                    let made = self.array.snapshot_group(&cx, parts).await?;
-                    let mut items = Vec::new();
-                    for (volume, document) in made.into_iter().zip(documents) {
-                        items.push(self.made(&cx, volume, document).await?);
-                    }
-                    Ok(items)
-                },
-            )
-            .await?;
-        Ok(VdisDone { changed, vdis: items.iter().map(Item::info).collect() })
-    }
-
     pub(super) async fn clone_vdi(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
         let capabilities = self.array.capabilities();
         if capabilities.clone == CloneKind::None {
@@ -334,6 +309,7 @@ impl<P: Product> Offload<P> {
             snapshot_time: None,
             reverted: None,
             cloned_from: Some(request.vdi),
+            itself: None,
             ..source.usable(self.sr)?
         };
         let (name, text) = (self.disk_name(request.uuid.0), self.text(&document)?);
@@ -449,7 +425,7 @@ impl<P: Product> Offload<P> {
 }
 
 /// Whether an item is the snapshot that is asked for. Error kind `exists`.
-fn of_source(spec: &SnapshotSpec, item: &Item) -> Result<()> {
+pub(super) fn of_source(spec: &SnapshotSpec, item: &Item) -> Result<()> {
     match &item.document {
         Ok(Some(found)) if found.snapshot_of == Some(spec.vdi) => Ok(()),
         _ => Err(Error::new(Kind::Exists, format!("it is no snapshot of VDI {}", spec.vdi))),

@@ -14,6 +14,7 @@
 
 mod attach;
 mod destroy;
+mod group;
 mod item;
 mod make;
 mod recent;
@@ -28,12 +29,13 @@ use plugin_sdk::model::sr::{
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate,
-    VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiInfo, VdiResize, VdiRevert, VdiSnapshot,
-    VdiStat, VdiUpdate, VdisDone,
+    VdiDestroy, VdiDestroyed, VdiDetach, VdiDone, VdiInfo, VdiQos, VdiResize, VdiRevert,
+    VdiSnapshot, VdiSnapshotPrepare, VdiSnapshotPrepared, VdiStat, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Bytes, Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Driver, Error, Manifest, Result, SessionHealth, Utf8PathBuf};
 
+use self::group::Ahead;
 use self::item::Item;
 use self::recent::Recent;
 use crate::array::{Array, Initiator, Mapping, SnapshotScope, Volume};
@@ -141,31 +143,34 @@ pub trait Product: Send + Sync + Sized + 'static {
 }
 
 /// The manifest of an array's driver: `name`, `title`, then any other field of
-/// [`Manifest`]. The operations are those that [`Offload`] serves. `control_only` before them is for
-/// a driver whose [`Connector`] cannot reach a volume: it has no attach.
+/// [`Manifest`]. The operations are those that [`Offload`] serves. Before them, `control_only` is for
+/// a driver whose [`Connector`] cannot reach a volume: it has no attach; `qos` for one whose array has
+/// a [rule](crate::array::Array::qos_rule) of limits.
 #[macro_export]
 macro_rules! array_manifest {
-    (control_only, name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
+    (control_only, $($rest:tt)*) => {
+        $crate::array_manifest! { @operations [] $($rest)* }
+    };
+    (qos, $($rest:tt)*) => {
+        $crate::array_manifest! {
+            @operations [vdi_qos, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,] $($rest)*
+        }
+    };
+    (@operations [$($more:ident,)*]
+        name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
         plugin_sdk::manifest! {
             name: $name,
             title: $title,
             operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
                 sr_stat, sr_update, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
-                vdi_clone, vdi_revert, vdi_destroy],
+                vdi_snapshot_prepare, vdi_clone, vdi_revert, vdi_destroy, $($more),*],
             services: &["kv"]
             $(, $field: $value)*
         }
     };
-    (name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
-        plugin_sdk::manifest! {
-            name: $name,
-            title: $title,
-            operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
-                sr_stat, sr_update, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
-                vdi_clone, vdi_revert, vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate,
-                vdi_detach],
-            services: &["kv"]
-            $(, $field: $value)*
+    ($($rest:tt)*) => {
+        $crate::array_manifest! {
+            @operations [vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,] $($rest)*
         }
     };
 }
@@ -178,6 +183,7 @@ pub struct Offload<P: Product> {
     codec: Codec,
     pool: Option<String>,
     recent: Recent,
+    ahead: Ahead,
 }
 
 impl<P: Product> Offload<P> {
@@ -230,7 +236,8 @@ impl<P: Product> Driver for Offload<P> {
         let (mut array, connector) = P::open(config, cx).await?;
         array.assign(sr);
         let codec = Codec::new(array.capabilities().names, sr)?;
-        Ok(Self { sr, array, connector, codec, pool, recent: Recent::default() })
+        let (recent, ahead) = (Recent::default(), Ahead::default());
+        Ok(Self { sr, array, connector, codec, pool, recent, ahead })
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
@@ -285,6 +292,18 @@ impl<P: Product> Driver for Offload<P> {
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
         self.snapshot(cx, request).await
+    }
+
+    async fn vdi_snapshot_prepare(
+        &self,
+        cx: &Cx,
+        request: VdiSnapshotPrepare,
+    ) -> Result<VdiSnapshotPrepared> {
+        self.prepare(cx, request).await
+    }
+
+    async fn vdi_qos(&self, cx: &Cx, request: VdiQos) -> Result<VdiDone> {
+        self.qos(cx, request).await
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {

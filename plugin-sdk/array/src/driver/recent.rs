@@ -31,6 +31,11 @@ impl Recent {
         self.lock().insert(vdi, (Instant::now(), happened));
     }
 
+    /// A VDI's volume was just removed: nobody waits for it to appear.
+    pub(super) fn forget(&self, vdi: VdiUuid) {
+        self.lock().remove(&vdi);
+    }
+
     /// What happened to a VDI within `stale`.
     pub(super) fn of(&self, vdi: VdiUuid, stale: Duration) -> Option<Happened> {
         self.all(stale).get(&vdi).copied()

@@ -14,6 +14,9 @@ use crate::names::{Codec, Role};
 use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
 use crate::retry::wait;
 
+/// The key of the host's state that is there while the SR is attached here.
+const HERE: &str = "sr-here";
+
 impl<P: Product> Offload<P> {
     fn record_name(&self) -> String {
         self.codec.name(Role::Record, self.sr.0)
@@ -23,13 +26,11 @@ impl<P: Product> Offload<P> {
     async fn record(&self, cx: &Cx) -> Outcome<Option<(Volume, Option<Document>)>> {
         let name = self.record_name();
         let volume = loop {
+            // Before the read, which may take until it is no longer so.
+            let recent = self.recent.of(VdiUuid(self.sr.0), P::SETTLE.stale);
             match self.array.get(cx, &name).await.or_absent()? {
                 Some(volume) => break volume,
-                None if self.recent.of(VdiUuid(self.sr.0), P::SETTLE.stale)
-                    == Some(Happened::Made) =>
-                {
-                    wait(cx, P::SETTLE.pause).await?;
-                }
+                None if recent == Some(Happened::Made) => wait(cx, P::SETTLE.pause).await?,
                 None => return Ok(None),
             }
         };
@@ -101,6 +102,8 @@ impl<P: Product> Offload<P> {
             return Err(self.no_sr());
         }
         let initiator = self.connector.initiator(cx).await?;
+        // Before the array knows of this host: a detach that follows has something to undo.
+        cx.kv().put(HERE, &true).await?;
         self.array.grant(cx, &initiator).await?;
         self.settle(cx, true).await
     }
@@ -108,14 +111,17 @@ impl<P: Product> Offload<P> {
     pub(super) async fn detach_sr(&self, cx: &Cx) -> Result<SrDone> {
         // No VDI is attached any more; what attaches left that were cut would keep the entry.
         self.detach_all(cx).await?;
+        let was_here = cx.kv().get::<bool>(HERE).await?.is_some();
         let initiator = self.connector.initiator(cx).await?;
         self.array.revoke(cx, &initiator).await?;
-        Ok(SrDone { changed: Changed::Modified })
+        cx.kv().remove(HERE).await?;
+        Ok(SrDone { changed: if was_here { Changed::Modified } else { Changed::Already } })
     }
 
     pub(super) async fn destroy_record(&self, cx: &Cx) -> Result<SrDone> {
         let Some((record, _)) = self.record(cx).await? else {
             self.settle(cx, true).await?;
+            cx.kv().remove(HERE).await?;
             return Ok(SrDone { changed: Changed::Already });
         };
         self.settle(cx, true).await?;
@@ -132,6 +138,7 @@ impl<P: Product> Offload<P> {
         // A host that never detached the SR would leave its entry behind.
         let initiator = self.connector.initiator(cx).await?;
         self.array.revoke(cx, &initiator).await?;
+        cx.kv().remove(HERE).await?;
         let changed = Self::ledger(cx)
             .delete(&record.name, None, |cx| {
                 let record = &record;
@@ -196,6 +203,11 @@ impl<P: Product> Offload<P> {
     }
 
     async fn settle_one(&self, cx: &Cx, name: &str, intent: &Intent) -> Outcome<Settled> {
+        let group = self.codec.read(name).is_some_and(|named| named.role == Role::Group);
+        if group && intent.what == What::Create {
+            let whole = self.settle_group(cx, name, intent).await?;
+            return Ok(if whole { Settled::Completed("made") } else { Settled::Undone });
+        }
         match &intent.what {
             What::Create => {
                 let inner = Codec::read_inner(name);

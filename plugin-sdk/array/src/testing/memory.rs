@@ -5,11 +5,13 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use plugin_sdk::model::vdi::Qos;
 use plugin_sdk::model::{Bytes, Error, Kind, Result};
 use plugin_sdk::tokio::sync::Notify;
 
 use crate::array::{
-    Capabilities, CloneKind, DeleteKind, LunAddressing, MetadataPlace, New, SnapshotScope, Volume,
+    Capabilities, CloneKind, DeleteKind, GroupNaming, LunAddressing, MetadataPlace, New,
+    SnapshotScope, Volume,
 };
 use crate::ledger::ResizeKind;
 use crate::names::NameRule;
@@ -145,6 +147,8 @@ pub(super) struct Objects {
     pub(super) volumes: BTreeMap<String, Disk>,
     pub(super) snapshots: BTreeMap<String, Disk>,
     pub(super) texts: BTreeMap<String, String>,
+    /// Objects that group snapshots need.
+    pub(super) groups: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -158,6 +162,7 @@ pub(super) struct Disk {
     /// Of a clone: the id of its snapshot.
     pub(super) origin: Option<String>,
     pub(super) order: u64,
+    pub(super) qos: Qos,
     pub(super) hosts: BTreeSet<String>,
 }
 
@@ -222,7 +227,8 @@ impl MemoryArray {
         let volumes = state.now.volumes.values().map(|disk| line("volume", disk));
         let snapshots = state.now.snapshots.values().map(|disk| line("snapshot", disk));
         let texts = state.now.texts.keys().map(|id| format!("text {id}"));
-        volumes.chain(snapshots).chain(texts).collect()
+        let groups = state.now.groups.iter().map(|name| format!("group {name}"));
+        volumes.chain(snapshots).chain(texts).chain(groups).collect()
     }
 
     /// What was done in an order that it must not be done in.
@@ -303,6 +309,14 @@ impl MemoryArray {
         &self.0.habits.capabilities
     }
 
+    /// Snapshots that share a name: where they lie within volumes, as ZFS does.
+    pub(super) fn group_names(&self) -> GroupNaming {
+        match (self.caps().snapshots, self.caps().clone) {
+            (SnapshotScope::Within, CloneKind::Dependent) => GroupNaming::Shared,
+            _ => GroupNaming::Each,
+        }
+    }
+
     pub(super) async fn change<T>(
         &self,
         call: &'static str,
@@ -374,6 +388,7 @@ impl MemoryArray {
             origin: disk.origin.clone(),
             metadata: disk.text.clone().filter(|_| !apart),
             order: disk.order,
+            qos: disk.qos,
             trouble: None,
         }
     }
@@ -442,6 +457,7 @@ impl State {
             of: Some(of.to_owned()),
             origin: None,
             order: self.next,
+            qos: Qos::default(),
             hosts: BTreeSet::new(),
             ..volume
         };

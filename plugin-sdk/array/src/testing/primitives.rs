@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use plugin_sdk::Cx;
 use plugin_sdk::model::Bytes;
+use plugin_sdk::model::vdi::Qos;
 
 use super::memory::{Disk, MemoryArray};
 use crate::array::{
-    Array, Capabilities, CloneKind, Identity, Initiator, LunAddressing, Mapping, MetadataPlace,
-    New, Pool, Target, Volume,
+    Array, Capabilities, CloneKind, Group, GroupNaming, Identity, Initiator, LunAddressing,
+    Mapping, MetadataPlace, New, Part, Pool, Target, Volume,
 };
 use crate::ledger::ResizeKind;
 use crate::outcome::{Class, Failure, Outcome};
+use crate::qos::QosRule;
 
 impl Array for MemoryArray {
     fn capabilities(&self) -> &Capabilities {
@@ -140,15 +142,59 @@ impl Array for MemoryArray {
         .await
     }
 
-    async fn snapshot_group(&self, _: &Cx, parts: &[(Volume, String)]) -> Outcome<Vec<Volume>> {
+    fn group_naming(&self) -> GroupNaming {
+        self.group_names()
+    }
+
+    async fn prepare_group(&self, _: &Cx, group: &Group<'_>) -> Outcome<()> {
+        self.change("prepare_group", |state, _| {
+            state.now.groups.insert(group.name.to_owned());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn release_group(&self, _: &Cx, group: &Group<'_>) -> Outcome<()> {
+        self.change("release_group", |state, _| {
+            state.now.groups.remove(group.name);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn snapshot_group(&self, _: &Cx, group: &Group<'_>) -> Outcome<Vec<Volume>> {
         self.change("snapshot_group", |state, habits| {
+            if !state.now.groups.contains(group.name) {
+                return Err(Failure::not_found("the group"));
+            }
+            let taken = |part: &Part| {
+                let of = Some(&part.volume.id);
+                let mut all = state.now.snapshots.values();
+                all.any(|disk| disk.name == part.name && disk.of.as_ref() == of)
+            };
+            if group.parts.iter().any(taken) {
+                return Err(Failure::new(Class::AlreadyExists));
+            }
             let mut made = Vec::new();
-            for (volume, name) in parts {
+            for Part { volume, name, .. } in group.parts {
                 let id = state.add_snapshot(&volume.id, name, "", habits)?;
                 let disk = state.now.snapshots.get(&id);
                 made.extend(disk.map(|disk| self.show(&state.now, &id, disk)));
             }
             Ok(made)
+        })
+        .await
+    }
+
+    fn qos_rule(&self) -> Option<QosRule> {
+        let (operations, bytes) = (Some(100..=1_000_000), Some(1 << 20..=1 << 36));
+        Some(QosRule { operations, bytes, bytes_unit: 1 << 20, burst: false })
+    }
+
+    async fn set_qos(&self, _: &Cx, volume: &Volume, qos: &Qos) -> Outcome<()> {
+        self.change("set_qos", |state, _| {
+            let found = state.now.volumes.get_mut(&volume.id);
+            found.map(|disk| disk.qos = *qos).ok_or_else(|| Failure::not_found("the volume"))
         })
         .await
     }

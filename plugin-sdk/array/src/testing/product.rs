@@ -41,6 +41,7 @@ impl Product for MemoryProduct {
     type Connector = MemoryConnector;
 
     const MANIFEST: Manifest = crate::array_manifest! {
+        qos,
         name: "memory-array",
         title: "An array in memory",
     };

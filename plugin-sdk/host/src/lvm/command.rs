@@ -1,6 +1,8 @@
 //! Running `lvm`: one question, and changes, always on the SR's own devices alone.
 
+use std::fmt::Debug;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use plugin_sdk::model::Kind;
@@ -13,16 +15,29 @@ use crate::lvm::report::{COLUMNS, Report};
 /// longer; `lvm` itself would wait for ever.
 const REPORT: Duration = Duration::from_secs(30);
 
+/// Says whether the devices may still be changed: other hosts may have gone on with them.
+pub trait Gate: Debug + Send + Sync {
+    /// An error if not.
+    fn check(&self) -> Result<()>;
+}
+
 /// Runs `lvm` on some devices.
 #[derive(Clone, Debug)]
 pub struct Lvm {
     devices: Devices,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 impl Lvm {
     /// On these devices.
     pub fn new(devices: Devices) -> Self {
-        Self { devices }
+        Self { devices, gate: None }
+    }
+
+    /// The same, asking before each change whether it may be made.
+    #[must_use]
+    pub fn behind(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// Its devices.
@@ -80,6 +95,9 @@ impl Lvm {
     /// killed can leave a volume suspended, with a guest on it.
     pub async fn change(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<()> {
         cx.check()?;
+        if let Some(gate) = &self.gate {
+            gate.check()?;
+        }
         let mut all = vec!["--yes", "--quiet"];
         all.extend(words);
         self.run(&cx.shielded(), command, &all).await?;
@@ -102,6 +120,11 @@ impl Lvm {
             Ok(())
         })
         .await
+    }
+
+    /// Asks something else than the [report](Self::report).
+    pub(crate) async fn ask(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<Vec<u8>> {
+        self.run(cx, command, words).await
     }
 
     async fn run(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<Vec<u8>> {

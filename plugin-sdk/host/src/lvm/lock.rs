@@ -77,8 +77,16 @@ async fn wait(
     }
 }
 
+/// The file of another lock of the SR.
+pub(crate) fn place(name: &str) -> Result<PathBuf> {
+    open(name)?;
+    Ok(PathBuf::from(FOLDER).join(name))
+}
+
 /// Takes the file of a lock away, with the SR.
 pub(crate) fn remove(group: &str) {
     // Of no use without the SR, and gone with the next boot anyway.
-    let _ = std::fs::remove_file(PathBuf::from(FOLDER).join(group));
+    for name in [group, &format!("{group}.suspended")] {
+        let _ = std::fs::remove_file(PathBuf::from(FOLDER).join(name));
+    }
 }

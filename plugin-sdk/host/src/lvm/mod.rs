@@ -12,6 +12,7 @@
 mod attach;
 mod command;
 mod devices;
+mod group;
 mod lock;
 mod metadata;
 mod names;
@@ -22,7 +23,7 @@ mod sr;
 mod tags;
 mod vdis;
 
-pub use command::Lvm;
+pub use command::{Gate, Lvm};
 pub use devices::{Devices, Signature, candidates, signatures, wipe};
 pub use names::Names;
 pub use report::{Device, Group, Piece, Report, Volume};

@@ -7,7 +7,8 @@ use plugin_sdk::model::manifest::FieldKind;
 use plugin_sdk::model::sr::{FoundSr, SrCreate, SrInfo, SrRecovered, SrScanned, SrUpdate};
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiChecked, VdiClone, VdiCreate, VdiDestroyed, VdiDone,
-    VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiUpdate, VdisDone,
+    VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiSnapshot, VdiSnapshotPrepare,
+    VdiSnapshotPrepared, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Bytes, Changed, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Result};
@@ -17,7 +18,7 @@ use crate::lvm::metadata::{SrDocument, vdis as vdis_of};
 use crate::lvm::names::Names;
 use crate::lvm::report::Group;
 use crate::lvm::sr::{self, Sr};
-use crate::lvm::{attach, vdis};
+use crate::lvm::{attach, group, vdis};
 
 /// How VDIs take their space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +151,11 @@ impl Repository {
         vdis::scan(&self.sr, cx).await
     }
 
+    /// Whether [`Repository::recover`] would change anything of a group without a pool.
+    pub fn is_to_recover(&self, group: &Group) -> bool {
+        sr::is_to_recover(self.sr.names, group)
+    }
+
     /// Finishes or undoes what a crash left, and takes what the devices have grown by.
     pub async fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
         self.sr.recover(cx).await
@@ -190,7 +196,16 @@ impl Repository {
         vdis::resize(&self.sr, cx, request).await
     }
 
-    /// Takes a snapshot. Error kind `unsupported` for thick volumes.
+    /// Makes ahead what a snapshot of several VDIs needs.
+    pub async fn vdi_snapshot_prepare(
+        &self,
+        cx: &Cx,
+        request: &VdiSnapshotPrepare,
+    ) -> Result<VdiSnapshotPrepared> {
+        group::prepare(&self.sr, cx, request).await
+    }
+
+    /// Takes a snapshot, or several at one instant. Error kind `unsupported` for thick volumes.
     pub async fn vdi_snapshot(&self, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
         vdis::snapshot(&self.sr, cx, request).await
     }

@@ -7,6 +7,7 @@ use plugin_sdk::{Cx, Error, Result, step};
 
 use crate::lvm::command::Lvm;
 use crate::lvm::devices;
+use crate::lvm::group;
 use crate::lvm::lock::{self, Held};
 use crate::lvm::metadata::{Metadata, SrDocument, difference, vdis};
 use crate::lvm::names::Names;
@@ -262,9 +263,7 @@ impl Sr {
     /// Gives the group what its devices have got since. Whether it got any: a device that has not
     /// grown by an extent is left alone.
     async fn grow_devices(&self, cx: &Cx, group: &Group) -> Result<bool> {
-        let larger = |device: &&Device| device.size.saturating_sub(device.used_to) >= group.extent;
-        let devices: Vec<&str> =
-            group.sizes.iter().filter(larger).map(|device| device.name.as_str()).collect();
+        let devices: Vec<&str> = larger(group).map(|device| device.name.as_str()).collect();
         if devices.is_empty() {
             return Ok(false);
         }
@@ -370,8 +369,13 @@ impl Sr {
             match Metadata::of(volume).ok().and_then(|metadata| metadata.zeroed_to) {
                 None => {}
                 Some(0) => {
-                    self.remove(cx, volume).await?;
-                    recovered.undone.push(format!("creation of VDI {vdi}"));
+                    if let Some(time) = group::of_caught(&group, self.names, volume) {
+                        group::finish(self, cx, volume, time).await?;
+                        recovered.completed.push(format!("snapshot {vdi} of several disks"));
+                    } else {
+                        self.remove(cx, volume).await?;
+                        recovered.undone.push(format!("creation of VDI {vdi}"));
+                    }
                 }
                 Some(_) => {
                     zero(self, cx, volume).await?;
@@ -401,6 +405,17 @@ impl Sr {
         step!("vdi_revert.renamed");
         Ok(())
     }
+}
+
+/// The devices that have got more than the group uses.
+fn larger(group: &Group) -> impl Iterator<Item = &Device> {
+    let is_larger = |device: &&Device| device.size.saturating_sub(device.used_to) >= group.extent;
+    group.sizes.iter().filter(is_larger)
+}
+
+/// Whether a recovery has anything to do but for a thin pool.
+pub(crate) fn is_to_recover(names: Names, group: &Group) -> bool {
+    larger(group).next().is_some() || group.volumes.iter().any(|v| is_unfinished(names, v))
 }
 
 fn is_unfinished(names: Names, volume: &Volume) -> bool {

@@ -207,7 +207,7 @@ pub(crate) async fn update(sr: &Sr, cx: &Cx, request: &VdiUpdate) -> Result<VdiD
 
 pub(crate) async fn snapshot(sr: &Sr, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
     let [spec] = request.snapshots.as_slice() else {
-        return Err(Error::unsupported("LVM cannot snapshot several volumes at one point"));
+        return crate::lvm::group::snapshot(sr, cx, request).await;
     };
     let (_held, group) = sr.changing(cx).await?;
     let VdiDone { changed, vdi } = derive(sr, cx, &group, spec.vdi, spec.uuid, |source| Metadata {
@@ -268,7 +268,13 @@ async fn derive(
 
 /// Makes a volume that shares all blocks of another one. LVM stops the writer of an active one for
 /// the instant.
-async fn share(sr: &Sr, cx: &Cx, source: &Volume, name: &str, metadata: &Metadata) -> Result<()> {
+pub(crate) async fn share(
+    sr: &Sr,
+    cx: &Cx,
+    source: &Volume,
+    name: &str,
+    metadata: &Metadata,
+) -> Result<()> {
     let permission = if metadata.read_only { "r" } else { "rw" };
     let (tags, from) = (metadata.tags()?, sr.path(&source.name));
     let mut words =
@@ -566,7 +572,7 @@ pub(crate) fn usable(group: &Group, vdi: VdiUuid) -> Result<Vdi<'_>> {
 }
 
 /// A VDI whose blocks another one can share.
-fn sharable_blocks(group: &Group, vdi: VdiUuid) -> Result<Vdi<'_>> {
+pub(crate) fn sharable_blocks(group: &Group, vdi: VdiUuid) -> Result<Vdi<'_>> {
     let source = usable(group, vdi)?;
     if !source.volume.is_thin {
         return Err(Error::unsupported(format!(

@@ -8,8 +8,10 @@ use clap_complete::Shell;
 use uuid::Uuid;
 
 pub(crate) mod driver;
+pub(crate) mod group;
 pub(crate) mod job;
 pub(crate) mod mirror;
+pub(crate) mod quiesce;
 pub(crate) mod sr;
 pub(crate) mod vdi;
 pub(crate) mod vhd;
@@ -189,6 +191,15 @@ pub(crate) enum Command {
     /// Virtual disk images
     #[command(arg_required_else_help = true)]
     Vdi(vdi::VdiArgs),
+    /// Consistency groups: VDIs whose snapshots are of one point in time
+    #[command(arg_required_else_help = true)]
+    Group(group::GroupArgs),
+    /// Take snapshots of all disks of a VM, with its guest at rest
+    #[command(arg_required_else_help = true)]
+    VmSnapshot(quiesce::VmSnapshotArgs),
+    /// Sets of snapshots: those that were taken together
+    #[command(subcommand, arg_required_else_help = true)]
+    SnapshotGroup(quiesce::SnapshotGroupCommand),
     /// Imports, exports, copies and maintenance, running and past
     #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),
@@ -242,7 +253,7 @@ fn without_general_options(command: clap::Command) -> clap::Command {
 }
 
 /// Reads `60s`, `500ms`, `5m`, `2h`, `90`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let fail = |why: &str| format!("{text:?} is not a time: {why}");

@@ -161,9 +161,21 @@ pub(crate) enum VdiCommand {
         #[command(flatten)]
         datapath: Datapath,
     },
-    /// Limit what an attached VDI may do in a second; without options, lift the limits
+    /// Limit what a VDI may be asked for in a second; without options, show its limits
     ///
-    /// The limits hold until the VDI is detached. A raw disk has no process that could limit it.
+    /// The limits are kept with the VDI. The storage holds them for every host where it can; else the
+    /// VDI's data path does wherever it is attached. They replace those before.
+    #[command(after_help = "Example: smctl vdi qos disk1 --operations 500 --bytes 50MiB")]
+    Qos {
+        #[command(flatten)]
+        vdi: VdiSelector,
+        #[command(flatten)]
+        limits: QosArgs,
+    },
+    /// Limit what an attached VDI may do in a second, until it is detached; without options, lift the
+    /// limits
+    ///
+    /// For limits that stay: `smctl vdi qos`. A raw disk has no process that could limit it.
     #[command(after_help = "Example: smctl vdi limit disk1 --operations 500 --bytes 50MiB")]
     Limit {
         #[command(flatten)]
@@ -385,7 +397,24 @@ pub(crate) struct How {
     pub(crate) changed_since: Option<String>,
 }
 
-/// What a VDI may do in a second.
+/// What a VDI may be asked for in a second.
+#[derive(Args, Debug)]
+pub(crate) struct QosArgs {
+    /// Requests per second
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) operations: Option<u64>,
+    /// Bytes per second, such as 50MiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) bytes: Option<Bytes>,
+    /// How many seconds' worth may come at once after a rest; the storage's choice if absent
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) burst_seconds: Option<u64>,
+    /// Lift all limits
+    #[arg(long, conflicts_with_all = ["operations", "bytes", "burst_seconds"])]
+    pub(crate) none: bool,
+}
+
+/// What an attached VDI may do in a second.
 #[derive(Args, Debug)]
 pub(crate) struct LimitArgs {
     /// Requests per second

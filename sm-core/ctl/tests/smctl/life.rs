@@ -1,6 +1,6 @@
 //! Every command, from the first SR to its end.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::world::{PLACES, World, driver_file};
 
@@ -283,4 +283,43 @@ fn bytes_come_from_stdin() {
     assert!(child.wait().unwrap().success());
     world.ok(&["vdi", "export", "x", &world.path("x.raw")]);
     assert!(std::fs::read(world.path("x.raw")).unwrap() == vec![5; 4 << 20]);
+}
+
+/// Groups and limits, as people type them.
+#[test]
+fn a_group_is_made_caught_and_ended_and_limits_are_kept() {
+    for place in PLACES {
+        let world = World::with_sr(place);
+        for name in ["data", "logs", "other"] {
+            world.ok(&["vdi", "create", "--name", name, "--size", "8MiB"]);
+        }
+        let said = world.ok(&["group", "create", "db 1", "data", "logs"]);
+        assert_eq!(said, "group \"db 1\" has 2 VDIs");
+        let said = world.ok(&["group", "create", "db 1", "data", "logs"]);
+        assert_eq!(said, "group \"db 1\" has 2 VDIs (it was so already)");
+        world.fails(&["group", "add", "db 2", "other"], 3);
+        world.fails(&["group", "create", "db 2", "data"], 5);
+        let groups = world.json(&["group", "list"]);
+        assert_eq!(groups["groups"][0]["name"], "db 1");
+        assert_eq!(groups["groups"][0]["vdis"].as_array().unwrap().len(), 2);
+        let uuids = world.ok(&["group", "snapshot", "db 1", "--name", "nightly"]);
+        assert_eq!(uuids.lines().count(), 2);
+        for uuid in uuids.lines() {
+            let shown = world.ok(&["vdi", "show", uuid]);
+            assert!(shown.contains("db 1") && !shown.contains("sm:group"), "{shown}");
+        }
+        world.ok(&["group", "remove", "db 1", "logs"]);
+        let ended = world.json(&["group", "destroy", "db 1"]);
+        assert_eq!((&ended["changed"], &ended["group"]["vdis"]), (&json!("modified"), &json!([])));
+
+        let limits = ["vdi", "qos", "data", "--operations", "500", "--bytes", "50MiB"];
+        let told = world.json(&limits);
+        assert_eq!(told["qos"]["operations"], json!({"per_second": 500}));
+        assert_eq!(world.ok(&["vdi", "qos", "data"]), "at most 500 requests/s, 50MiB/s");
+        assert!(world.ok(&["vdi", "show", "data"]).contains("500 requests/s"));
+        world.fails(&["vdi", "qos", "data", "--burst-seconds", "2"], 2);
+        world.fails(&["vdi", "set", "data", "--key", "sm:qos=x"], 7);
+        world.ok(&["vdi", "qos", "data", "--none"]);
+        assert_eq!(world.ok(&["vdi", "qos", "data"]), "no limits");
+    }
 }

@@ -7,7 +7,7 @@ use crate::world::World;
 /// All commands, by asking the help of each noun.
 fn commands(world: &World) -> Vec<Vec<String>> {
     let mut found = vec![Vec::new()];
-    for noun in ["driver", "sr", "vdi", "job", "vhd"] {
+    for noun in ["driver", "sr", "vdi", "job", "vhd", "snapshot-group"] {
         found.push(vec![noun.to_owned()]);
         let help = world.ok(&[noun, "--help"]);
         let verbs = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();

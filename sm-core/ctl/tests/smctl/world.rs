@@ -10,7 +10,7 @@ use tempfile::TempDir;
 /// The two places where a driver can run.
 pub(crate) const PLACES: [&str; 2] = ["child", "in-process"];
 
-const SMCTL: &str = env!("CARGO_BIN_EXE_smctl");
+pub(crate) const SMCTL: &str = env!("CARGO_BIN_EXE_smctl");
 
 /// The folder of the programs of this build.
 fn programs() -> &'static Path {
@@ -30,21 +30,27 @@ pub(crate) fn driver_file() -> PathBuf {
 
 /// The programs that run drivers and serve disks. Cargo builds no programs of other packages for a
 /// test, so it is asked to.
-fn driver_host() -> &'static Path {
+pub(crate) fn driver_host() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--offline", "--bins"]);
-        cargo.args(["--package", "sm-driver-host", "--package", "datapath"]);
-        cargo.arg("--target-dir").arg(programs().parent().unwrap());
-        if programs().ends_with("release") {
-            cargo.arg("--release");
-        }
-        let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status();
-        let program = programs().join("sm-driver-host");
-        assert!(program.exists(), "no {}: cargo says {built:?}", program.display());
-        program
+        let packages = ["--package", "sm-driver-host", "--package", "datapath"];
+        let words = [&["--bins"], &packages[..], &["--package", "sm-quiesce"]].concat();
+        build(&words, "sm-driver-host")
     })
+}
+
+/// What cargo is asked to build beside the tests.
+pub(crate) fn build(words: &[&str], file: &str) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--offline"]).args(words);
+    cargo.arg("--target-dir").arg(programs().parent().unwrap());
+    if programs().ends_with("release") {
+        cargo.arg("--release");
+    }
+    let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    let file = programs().join(file);
+    assert!(file.exists(), "no {}: cargo says {built:?}", file.display());
+    file
 }
 
 /// An installation.
@@ -123,6 +129,7 @@ impl World {
             .env("SMCTL_DRIVER_DIR", driver_file().parent().unwrap())
             .env("SM_RUN_DIR", self.folder.path().join("run"))
             .env("SM_DATAPATH", driver_host().with_file_name("sm-datapath"))
+            .env("SM_FREEZER", driver_host().with_file_name("sm-freezer"))
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
         // Of the folder `deps` only the driver is of interest.
