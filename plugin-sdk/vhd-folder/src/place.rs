@@ -112,7 +112,7 @@ impl dyn Place + '_ {
         writer::activate(self, cx, request)
     }
 
-    /// Claims a disk for writing that lies beside the images, as [`Self::vdi_activate`] does.
+    /// Claims a disk for writing that lies beside the images, as `vdi_activate` does.
     pub fn claim_writer(&self, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<()> {
         writer::claim_writer(self, cx, vdi, sharable)
     }

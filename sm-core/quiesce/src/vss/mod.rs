@@ -11,7 +11,7 @@
 //! | `/vss/<vm>/snapshot/<vdi>/id` | host | the snapshot |
 //! | `/vss/<vm>/{snapinfo,snapuuid,snaptype}` | host | the set |
 //! | `/local/domain/<n>/control/snapshot/status` | guest | `snapshot-created`, `snapshot-error` |
-//! | `/local/domain/<n>/control/snapshot/snapid/<k>` | guest | the backup document, see [`document`] |
+//! | `/local/domain/<n>/control/snapshot/snapid/<k>` | guest | the backup document, see `document.rs` |
 //!
 //! The provider waits in its commit, with the writers at rest, from `create-snapshots` to the
 //! answer, and asks each second. An answer that it does not know ends its wait as an error of the
