@@ -1,7 +1,6 @@
 //! The programs and drivers of this workspace, built for tests.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 /// Where a program or driver of the workspace lies, for instance `smctl` or
@@ -22,7 +21,7 @@ fn build() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     // <target>/<profile>/deps/<test>
     let folder = program.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = lab::cargo();
     // As `cargo xtask test` builds it all: another choice of packages would give what they share
     // other features, and everything would be compiled once more.
     cargo

@@ -59,7 +59,6 @@ fn lane(programs: Vec<Program>, end: Instant, each: &Mutex<impl FnMut(&str)>) ->
         let left = end.saturating_duration_since(Instant::now());
         let status = Tool::new(&program.path)
             .directory(&program.folder)
-            .env("CARGO_MANIFEST_DIR", &program.folder)
             .deadline(left.min(ONE))
             .lines(|line| lines.push(line.to_owned()));
         match status {

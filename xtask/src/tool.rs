@@ -34,6 +34,7 @@ impl Tool {
         let program = program.as_ref();
         let name = Path::new(program).file_name().unwrap_or(program);
         let mut command = Command::new(program);
+        lab::forget_package(&mut command);
         // A question at a prompt would wait for ever where nobody sits.
         command.stdin(Stdio::null());
         Self { command, name: name.to_string_lossy().into_owned(), deadline: SHORT }

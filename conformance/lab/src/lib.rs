@@ -69,5 +69,6 @@ pub use error::{Error, Result};
 pub use guest::{Builder, Guest};
 pub use inside::{in_guest, inside};
 pub use lab::Lab;
+pub use machine::{cargo, forget_package};
 pub use network::Network;
 pub use wire::Step;

@@ -97,7 +97,7 @@ fn agent() -> Result<PathBuf> {
     if current(&agent) {
         return Ok(agent);
     }
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo.args(["build", "--quiet", "-p", "lab", "--bin", "lab-agent"]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     if folder.file_name().is_some_and(|name| name == "release") {
@@ -112,6 +112,25 @@ fn agent() -> Result<PathBuf> {
         format!("{} is not built from the sources of the lab: {said}", agent.display()),
         "cargo build -p lab",
     ))
+}
+
+/// The cargo that this program was started by, for a build within a test.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_package(&mut command);
+    command
+}
+
+/// What cargo says of the package that it runs is not for other commands: some build scripts
+/// (`ring`'s) look at it, and a cargo within a test would compile all that needs them again for each
+/// package.
+pub fn forget_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
 }
 
 fn current(agent: &Path) -> bool {

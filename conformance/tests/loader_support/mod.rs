@@ -54,17 +54,6 @@ fn profile_directory() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned()
 }
 
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    // What the outer cargo says of this package must not reach the inner one.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CARGO_PKG_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
 fn run(mut command: Command) {
     let output = command.output().expect("cargo can be started");
     assert!(
@@ -85,7 +74,7 @@ fn built(variant: Variant, rustc: Option<(&Path, &str)>) -> PathBuf {
     let lock = File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();
     let manifest = here().join("abi-fixtures").join(name).join("Cargo.toml");
-    let mut command = cargo();
+    let mut command = lab::cargo();
     command.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(&manifest);
     command.arg("--target-dir").arg(&directory);
     if let Some(feature) = feature {
@@ -160,7 +149,7 @@ pub(crate) fn driver_host() -> PathBuf {
                 return path.into();
             }
             let profile = profile_directory();
-            let mut command = cargo();
+            let mut command = lab::cargo();
             command.args(["build", "--quiet", "--package", "sm-driver-host", "--manifest-path"]);
             command.arg(here().join("../Cargo.toml")).arg("--target-dir").arg(target());
             match profile.file_name().unwrap().to_str().unwrap() {
