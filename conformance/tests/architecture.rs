@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["smctl", "array-kit", "vhd-lvm"],
     &["conformance", "sm-conformance", "xtask"],
     &["array-matrix"],
+    &["conformance-guests"],
 ];
 
 struct Package {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sm_model::host::SnapshotCaught;
 use sm_model::{Error, HostId, Kind, OperationId, Result, SrUuid};
 use tokio::sync::Notify;
 
@@ -306,6 +307,24 @@ impl Cx {
         request: &impl Serialize,
     ) -> Result<A> {
         self.call.session.runtime.block_on(self.request(service, request))
+    }
+
+    /// Tells the host, in a `vdi_snapshot`, that the snapshots hold what was written before and
+    /// nothing of what is written from now on: guests that were stopped for them may go on while the
+    /// driver describes what it took. After this the call takes no others: it answers with these, or
+    /// fails.
+    pub async fn snapshots_caught(&self) {
+        let request = SnapshotCaught { operation: self.call.operation_id };
+        let told = self.request::<serde_json::Value>("snapshot.caught", &request).await;
+        if let Err(error) = told {
+            // An earlier host: it waits for the answer.
+            tracing::debug!(%error, "the host was not told that the snapshots are taken");
+        }
+    }
+
+    /// As [`Self::snapshots_caught`], from a thread for [blocking work](Self::blocking).
+    pub fn snapshots_caught_blocking(&self) {
+        self.call.session.runtime.block_on(self.snapshots_caught());
     }
 
     /// Waits for the cancel or the deadline, whichever comes first.

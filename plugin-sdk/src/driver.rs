@@ -4,8 +4,9 @@ use std::future::ready;
 
 use sm_model::operation::Request;
 use sm_model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
-    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrFence, SrFenced, SrInfo,
+    SrMaintain, SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat,
+    SrUpdate,
 };
 use sm_model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
@@ -184,6 +185,18 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn sr_update(&self, cx: &Cx, request: SrUpdate) -> impl Future<Output = Result<SrDone>> + Send {
         let _ = (cx, request);
         unsupported::<Self, _>(Operation::SrUpdate)
+    }
+
+    /// Shuts another host out of an SR that several hosts use: ends its turn, if it is in the middle
+    /// of something, and its claims on VDIs, and has the storage refuse what it still writes where
+    /// the storage can. Mutating.
+    ///
+    /// From then on the operations of that host are `fenced`, until it has attached the SR again with
+    /// nothing of it in use. Shut out already, and not back: `already`. Errors: `not_found` for a
+    /// host that the SR does not know.
+    fn sr_fence(&self, cx: &Cx, request: SrFence) -> impl Future<Output = Result<SrFenced>> + Send {
+        let _ = (cx, request);
+        unsupported::<Self, _>(Operation::SrFence)
     }
 
     /// Makes an empty VDI that reads as zeros. Mutating.
@@ -481,6 +494,7 @@ pub(crate) async fn dispatch<D: Driver>(
         SrMaintain => sr_maintain,
         SrStat => sr_stat,
         SrUpdate => sr_update,
+        SrFence => sr_fence,
         VdiCreate => vdi_create,
         VdiIntroduce => vdi_introduce,
         VdiStat => vdi_stat,

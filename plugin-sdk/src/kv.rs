@@ -31,12 +31,18 @@ impl Kv<'_> {
         let value = serde_json::to_value(value).map_err(|error| {
             Error::internal(format!("the value for the key {key} is no JSON")).source(&error)
         })?;
-        self.set(key, Some(value)).await
+        self.set(key, Some(value), false).await
     }
 
     /// Removes a key; that it is gone already is success.
     pub async fn remove(&self, key: &str) -> Result<()> {
-        self.set(key, None).await
+        self.set(key, None, false).await
+    }
+
+    /// As [`Self::remove`], and a loss of power does not bring it back. It costs a sync of the host's
+    /// disk.
+    pub async fn remove_durably(&self, key: &str) -> Result<()> {
+        self.set(key, None, true).await
     }
 
     /// All keys that begin with `prefix`, and their values. Error kind `corrupt` if one has
@@ -51,8 +57,8 @@ impl Kv<'_> {
             .collect()
     }
 
-    async fn set(&self, key: &str, value: Option<serde_json::Value>) -> Result<()> {
-        let request = KvPut { key: key.to_owned(), value };
+    async fn set(&self, key: &str, value: Option<serde_json::Value>, durable: bool) -> Result<()> {
+        let request = KvPut { key: key.to_owned(), value, durable };
         let _: serde_json::Value = self.cx.request("kv.put", &request).await?;
         Ok(())
     }

@@ -283,7 +283,7 @@ impl TestHost {
                 Ok(json!({ "value": lock(&self.0.kv).get(&key) }))
             }
             "kv.put" => {
-                let KvPut { key, value } = serde_json::from_value(request).map_err(invalid)?;
+                let KvPut { key, value, .. } = serde_json::from_value(request).map_err(invalid)?;
                 let mut kv = lock(&self.0.kv);
                 match value {
                     Some(value) => kv.insert(key, value),

@@ -185,6 +185,7 @@ cut! {
     a_snapshot_of_what_is_written_is_cut_anywhere: "snapshot_written", "snapshot_written_new";
     a_snapshot_without_data_is_cut_anywhere: "snapshot_empty", "snapshot_new", "snapshot_raw";
     a_group_is_cut_anywhere: "snapshot_group", "snapshot_group_empty", "snapshot_group_written";
+    a_prepared_group_is_cut_anywhere: "snapshot_group_prepared", "snapshot_group_prepared_written";
     a_revert_is_cut_anywhere: "revert_empty", "revert_raw", "revert_collects";
     a_revert_to_data_is_cut_anywhere: "revert_data";
     a_resize_is_cut_anywhere: "resize_vhd", "resize_table", "resize_raw";

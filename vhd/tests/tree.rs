@@ -6,6 +6,7 @@ mod common;
 #[path = "common/store.rs"]
 mod store;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -410,5 +411,62 @@ fn a_listing_beside_changes_is_right() {
             }
         }
     });
+    assert_at_rest(&tree);
+}
+
+#[test]
+fn a_group_that_was_prepared_has_what_was_written_since_and_says_its_own_time() {
+    let (_dir, tree) = store();
+    let guard = lock(&tree);
+    let (listed, before) = (tree.list().unwrap().nodes, state(&tree));
+    prepare(&tree, &guard, &[A, C]).unwrap();
+    assert_eq!(tree.list().unwrap().nodes, listed, "nothing of it is seen");
+    // Whoever has them open writes on in the same images.
+    fill(&tree, A, 5 * MIB, 5000, 9);
+    let written = state(&tree);
+    assert_ne!(written, before);
+    let journal = tree.path().join(".sm/journal");
+    let staged = |uuid: u128| tree.path().join(".sm/tmp").join(format!("{}.new", id(uuid)));
+    let leaf = std::fs::metadata(staged(N)).unwrap().ino();
+    assert_eq!(std::fs::read_dir(&journal).unwrap().count(), 1);
+    let change = snap_group_as(&tree, &guard, &[A, C], "later").unwrap();
+    assert_eq!(change.outcome, Outcome::Created);
+    assert_eq!(std::fs::metadata(file(&tree, id(N))).unwrap().ino(), leaf, "made anew");
+    let after = state(&tree);
+    for (source, new) in [(A, N), (C, N + 1)] {
+        let (size, digest, metadata) = &after[&id(new)];
+        assert_eq!((size, digest), (&written[&id(source)].0, &written[&id(source)].1));
+        assert_eq!(metadata, &Some(json!({ "name": "later" })));
+        assert_eq!(after[&id(source)], written[&id(source)]);
+    }
+    assert_at_rest(&tree);
+}
+
+#[test]
+fn what_was_prepared_goes_with_the_next_change_and_the_group_is_made_all_the_same() {
+    let (_dir, tree) = store();
+    let guard = lock(&tree);
+    let before = state(&tree);
+    prepare(&tree, &guard, &[A, C]).unwrap();
+    tree.set_metadata(&guard, id(E), &json!({ "name": "renamed" })).unwrap();
+    assert_at_rest(&tree);
+    // Of other disks under the same id, it is nobody's.
+    prepare(&tree, &guard, &[A, D]).unwrap();
+    snap_group(&tree, &guard, &[A, C], &[]).unwrap();
+    assert_at_rest(&tree);
+    assert_eq!(state(&tree)[&id(N + 1)].1, before[&id(C)].1);
+    // A part that is not as it was left: all is made anew.
+    for name in [format!("{}.new", id(A)), format!("{}.json", id(N + 9))] {
+        let (_dir, tree) = store();
+        let guard = lock(&tree);
+        prepare(&tree, &guard, &[A, C]).unwrap();
+        std::fs::write(tree.path().join(".sm/tmp").join(name), "x").unwrap();
+        snap_group(&tree, &guard, &[A, C], &[]).unwrap();
+        assert_at_rest(&tree);
+        assert_eq!(state(&tree)[&id(N)].1, before[&id(A)].1);
+    }
+    // What a raw disk holds is copied, so nothing of it can be done ahead.
+    let (_dir, tree) = store();
+    prepare(&tree, &lock(&tree), &[A, R]).unwrap();
     assert_at_rest(&tree);
 }

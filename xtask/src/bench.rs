@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: builds the product and the benchmark for release, and runs it.
 //!
 //! The benchmarks are programs of their own (`benches/control`, `benches/vhd`,
-//! `benches/datapath`, `benches/arrays`), because one needs the engine, and xtask should not.
+//! `benches/datapath`, `benches/arrays`, `benches/lab`), because some need the engine, and xtask
+//! should not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,7 +55,14 @@ pub(crate) fn datapath(options: &[&str]) -> Result<ExitCode> {
 
 pub(crate) fn arrays(options: &[&str]) -> Result<ExitCode> {
     understood("arrays", &["operations", "list", "clone", "parallel"], options)?;
-    let packages = ["sm-driver-equallogic", "sm-driver-truenas", "xtask"];
+    let packages = [
+        "sm-driver-equallogic",
+        "sm-driver-ontap",
+        "sm-driver-powerstore",
+        "sm-driver-purestorage",
+        "sm-driver-truenas",
+        "xtask",
+    ];
     let words = ["--lib", "--bench", "arrays"];
     measure(build(&packages, &words)?, "--product", options)
 }
@@ -70,6 +78,23 @@ pub(crate) fn quiesce(options: &[&str]) -> Result<ExitCode> {
         "xtask",
     ];
     let words = ["--lib", "--bins", "--bench", "quiesce"];
+    measure(build(&packages, &words)?, "--product", options)
+}
+
+pub(crate) fn lab(options: &[&str]) -> Result<ExitCode> {
+    understood("lab", &["lvm", "nfs", "lvmoiscsi"], options)?;
+    setup::ensure()?;
+    crate::lab::packages::ensure()?;
+    let packages = [
+        "sm-driver-lvm",
+        "sm-driver-nfs",
+        "sm-driver-lvmoiscsi",
+        "sm-driver-host",
+        "datapath",
+        "lab",
+        "xtask",
+    ];
+    let words = ["--lib", "--bins", "--bench", "lab"];
     measure(build(&packages, &words)?, "--product", options)
 }
 

@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::demo::simulated::Simulated;
 use crate::failure::{Doing, Failure, Result};
+use crate::lab;
 use crate::project::{cargo, root, target};
 use crate::tool::Tool;
 
@@ -18,154 +19,135 @@ const PAGE: &str = "docs/drivers/conformance.md";
 /// Verdicts of what is drawn by chance are those of this seed.
 const SEED: &str = "20261";
 
-/// Time for all checks of one driver.
-const RUN: Duration = Duration::from_secs(10 * 60);
+/// Time for all checks of one driver, with the guests that it needs.
+const RUN: Duration = Duration::from_secs(22 * 60);
 
-/// A driver whose backend is a folder, or an array that is simulated.
+/// Drivers that are run at the same time: those in guests wait for each other's processor.
+const TOGETHER: usize = 2;
+
+/// A driver that is run here.
 struct Here {
     driver: &'static str,
     /// What is built, and where it then lies in cargo's folder.
     build: &'static [&'static str],
     library: &'static str,
-    array: Option<&'static Array>,
 }
 
-/// A simulated array.
-struct Array {
-    /// Words of `array-sim` after the vendor, which is called as the driver is.
-    words: &'static [&'static str],
-    /// How it is reached: the device configuration, and the tables after it.
-    config: fn(&Simulated) -> Result<String>,
-}
-
-fn equallogic(array: &Simulated) -> Result<String> {
-    let (ssh, fingerprint) = (array.said("ssh")?, array.said("fingerprint")?);
-    let (host, port) = ssh.rsplit_once(':').unwrap_or((&ssh, "22"));
-    Ok(format!(
-        "target = \"{host}\"\nport = \"{port}\"\nusername = \"grpadmin\"\n\
-         storagepool = \"default\"\nhost-key-fingerprint = \"{fingerprint}\"\n\
-         session-directory = \"{{scratch}}/locks\"\n\n[secrets]\npassword = \"grpadmin\"\n\n\
-         [suite]\ndisk-size = \"15MiB\"\n\n[waivers]\n\
-         C06 = {{ issue = \"a description has room for 127 characters\", until = \"2028-12-31\" }}\n"
-    ))
-}
-
-fn truenas(array: &Simulated) -> Result<String> {
-    let url = array.said("url")?;
-    Ok(format!(
-        "target = \"{url}\"\npool = \"tank\"\nusername = \"root\"\n\n[secrets]\n\
-         password = \"simulated-password\"\n"
-    ))
-}
-
+/// Drivers whose backend is a folder.
 const HERE: &[Here] = &[
     Here {
         driver: "file",
         build: &["--package", "sm-driver-file"],
         library: "debug/libsm_driver_file.so",
-        array: None,
     },
     Here {
         driver: "scratch",
         build: &["--package", "plugin-sdk", "--example", "scratch"],
         library: "debug/examples/libscratch.so",
-        array: None,
-    },
-    Here {
-        driver: "equallogic",
-        build: &["--package", "sm-driver-equallogic"],
-        library: "debug/libsm_driver_equallogic.so",
-        array: Some(&Array {
-            words: &["--pool", "default=1099511627776", "--page", "65536"],
-            config: equallogic,
-        }),
-    },
-    Here {
-        driver: "truenas",
-        build: &["--package", "sm-driver-truenas"],
-        library: "debug/libsm_driver_truenas.so",
-        array: Some(&Array { words: &["--pool", "tank=1099511627776"], config: truenas }),
     },
 ];
+
+/// Drivers whose backend is in guests of the lab (`conformance/guests/`), those that take longest first.
+const IN_GUESTS: &[&str] =
+    &["lvmoiscsi", "lvm", "truenas", "equallogic", "ontap", "powerstore", "purestorage", "nfs"];
 
 /// How to reach a folder.
 const CONFIG: &str = "[device-config]\nlocation = \"{scratch}\"\n\n\
                       [backend]\ndirectory = \"{scratch}\"\n";
 
-/// Why the disks of an array are not opened.
-const CANNOT_ATTACH: &str = "a LUN is attached by the kernel, as root: the tests in guests do that \
-                             (`tests/lab/`)";
-
-/// What keeps a driver from being run here.
-const ELSEWHERE: &[(&[&str], &str)] = &[
-    (
-        &["lvm", "lvmoiscsi", "nfs"],
-        "its backend needs root and a kernel of its own, and the suite does not run in guests yet; \
-         its tests in guests hold it to the contract (`tests/lab/`)",
-    ),
-    (
-        &["ontap", "powerstore", "purestorage"],
-        "its backend is an array, and nothing says yet how the suite reaches the simulated one; its \
-         tests hold it to the contract there",
-    ),
-];
-
 /// What is asked for.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
     check: bool,
     driver: Option<String>,
+    only: Vec<String>,
 }
 
 impl Asked {
     fn parse(words: &[&str]) -> Result<Self> {
-        match words {
-            [] => Ok(Self::default()),
-            ["--check"] => Ok(Self { check: true, driver: None }),
-            ["--driver", name] => Ok(Self { check: false, driver: Some((*name).to_owned()) }),
-            other => Err(crate::unknown(&other.join(" "))),
+        let mut asked = Self::default();
+        let mut rest = words;
+        loop {
+            rest = match rest {
+                [] => break,
+                ["--check", rest @ ..] => {
+                    asked.check = true;
+                    rest
+                }
+                ["--driver", name, rest @ ..] => {
+                    asked.driver = Some((*name).to_owned());
+                    rest
+                }
+                ["--only", id, rest @ ..] => {
+                    asked.only.push((*id).to_owned());
+                    rest
+                }
+                other => return Err(crate::unknown(&other.join(" "))),
+            };
         }
+        if asked.check && asked.driver.is_some() {
+            return Err(Failure::new("--check is about all drivers, and --driver about one"));
+        }
+        if asked.driver.is_none() && !asked.only.is_empty() {
+            return Err(Failure::new("--only needs a --driver"));
+        }
+        Ok(asked)
     }
+
+    fn wants(&self, driver: &str) -> bool {
+        self.driver.as_ref().is_none_or(|asked| asked == driver)
+    }
+}
+
+/// A run that is to be done, or was.
+struct Run {
+    driver: &'static str,
+    here: Option<&'static Here>,
 }
 
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     let asked = Asked::parse(words)?;
-    let chosen: Vec<&Here> =
-        HERE.iter().filter(|here| asked.driver.as_ref().is_none_or(|d| d == here.driver)).collect();
+    let here = HERE.iter().map(|here| Run { driver: here.driver, here: Some(here) });
+    let guests = IN_GUESTS.iter().map(|driver| Run { driver, here: None });
+    let runs: Vec<Run> = here.chain(guests).filter(|run| asked.wants(run.driver)).collect();
     let absent = absent(&folders()?);
-    if chosen.is_empty() {
+    if runs.is_empty() {
         let name = asked.driver.unwrap_or_default();
         let why = absent.iter().find(|(driver, _)| *driver == name).map(|(_, why)| why.clone());
         let why = why.unwrap_or_else(|| "there is no such driver".to_owned());
         return Err(Failure::new(format!("driver {name} cannot be run here: {why}")));
     }
-    build(&chosen)?;
-    let suite = target().join("debug/sm-conformance");
-    let mut good = true;
-    let mut certificates = Vec::new();
-    for here in chosen {
-        let (held, certificate) = one(&suite, here)?;
-        good &= held;
-        certificates.push(certificate);
+    if runs.iter().any(|run| run.here.is_none()) {
+        lab::packages::ensure()?;
     }
+    build(&runs)?;
+    let began = Instant::now();
+    let outcomes = all(&runs, &asked)?;
+    println!("all in {:.0} s", began.elapsed().as_secs_f64());
+    let mut good = outcomes.iter().all(|(held, _)| *held);
     for (driver, why) in &absent {
         println!("conformance: {driver} is not run: {why}");
     }
     if asked.driver.is_none() {
+        let certificates: Vec<PathBuf> = outcomes.into_iter().map(|(_, path)| path).collect();
+        let suite = target().join("debug/sm-conformance");
         good &= pages(&suite, &certificates, &absent, asked.check)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The suite, the program that drivers run in, and the drivers.
-fn build(chosen: &[&Here]) -> Result<()> {
+fn build(runs: &[Run]) -> Result<()> {
     let suite = ["--package", "sm-conformance", "--package", "sm-driver-host", "--lib", "--bins"];
     let mut cargo = cargo().args(["build", "--quiet"]).args(suite);
-    if chosen.iter().any(|here| here.array.is_some()) {
-        cargo = cargo.args(["--package", "array-sim"]);
+    if runs.iter().any(|run| run.here.is_none()) {
+        cargo = cargo.args(["--package", "conformance-guests", "--package", "array-sim"]);
     }
-    for here in chosen {
-        cargo = cargo.args(here.build);
+    for run in runs {
+        cargo = match run.here {
+            Some(here) => cargo.args(here.build),
+            None => cargo.arg("--package").arg(format!("sm-driver-{}", run.driver)),
+        };
     }
     if cargo.show()?.success() {
         return Ok(());
@@ -173,54 +155,70 @@ fn build(chosen: &[&Here]) -> Result<()> {
     Err(Failure::new("the suite or a driver does not build; cargo has said why"))
 }
 
-/// Runs all checks on a driver. Answers whether nothing blocks, and its certificate.
-fn one(suite: &Path, here: &Here) -> Result<(bool, PathBuf)> {
-    let out = target().join("conformance").join(here.driver);
+/// Runs all checks on drivers, some at a time. Answers of each, in their order, whether nothing
+/// blocks, and its certificate.
+fn all(runs: &[Run], asked: &Asked) -> Result<Vec<(bool, PathBuf)>> {
+    let next = Mutex::new(runs.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let run = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, run)) = run else { break };
+            let outcome = one(run, asked);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..TOGETHER {
+            scope.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Runs all checks on a driver. What is said of it is said at its end: lines of two do not mix.
+fn one(run: &Run, asked: &Asked) -> Result<(bool, PathBuf)> {
+    let out = target().join("conformance").join(run.driver);
     if out.exists() {
         std::fs::remove_dir_all(&out).doing(|| format!("remove {}", out.display()))?;
     }
     std::fs::create_dir_all(&out).doing(|| format!("make {}", out.display()))?;
-    let config = out.join("sr.toml");
-    let simulated = here.array.map(|array| simulate(here.driver, array, &out)).transpose()?;
-    let text = simulated.as_ref().map_or(CONFIG, |(_, text)| text);
-    std::fs::write(&config, text).doing(|| format!("write {}", config.display()))?;
+    let mut tool = match run.here {
+        Some(here) => {
+            let config = out.join("sr.toml");
+            std::fs::write(&config, CONFIG).doing(|| format!("write {}", config.display()))?;
+            Tool::new(target().join("debug/sm-conformance"))
+                .args(["run", "--level", "L5", "--driver"])
+                .arg(target().join(here.library))
+                .arg("--config")
+                .arg(&config)
+                .arg("--scratch")
+                .arg(scratch())
+        }
+        None => Tool::new(target().join("debug/conformance-guests")).arg(run.driver),
+    };
+    tool = tool.args(["--quiet", "--seed", SEED, "--out"]).arg(&out).deadline(RUN);
+    for id in &asked.only {
+        tool = tool.args(["--only", id]);
+    }
+    println!("conformance: {} begins", run.driver);
     let began = Instant::now();
-    println!("conformance: {}", here.driver);
-    let status = Tool::new(suite)
-        .args(["run", "--level", "L5", "--quiet", "--seed", SEED, "--driver"])
-        .arg(target().join(here.library))
-        .arg("--config")
-        .arg(&config)
-        .arg("--out")
-        .arg(&out)
-        .arg("--scratch")
-        .arg(scratch())
-        .deadline(RUN)
-        .lines(|line| println!("{line}"))?;
-    println!(
-        "in {:.0} s, see {}",
-        began.elapsed().as_secs_f64(),
-        out.join("report.html").display()
-    );
+    let mut lines = Vec::new();
+    let status = tool.lines(|line| lines.push(line.to_owned()));
+    println!("conformance: {}", run.driver);
+    for line in &lines {
+        println!("{line}");
+    }
+    let status = status?;
+    let page = out.join("report.html");
+    println!("in {:.0} s, see {}", began.elapsed().as_secs_f64(), page.display());
     let certificate = out.join("certificate.json");
     if !certificate.exists() {
-        return Err(Failure::new(format!("the suite came to no result on {}", here.driver)));
+        return Err(Failure::new(format!("the suite came to no result on {}", run.driver)));
     }
     Ok((status.success(), certificate))
-}
-
-/// Starts the array of a driver, and says how it is reached.
-fn simulate(vendor: &str, array: &Array, out: &Path) -> Result<(Simulated, String)> {
-    let program = target().join("debug/array-sim");
-    let simulated = Simulated::start(&program, vendor, &out.join("array"), array.words)?;
-    let admin = simulated.said("admin")?;
-    let admin = admin.trim_start_matches("http://");
-    let text = format!(
-        "[backend]\nsimulator = \"{admin}\"\nforeign = true\ncannot-attach = \"{CANNOT_ATTACH}\"\n\n\
-         [device-config]\ninitiator = \"iqn.2004-01.example:conformance\"\n{}",
-        (array.config)(&simulated)?
-    );
-    Ok((simulated, text))
 }
 
 /// In memory where there is a place: the checks wait for the disk more than for anything else.
@@ -270,8 +268,8 @@ fn document(table: &str) -> String {
         "# What the drivers keep to\n\n\
          Written by `cargo xtask conformance`, which runs the conformance suite (`docs/conformance.md`) up\n\
          to level L5 with seed {SEED}; `--check` says whether it is current. Not to be edited.\n\n\
-         Arrays are the simulated ones (`docs/simulators.md`). Their disks are not opened here, and what\n\
-         needs that is not testable: {CANNOT_ATTACH}.\n\n{table}"
+         Arrays are the simulated ones (`docs/simulators.md`). All but `file` and `scratch` run in guests with a\n\
+         kernel of their own (`docs/lab.md`): volume groups, NFS, and LUNs by the kernel's initiator.\n\n{table}"
     )
 }
 
@@ -290,15 +288,11 @@ fn folders() -> Result<Vec<String>> {
 
 /// Those that are not run here, each with the reason: a driver is never left out silently.
 fn absent(folders: &[String]) -> Vec<(String, String)> {
-    let why = |driver: &str| {
-        let known = ELSEWHERE.iter().find(|(drivers, _)| drivers.contains(&driver));
-        known.map_or("nothing says yet how it could be run here", |(_, why)| why)
-    };
-    folders
-        .iter()
-        .filter(|driver| !HERE.iter().any(|here| here.driver == driver.as_str()))
-        .map(|driver| (driver.clone(), why(driver).to_owned()))
-        .collect()
+    let runs =
+        |driver: &str| IN_GUESTS.contains(&driver) || HERE.iter().any(|here| here.driver == driver);
+    let why = "nothing says yet how it could be run here";
+    let left = folders.iter().filter(|driver| !runs(driver));
+    left.map(|driver| (driver.clone(), why.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -308,22 +302,28 @@ mod tests {
     #[test]
     fn a_driver_is_run_or_listed_with_a_reason() {
         let folders: Vec<String> = ["file", "lvm", "new"].map(str::to_owned).into();
-        let absent = absent(&folders);
-        let names: Vec<&str> = absent.iter().map(|(driver, _)| driver.as_str()).collect();
-        assert_eq!(names, ["lvm", "new"]);
-        assert!(absent[0].1.starts_with("its backend needs root"));
-        assert_eq!(absent[1].1, "nothing says yet how it could be run here");
+        let reason = "nothing says yet how it could be run here";
+        assert_eq!(absent(&folders), [("new".to_owned(), reason.to_owned())]);
+        assert_eq!(absent(&super::folders().unwrap()), []);
     }
 
     #[test]
-    fn the_page_in_the_repository_has_a_line_for_each_driver() {
+    fn the_page_in_the_repository_has_a_part_for_each_driver() {
         let page = std::fs::read_to_string(root().join(PAGE)).unwrap();
-        for (driver, _) in absent(&folders().unwrap()) {
-            assert!(page.contains(&format!("| {driver} |")), "{driver} is not in {PAGE}");
+        for driver in HERE.iter().map(|here| &here.driver).chain(IN_GUESTS) {
+            let forms = [format!("## {driver} "), format!("| {driver} |")];
+            let named = forms.iter().any(|form| page.contains(form));
+            assert!(named, "{driver} is not in {PAGE}");
         }
-        for here in HERE {
-            assert!(page.contains(&format!("## {} ", here.driver)), "{}", here.driver);
-        }
+    }
+
+    #[test]
+    fn checks_are_chosen_of_one_driver() {
+        let asked = Asked::parse(&["--driver", "lvm", "--only", "E*", "--only", "D01"]).unwrap();
+        let only = ["E*", "D01"].map(str::to_owned).into();
+        assert_eq!(asked, Asked { check: false, driver: Some("lvm".into()), only });
+        let failure = Asked::parse(&["--only", "E*"]).unwrap_err().to_string();
+        assert_eq!(failure, "--only needs a --driver");
     }
 
     #[test]

@@ -49,8 +49,8 @@ cargo xtask lab run [--memory MIB] [--disk FILE] [--share FOLDER] [--module NAME
 cargo xtask lab check [--keep-logs]    which features of the kernel work in guests here
 cargo xtask lab demo                   a NAS and a host: NFS and iSCSI SRs, snapshots, a dead path
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
-cargo xtask conformance [--driver NAME] [--check]
-                                       all checks of the contract on the drivers that run here
+cargo xtask conformance [--check] [--driver NAME [--only CHECKS]...]
+                                       all checks of the contract on all drivers, most in guests
 cargo xtask docs [--check]             write docs/operations.md, docs/drivers/matrix.md, and the
                                        manual pages of smctl
 cargo xtask stats                      lines of each driver, without tests
@@ -64,7 +64,9 @@ cargo xtask bench datapath [--json] [--quick] [--only random|sequential|mixed|fi
 cargo xtask bench arrays [--json] [--quick] [--only operations|list|clone|parallel]
                                        requests and time of drivers of arrays, on simulated ones
 cargo xtask bench quiesce [--json] [--quick] [--only group|single|vhd]
-                                       how long a guest is at rest for a snapshot of its disks";
+                                       how long a guest is at rest for a snapshot of its disks
+cargo xtask bench lab [--json] [--quick] [--only lvm|nfs|lvmoiscsi]
+                                       what drivers add to the commands they need, in guests";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -94,6 +96,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["bench", "datapath", rest @ ..] => bench::datapath(rest),
         ["bench", "arrays", rest @ ..] => bench::arrays(rest),
         ["bench", "quiesce", rest @ ..] => bench::quiesce(rest),
+        ["bench", "lab", rest @ ..] => bench::lab(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! Several disks are caught at one instant, and what that costs while guests may be stopped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -134,7 +135,11 @@ pub fn one_request_until_the_instant<V: Vendor>() {
         }
         let foreign = sr.simulated.objects();
         let request = snapshots(&pairs);
-        let ahead = VdiSnapshotPrepare { snapshots: request.snapshots.clone(), abandon: false };
+        let ahead = VdiSnapshotPrepare {
+            snapshots: request.snapshots.clone(),
+            keys: BTreeMap::new(),
+            abandon: false,
+        };
         let id = OperationId::from_halves([78, 1]);
         sr.driver.call(ahead.clone()).operation_id(id).await?;
         sr.holds(&[1, 2, 3, 4, 5, 6, 7, 8], "prepared").await?;

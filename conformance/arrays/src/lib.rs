@@ -12,7 +12,7 @@
 //! | [`busy`] | eight threads share a login that ends meanwhile; a busy array is asked again when it said |
 //! | [`group`] | several disks are caught at one instant; for arrays that can: a test of the vendor calls it |
 //! | [`secrets`] | passwords are nowhere |
-//! | [`kills`] | the real library, killed at each of its steps |
+//! | [`kills`] | the real library, killed at each of its steps; removals that are cut off and that nobody repeats |
 //! | [`lab`] | a real LUN in a guest: identity, data, masking, cuts |
 //!
 //! The driver is its own [`Product`](array_kit::driver::Product), opened through the functions a

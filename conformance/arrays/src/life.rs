@@ -116,6 +116,11 @@ async fn reach<V: Vendor, const PATIENT: bool>(sr: &mut Sr<V, PATIENT>) -> Resul
     let mut wanted = vec![(4, AttachMode::ReadWrite), (1, AttachMode::ReadWrite)];
     if V::FACTS.snapshots_attach {
         wanted.push((3, AttachMode::ReadOnly));
+    } else {
+        // What was asked for in vain is in nobody's way when the snapshot is to go.
+        let refused = sr.driver.call(attach(3, AttachMode::ReadOnly)).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::Unsupported, "{refused:?}");
+        sr.until_done(detach(3)).await?;
     }
     for (there, (n, mode)) in wanted.iter().enumerate() {
         let access = sr.until_done(attach(*n, *mode)).await?.access;

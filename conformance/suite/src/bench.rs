@@ -1,6 +1,6 @@
 //! What all checks of a run share: the driver's file, the configuration, the folder, the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +15,7 @@ use sm_model::{HostId, SrUuid, VdiUuid};
 use uuid::Uuid;
 
 use crate::config::{CANARY, Config};
-use crate::inventory::{Inventory, Simulator, Tree};
+use crate::inventory::{Inventory, Kernel, Several, Simulator, Tree, Volumes};
 use crate::services::Services;
 use crate::{Error, RunOptions};
 
@@ -33,6 +33,9 @@ pub(crate) const JOURNAL: &str = "owned.jsonl";
 
 /// Where a driver's process writes which steps it passes, outside of its backend.
 const STEPS: &str = "steps";
+
+/// Least characters of a secret that is looked for.
+const TELLING: usize = 12;
 
 /// The user that a driver without rights runs as; the loader's own choice.
 const NOBODY: u32 = 65534;
@@ -68,7 +71,16 @@ pub(crate) struct Bench {
     pub(crate) canary: String,
     /// A sequence that is repeated, in the place of drawn ones.
     pub(crate) ops: Option<Vec<crate::checks::sequences::Step>>,
+    /// The SR that is kept for the next check (`suite.keep-sr`), with what its backend held when it
+    /// was empty.
+    pub(crate) kept: Mutex<Option<Kept>>,
     journal: Mutex<Option<File>>,
+}
+
+/// An SR that is there and empty.
+pub(crate) struct Kept {
+    pub(crate) sr: SrUuid,
+    pub(crate) empty: Option<BTreeSet<String>>,
 }
 
 impl Bench {
@@ -100,6 +112,7 @@ impl Bench {
             seed,
             scratch,
             runtime,
+            kept: Mutex::new(None),
             journal: Mutex::new(journal),
             ops: None,
         };
@@ -131,25 +144,27 @@ impl Bench {
 
     /// A place with things in it that this run has not made is somebody's.
     fn refuse_foreign(&self) -> Result<(), Error> {
-        if let Some(address) = &self.config.backend.simulator {
-            let looked = self.inventory().map(|inventory| inventory.look());
-            let found = looked.transpose().map_err(Error::Backend)?.unwrap_or_default();
-            return match found.into_iter().next() {
-                Some(object) if !self.config.backend.foreign => {
-                    Err(Error::Foreign { directory: address.into(), holds: object.into() })
-                }
-                _ => Ok(()),
-            };
+        if self.config.backend.foreign {
+            return Ok(());
         }
-        let Some(directory) = self.directory() else { return Ok(()) };
-        let entries = fs::read_dir(&directory).map_err(|error| Error::file(&directory, &error))?;
-        let first = entries.flatten().next();
-        match first {
-            Some(entry) if !self.config.backend.foreign => {
-                Err(Error::Foreign { directory, holds: entry.path() })
-            }
-            _ => Ok(()),
-        }
+        let place = match (&self.config.backend.simulator, self.directory()) {
+            (Some(address), _) => PathBuf::from(address),
+            (None, Some(directory)) => directory,
+            (None, None) => PathBuf::from("LVM of this host"),
+        };
+        // An empty folder is no leak, but is somebody's.
+        let folder = self.directory().map(|directory| {
+            let entries = fs::read_dir(&directory).map_err(|error| Error::file(&directory, &error));
+            Ok::<_, Error>(entries?.flatten().map(|entry| entry.path()).next())
+        });
+        let first = if let Some(first) = folder.transpose()? {
+            first
+        } else {
+            let found = self.backend().map(|backend| backend.look()).transpose();
+            let found = found.map_err(Error::Backend)?.unwrap_or_default();
+            found.into_iter().next().map(PathBuf::from)
+        };
+        first.map_or(Ok(()), |holds| Err(Error::Foreign { directory: place, holds }))
     }
 
     /// The folder that the driver keeps everything in, if the configuration names it.
@@ -162,12 +177,34 @@ impl Bench {
         self.scratch.join(STEPS).join("log")
     }
 
+    /// Files of the driver's, in its folder: what of the backend can be damaged and read.
+    pub(crate) fn own_files(&self) -> Result<BTreeSet<String>, String> {
+        self.directory().map_or(Ok(BTreeSet::new()), |directory| Tree(directory).look())
+    }
+
+    /// The folder in which files must lie that the driver names, if the configuration says so.
+    pub(crate) fn images(&self) -> Option<PathBuf> {
+        self.config.images(&self.place)
+    }
+
     /// What of the backend can be looked at.
-    pub(crate) fn inventory(&self) -> Option<Box<dyn Inventory>> {
+    fn backend(&self) -> Option<Box<dyn Inventory>> {
         if let Some(address) = &self.config.backend.simulator {
             return Some(Box::new(Simulator(address.clone())));
         }
+        if self.config.backend.volume_groups {
+            return Some(Box::new(Volumes));
+        }
         Some(Box::new(Tree(self.directory()?)))
+    }
+
+    /// What of the backend can be looked at, and of this host if it is the run's alone.
+    pub(crate) fn inventory(&self) -> Option<Box<dyn Inventory>> {
+        let backend = self.backend()?;
+        if self.config.backend.host {
+            return Some(Box::new(Several(vec![backend, Box::new(Kernel)])));
+        }
+        Some(backend)
     }
 
     /// Notes what is about to be made, so that a later `cleanup` finds it.
@@ -180,21 +217,40 @@ impl Bench {
         file.write_all(line.as_bytes()).map_err(|error| Error::file(path, &error))
     }
 
-    /// The device configuration, with references in the place of secrets.
-    pub(crate) fn device_config(&self) -> BTreeMap<String, String> {
-        let mut config = self.config.device_config(&self.place);
+    /// The device configuration of an SR, or of a second one beside it, with references in the place
+    /// of secrets.
+    pub(crate) fn device_config(&self, second: bool) -> BTreeMap<String, String> {
+        let mut config = self.config.device_config(&self.place, second);
         for key in self.config.secrets.keys() {
             config.insert(key.clone(), reference(key));
         }
         config
     }
 
+    /// A secret's text, with what was made up for it.
+    fn secret(&self, text: &str) -> String {
+        text.replace(CANARY, &self.canary)
+    }
+
+    /// Texts of secrets that are long enough to be nothing else where they are found.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        let plain = self.config.device_config.values();
+        let known: Vec<&String> = plain.chain(self.config.second_sr.values()).collect();
+        let texts = self.config.secrets.values().map(|text| self.secret(text));
+        texts.filter(|text| text.len() >= TELLING && !known.contains(&text)).collect()
+    }
+
+    /// A text without secrets.
+    pub(crate) fn hide(&self, text: &str) -> String {
+        let hidden = |text: String, secret: &String| text.replace(secret.as_str(), "***");
+        self.secrets().iter().fold(text.to_owned(), hidden)
+    }
+
     /// New services: those of a host that has not met the SR.
     pub(crate) fn services(&self) -> Arc<Services> {
-        let secret = |text: &String| text.replace(CANARY, &self.canary);
         let secrets = self.config.secrets.iter();
-        let secrets = secrets.map(|(key, text)| (reference(key), secret(text))).collect();
-        Arc::new(Services::new(secrets, self.directory()))
+        let secrets = secrets.map(|(key, text)| (reference(key), self.secret(text))).collect();
+        Arc::new(Services::new(secrets, self.images()))
     }
 
     /// Opens the driver in a process of its own.
@@ -213,7 +269,10 @@ impl Bench {
             .collect();
         let request = OpenRequest {
             sr: opening.sr,
-            device_config: opening.device_config.clone().unwrap_or_else(|| self.device_config()),
+            device_config: opening
+                .device_config
+                .clone()
+                .unwrap_or_else(|| self.device_config(false)),
             host: HostId(opening.host.into()),
             installation: String::new(),
         };

@@ -26,6 +26,9 @@ pub struct Config {
     /// They are in no report.
     #[serde(default, skip_serializing)]
     pub secrets: BTreeMap<String, String>,
+    /// Keys that are others for a second SR beside the first, where an SR takes a whole disk.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub second_sr: BTreeMap<String, String>,
     /// The place that the driver uses.
     #[serde(default)]
     pub backend: Backend,
@@ -48,6 +51,16 @@ pub struct Backend {
     /// of a folder: its objects are looked at as files are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simulator: Option<String>,
+    /// Where the driver mounts that folder: the files that it names lie there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<String>,
+    /// In the place of a folder, the volume groups of this host: all of them are the run's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub volume_groups: bool,
+    /// This host is the run's alone, such as a guest: its mounts, SCSI disks, sessions of iSCSI and
+    /// nodes of device-mapper are looked at, too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub host: bool,
     /// Go on although the place holds something that this run has not made.
     #[serde(default)]
     pub foreign: bool,
@@ -55,6 +68,11 @@ pub struct Backend {
     /// counts as not testable, and blocks its level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cannot_attach: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Sizes and times.
@@ -67,11 +85,23 @@ pub struct Knobs {
     pub call_seconds: u64,
     /// How many random sequences are tried.
     pub sequences: u32,
+    /// Why times say nothing about the driver here, such as a guest that is slower than any host: they
+    /// are in the certificate, and not judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow: Option<String>,
+    /// One SR for all checks that begin with an empty one, where to make one takes long.
+    pub keep_sr: bool,
 }
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { disk_size: "4MiB".into(), call_seconds: 20, sequences: 16 }
+        Self {
+            disk_size: "4MiB".into(),
+            call_seconds: 20,
+            sequences: 16,
+            slow: None,
+            keep_sr: false,
+        }
     }
 }
 
@@ -103,8 +133,18 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         let size = config.disk_size()?;
-        if config.backend.directory.is_some() && config.backend.simulator.is_some() {
-            return Err("backend.directory and backend.simulator are both given".into());
+        let backend = &config.backend;
+        let places = [
+            ("backend.directory", backend.directory.is_some()),
+            ("backend.simulator", backend.simulator.is_some()),
+            ("backend.volume-groups", backend.volume_groups),
+        ];
+        let given: Vec<&str> = places.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+        if given.len() > 1 {
+            return Err(format!("{} are given, and only one can be", given.join(" and ")));
+        }
+        if backend.mounted.is_some() && backend.directory.is_none() {
+            return Err("backend.mounted is given without backend.directory".into());
         }
         if size < (1 << 20) || !size.is_multiple_of(4096) {
             return Err("suite.disk-size must be at least 1MiB and a multiple of 4KiB".into());
@@ -143,10 +183,19 @@ impl Config {
         self.backend.directory.as_ref().map(|text| fill(text, scratch).into())
     }
 
-    /// The device configuration of a run.
-    pub(crate) fn device_config(&self, scratch: &Path) -> BTreeMap<String, String> {
-        let plain = self.device_config.iter();
-        plain.map(|(key, value)| (key.clone(), fill(value, scratch))).collect()
+    /// The folder in which the files must lie that a driver names.
+    pub(crate) fn images(&self, scratch: &Path) -> Option<PathBuf> {
+        let mounted = self.backend.mounted.as_ref().map(|text| fill(text, scratch).into());
+        mounted.or_else(|| self.directory(scratch))
+    }
+
+    /// The device configuration of a run, or of a second SR of it.
+    pub(crate) fn device_config(&self, scratch: &Path, second: bool) -> BTreeMap<String, String> {
+        let mut keys = self.device_config.clone();
+        if second {
+            keys.extend(self.second_sr.clone());
+        }
+        keys.into_iter().map(|(key, value)| (key, fill(&value, scratch))).collect()
     }
 }
 
@@ -206,6 +255,14 @@ mod tests {
         assert_eq!(
             error("[suite]\ndisk-size = \"10\""),
             "suite.disk-size must be at least 1MiB and a multiple of 4KiB"
+        );
+        assert_eq!(
+            error("[backend]\ndirectory = \"/a\"\nvolume-groups = true"),
+            "backend.directory and backend.volume-groups are given, and only one can be"
+        );
+        assert_eq!(
+            error("[backend]\nmounted = \"/a\""),
+            "backend.mounted is given without backend.directory"
         );
         assert_eq!(
             error("[waivers]\nZ99 = { issue = \"x\", until = \"2027-01-31\" }"),

@@ -110,6 +110,9 @@ struct Run {
     /// Signs the certificate with this key of ed25519, PEM.
     #[arg(long, value_name = "KEYFILE")]
     sign: Option<PathBuf>,
+    /// What is typed to see a failure again, if not `sm-conformance replay`; `{id}` is the check.
+    #[arg(long, value_name = "COMMAND")]
+    again: Option<String>,
     /// Ends at the first check that fails.
     #[arg(long)]
     fail_fast: bool,
@@ -159,6 +162,7 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
                 budget: asked.budget,
                 out: Some(asked.out),
                 scratch: asked.scratch,
+                again: asked.again,
                 fail_fast: asked.fail_fast,
                 ..RunOptions::new(asked.driver, config)
             };

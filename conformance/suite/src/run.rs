@@ -36,6 +36,8 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// Where the run's own folder is made.
     pub scratch: PathBuf,
+    /// What is typed to see a failure again, with `{id}` for the check, where that is not `replay`.
+    pub again: Option<String>,
     /// End at the first check that fails.
     pub fail_fast: bool,
     /// Operations to repeat, in the place of drawn ones.
@@ -55,6 +57,7 @@ impl RunOptions {
             budget: None,
             out: None,
             scratch: std::env::temp_dir(),
+            again: None,
             fail_fast: false,
             ops: None,
         }
@@ -126,9 +129,11 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
             break;
         }
     }
+    // What it would say, the checks of SRs say.
+    let _ = World::without_kept(&bench);
     if let Some(out) = &options.out {
         let path = out.join("driver.log");
-        let text = logbook::text().replace(&bench.canary, "***");
+        let text = bench.hide(&logbook::text());
         std::fs::write(&path, text).map_err(|error| Error::file(&path, &error))?;
     }
     if entries.iter().all(|entry| entry.state == State::NotApplicable) {
@@ -176,7 +181,7 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
         return nothing(Err(Stop::NotTestable(why.clone())));
     }
     let world = match check.setup {
-        Setup::Nothing => World::bare(bench, check.id),
+        Setup::Nothing => World::without_kept(bench).and_then(|()| World::bare(bench, check.id)),
         Setup::Sr => World::with_sr(bench, check.id),
     };
     let mut world = match world {
@@ -267,8 +272,11 @@ fn keep(
     let text = serde_json::to_string_pretty(&replay).map_err(|e| Error::json(&path, &e))?;
     std::fs::write(&path, text).map_err(|error| Error::file(&path, &error))?;
     let log_path = folder.join(format!("{}.log", entry.id));
-    let log = log.replace(&bench.canary, "***");
+    let log = bench.hide(log);
     std::fs::write(&log_path, log).map_err(|error| Error::file(&log_path, &error))?;
-    entry.replay = Some(format!("sm-conformance replay {}", absolute(&path).display()));
+    entry.replay = Some(match &options.again {
+        Some(command) => command.replace("{id}", &entry.id),
+        None => format!("sm-conformance replay {}", absolute(&path).display()),
+    });
     Ok(())
 }

@@ -128,7 +128,7 @@ impl HostServices for Services {
                 answer(&KvValue { value: lock(&self.state).get(&key).cloned() })
             }
             "kv.put" => {
-                let KvPut { key, value } = parse(service, &request)?;
+                let KvPut { key, value, .. } = parse(service, &request)?;
                 lock(&self.seen).push(format!("kv {key} {value:?}"));
                 match value {
                     Some(value) => lock(&self.state).insert(key, value),

@@ -9,7 +9,9 @@ use ::datapath::nbd::Client;
 use ::datapath::nbd::client::Options;
 use sm_core::model::vdi::{Qos, VdisDone};
 use sm_core::model::{AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
-use sm_core::{Limits, NewSnapshot, NewVdi, Op, Rate, group_of, marks};
+use sm_core::{
+    Limits, NewSnapshot, NewVdi, Op, Rate, SnapshotSet, group_of, marks, snapshot_set_of,
+};
 
 use crate::datapath::{VM, guest, kill};
 use crate::{PLACEMENTS, Site, files};
@@ -288,13 +290,23 @@ async fn a_group_is_what_its_disks_say_and_survives_forget_and_introduce() {
     assert_eq!((taken.changed, taken.vdis.len()), (Changed::Created, 3));
     for vdi in &taken.vdis {
         assert_eq!((vdi.name.as_str(), group_of(vdi)), ("nightly", Some("database 1")));
-        assert_eq!(vdi.keys[marks::GROUP_SNAPSHOT], op.id.to_string());
+        assert_eq!(snapshot_set_of(vdi), Some(op.id.0));
     }
     let replayed = sr.group_snapshot(&op, "database 1", Some("nightly"), "").await.unwrap();
     assert_eq!(replayed, taken);
-    // Neither snapshots nor clones are members.
+    // Neither snapshots nor clones are members, and what is made of a set's snapshot is of no set.
     let copy = sr.vdi_clone(&Op::new(), b, "copy", "").await.unwrap().vdi;
     assert_eq!(group_of(&copy), None);
+    let of_taken = sr.vdi_clone(&Op::new(), taken.vdis[0].uuid, "of it", "").await.unwrap().vdi;
+    assert!(of_taken.keys.contains_key(marks::SET), "a clone takes keys over");
+    let spec = NewSnapshot { vdi: of_taken.uuid, name: "s".into(), description: String::new() };
+    let later = sr.vdi_snapshot(&Op::new(), &[spec]).await.unwrap().vdis.remove(0);
+    assert_eq!((snapshot_set_of(&of_taken), snapshot_set_of(&later)), (None, None));
+    let sets = site.manager.snapshot_sets(&Op::new()).await.unwrap().sets;
+    let of_set = |set: &SnapshotSet| (set.id, set.size, set.members.len(), set.one_point_in_time);
+    assert_eq!(sets.iter().map(of_set).collect::<Vec<_>>(), [(op.id.0, 3, 3, true)]);
+    sr.vdi_destroy(&Op::new(), later.uuid).await.unwrap();
+    sr.vdi_destroy(&Op::new(), of_taken.uuid).await.unwrap();
     let error = sr.group_add(&Op::new(), "database 1", &[taken.vdis[0].uuid]).await.unwrap_err();
     assert_eq!(error.message, format!("VDI {} is a snapshot", taken.vdis[0].uuid));
     let groups = sr.groups(&Op::new()).await.unwrap();

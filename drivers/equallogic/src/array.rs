@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use array_kit::array::{
     Array, Capabilities, CloneKind, DeleteKind, Identity, Initiator, LunAddressing, Mapping,
-    MetadataPlace, New, Pool, SnapshotScope, Volume,
+    Masking, MetadataPlace, New, Pool, SnapshotScope, Volume,
 };
 use array_kit::job::{self, Poll, State};
 use array_kit::ledger::ResizeKind;
@@ -388,13 +388,7 @@ impl Array for EqualLogic {
         Ok(volumes)
     }
 
-    async fn resize(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        _: Bytes,
-        to: Bytes,
-    ) -> Outcome<Option<Bytes>> {
+    async fn resize(&self, cx: &Cx, volume: &Volume, to: Bytes) -> Outcome<Option<Bytes>> {
         self.run(cx, Command::resize(&volume.name, to)?).await?;
         Ok(None) // Read back: the array's own rounding is not known for certain.
     }
@@ -416,7 +410,7 @@ impl Array for EqualLogic {
         Ok(())
     }
 
-    async fn snapshot(&self, _: &Cx, volume: &Volume, _: &str, _: &str) -> Outcome<Volume> {
+    async fn snapshot(&self, _: &Cx, volume: &Volume, _: &New<'_>) -> Outcome<Volume> {
         Err(Failure::new(Class::Unsupported).object(volume.name.clone()))
     }
 
@@ -521,6 +515,16 @@ impl Array for EqualLogic {
         Ok(())
     }
 
+    fn is_denied(&self) -> bool {
+        self.sessions.is_denied()
+    }
+
+    async fn close(&self, _: &Cx) {
+        self.sessions.close().await;
+    }
+}
+
+impl Masking for EqualLogic {
     async fn grant(&self, cx: &Cx, _: &Initiator) -> Outcome<()> {
         // Another host may have had the SR.
         shown::forget_all(cx).await
@@ -541,13 +545,5 @@ impl Array for EqualLogic {
     async fn mappings(&self, cx: &Cx, volume: &Volume) -> Outcome<Vec<String>> {
         let records = self.access(cx, &Object::of(&volume.id)).await?;
         Ok(records.into_iter().map(|record| record.initiator).collect())
-    }
-
-    fn is_denied(&self) -> bool {
-        self.sessions.is_denied()
-    }
-
-    async fn close(&self, _: &Cx) {
-        self.sessions.close().await;
     }
 }

@@ -75,6 +75,7 @@ impl Product for PsGroup {
         features: &[
             Feature::new(feature::RAW),
             Feature::new(feature::THIN),
+            Feature::new(feature::OFFLOAD),
             Feature::new(feature::LIVE_SNAPSHOT),
             Feature::new(feature::LIVE_RESIZE),
         ],

@@ -16,17 +16,20 @@
 #![deny(missing_docs)]
 
 mod config;
+mod fence;
 mod probe;
 mod reach;
 
 use std::sync::Arc;
 
+use host_kit::lun;
 use host_kit::lvm::{Allocation, Devices, Lvm, Names, Repository};
 use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
 use plugin_sdk::model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
-    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrFence, SrFenced, SrInfo,
+    SrMaintain, SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat,
+    SrUpdate,
 };
 use plugin_sdk::model::vdi::{
     Health, VdiActivate, VdiAttach, VdiAttached, VdiCheck, VdiChecked, VdiClone, VdiCreate,
@@ -206,7 +209,7 @@ impl Driver for LvmOIscsiDriver {
         title: "LVM on a LUN of an iSCSI target, with multipath",
         operations: [
             sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover, sr_maintain,
-            sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize,
+            sr_stat, sr_update, sr_fence, vdi_create, vdi_introduce, vdi_stat, vdi_update, vdi_resize,
             vdi_snapshot, vdi_clone, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach,
             vdi_activate, vdi_deactivate, vdi_detach,
         ],
@@ -254,8 +257,10 @@ impl Driver for LvmOIscsiDriver {
 
     async fn sr_attach(&self, cx: &Cx, _: SrAttach) -> Result<SrRecovered> {
         self.connected(cx, async |device| {
-            // What has no place for leases yet gets one first.
-            self.images_on(cx, device.clone(), |disks, _| disks.init()).await?;
+            if !self.join(cx, &device).await? {
+                // What has no place for leases yet gets one first.
+                self.images_on(cx, device.clone(), |disks, _| disks.init()).await?;
+            }
             let raw = self.alone(cx, None, async |raw| raw.attach(cx).await).await?;
             let images = self.images_on(cx, device, Disks::attach).await?;
             Ok(both(raw, images))
@@ -265,6 +270,7 @@ impl Driver for LvmOIscsiDriver {
 
     async fn sr_detach(&self, cx: &Cx, _: SrDetach) -> Result<SrDone> {
         let changed = self.deactivate(cx).await?;
+        self.leave(cx).await;
         self.lun.disconnect(cx).await?;
         Ok(SrDone { changed })
     }
@@ -279,6 +285,7 @@ impl Driver for LvmOIscsiDriver {
             self.on(device).destroy(cx).await
         };
         let changed = self.connected(cx, destroy).await?;
+        self.leave(&cx.shielded()).await;
         self.lun.disconnect(&cx.shielded()).await?;
         Ok(SrDone { changed })
     }
@@ -294,7 +301,7 @@ impl Driver for LvmOIscsiDriver {
 
     async fn sr_recover(&self, cx: &Cx, _: SrRecover) -> Result<SrRecovered> {
         // What the LUN has grown by is there for the group from here on.
-        self.lun.refresh(cx).await?;
+        lun::refresh(cx, &self.lun.id).await?;
         let group = self.images(cx, |disks, _| disks.group()).await?;
         let raw = if self.repository()?.is_to_recover(&group) {
             self.alone(cx, None, async |raw| raw.recover(cx).await).await?
@@ -311,12 +318,15 @@ impl Driver for LvmOIscsiDriver {
 
     async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {
         let paths = self.lun.paths(cx).await?;
+        let fencing = self.fence_warning(cx).await?;
         let repository = self.repository()?;
         let mut info = self
             .images(cx, move |disks, _| {
                 let (warnings, vdis) = disks.look()?;
                 let mut info = repository.stat_of(&*disks.group()?)?;
                 add(&mut info, warnings, &vdis);
+                let fences = disks.fences()?.unwrap_or_default();
+                info.warnings.extend(fences.iter().map(fence::sentence));
                 Ok(info)
             })
             .await?;
@@ -324,6 +334,7 @@ impl Driver for LvmOIscsiDriver {
             let reason = format!("{} of {} paths are up", paths.up, paths.max);
             info.health = Health::Degraded { reason };
         }
+        info.warnings.extend(fencing);
         info.paths = Some(paths);
         Ok(info)
     }
@@ -331,6 +342,10 @@ impl Driver for LvmOIscsiDriver {
     async fn sr_update(&self, cx: &Cx, request: SrUpdate) -> Result<SrDone> {
         let changed = self.alone(cx, None, async |raw| raw.update(cx, &request).await).await?;
         Ok(SrDone { changed })
+    }
+
+    async fn sr_fence(&self, cx: &Cx, request: SrFence) -> Result<SrFenced> {
+        self.shut_out(cx, request).await
     }
 
     async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {
@@ -442,11 +457,11 @@ impl Driver for LvmOIscsiDriver {
     }
 }
 
-/// A disk can be let go of also if its LUN is gone: what is on the LUN stays as it is, and a claim
-/// of this host ends at its next attach of the SR, or with its boot.
+/// A disk can be let go of also if its LUN is gone, or this host is shut out: what is on the LUN stays
+/// as it is, and a claim of this host ends at its next attach of the SR, or with its boot.
 fn if_reachable(done: Result<()>) -> Result<()> {
     match done {
-        Err(error) if matches!(error.kind, Kind::Unreachable | Kind::NotFound) => {
+        Err(error) if matches!(error.kind, Kind::Unreachable | Kind::NotFound | Kind::Fenced) => {
             plugin_sdk::tracing::warn!(%error, "a disk is let go of without its SR");
             Ok(())
         }

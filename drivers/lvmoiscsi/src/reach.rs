@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use host_kit::block::{self, Disk, ScsiId};
 use host_kit::iscsi::{self, Iqn, Portal, Session, Target, uses};
+use host_kit::lun;
 use host_kit::multipath::{self, Map};
 use plugin_sdk::config::ConfigValue as _;
 use plugin_sdk::model::Kind;
@@ -184,34 +185,18 @@ impl Lun {
             Err(error) => return Err(error),
         };
         self.place.login(cx, &targets, &self.user).await?;
-        self.refresh(cx).await?;
+        lun::refresh(cx, &self.id).await?;
         let paths = self.appear(cx).await?;
         block::size(&self.id, &paths)?;
-        if self.wants_map(&paths)? {
-            multipath::ensure(cx, &self.id, &paths).await?;
-            step!("sr_attach.map_made");
+        if self.place.multihomed || paths.len() > 1 {
+            lun::join(cx, &self.id, &paths).await?;
         }
         self.device()
     }
 
-    /// Whether the paths are to be one device by multipath.
-    fn wants_map(&self, paths: &[Disk]) -> Result<bool> {
-        match (multipath::is_running(), paths.len()) {
-            (true, count) => Ok(self.place.multihomed || count > 1),
-            (false, 0 | 1) => Ok(false),
-            (false, count) => Err(self.no_map(count)),
-        }
-    }
-
-    fn no_map(&self, count: usize) -> Error {
-        Error::new(
-            Kind::Unreachable,
-            format!("{count} paths lead to the LUN {}, and no multipath map joins them", self.id),
-        )
-        .legacy(430)
-        .hint(
-            "start the service multipathd; or set multihomed=false, after logging out by iscsiadm",
-        )
+    /// The device of the LUN as it is now, without a command: the map, or the only path.
+    pub(crate) fn device(&self) -> Result<String> {
+        lun::device(&self.id)
     }
 
     /// Waits for the LUN, and a little for the last of its paths.
@@ -248,65 +233,6 @@ impl Lun {
             .hint("smctl sr probe without SCSIid lists the LUNs that this host may see"));
         }
         found.await
-    }
-
-    /// Has the kernel ask the paths what and how large they are, and the map take their size. A path
-    /// that leads to another LUN now was used for ours: error with SMAPI's 119.
-    pub(crate) async fn refresh(&self, cx: &Cx) -> Result<()> {
-        let before = block::paths(&self.id)?;
-        for path in &before {
-            path.refresh(cx).await?;
-        }
-        let after = block::disks();
-        for old in &before {
-            let Some(now) = after.iter().find(|disk| disk.name == old.name) else { continue };
-            if now.id.as_ref() == Some(&self.id) {
-                continue;
-            }
-            let is = now.id.as_ref().map_or("a disk without an identifier", ScsiId::as_str);
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("LUN {} ({}) was {} and is {is} now", old.lun, old.device(), self.id),
-            )
-            .legacy(119)
-            .hint("the array has given its number to another LUN; nothing was written. Detach the SR, then show the right LUN to this host"));
-        }
-        let paths = block::paths(&self.id)?;
-        if let (Some(map), Ok(size)) = (multipath::find(&self.id), block::size(&self.id, &paths))
-            && map.size != size
-        {
-            multipath::resize(cx, &map).await?;
-            step!("sr_recover.map_resized");
-        }
-        Ok(())
-    }
-
-    /// The device of the LUN as it is now, without a command: the map, or the only path.
-    pub(crate) fn device(&self) -> Result<String> {
-        let paths = block::paths(&self.id)?;
-        if let Some(map) = multipath::find(&self.id) {
-            let foreign = map.slaves.iter().find(|slave| {
-                block::disks()
-                    .iter()
-                    .any(|disk| disk.name == **slave && disk.id.as_ref() != Some(&self.id))
-            });
-            if let Some(foreign) = foreign {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!("/dev/{foreign} is in the map of {} and is another LUN", self.id),
-                )
-                .legacy(119)
-                .hint("the array has given its number to another LUN; detach the SR"));
-            }
-            let named = format!("/dev/mapper/{}", map.name);
-            let is_there = std::path::Path::new(&named).exists();
-            return Ok(if is_there { named } else { format!("/dev/{}", map.device) });
-        }
-        match &paths[..] {
-            [path] => Ok(path.device()),
-            [] => Err(block::gone(&self.id)),
-            several => Err(self.no_map(several.len())),
-        }
     }
 
     /// Whether its user is known to need a target on this host.

@@ -1,135 +1,80 @@
 //! LUNs, their snapshots and clones: a request builder for each primitive.
 
-use array_kit::array::{
-    Array, Capabilities, CloneKind, DeleteKind, Group, Identity, Initiator, LunAddressing, Mapping,
-    MetadataPlace, New, Part, Pool, SnapshotScope, Volume,
-};
-use array_kit::http::Request;
-use array_kit::ledger::ResizeKind;
-use array_kit::names::{Codec, NameRule, Role};
-use array_kit::outcome::{Class, Failure, OrAbsent as _, Outcome};
-use array_kit::qos::QosRule;
-use array_kit::size::SizeRule;
-use plugin_sdk::Cx;
+use array_kit::prelude::*;
 use plugin_sdk::model::uuid::Uuid;
-use plugin_sdk::model::vdi::Qos;
-use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::tokio::sync::Mutex;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
-use crate::api::{Api, Cluster, cluster};
-use crate::object::{
-    DISK, FIELDS, Lun, MEGABYTE, Named, SNAPSHOT, TEXT, is_snapshot, policy, uuid,
-};
-use crate::san::Door;
+use crate::api::{Web, cluster, version};
+use crate::limits::rule;
+use crate::object::{DISK, FIELDS, MEGABYTE, SNAPSHOT, TEXT, is_snapshot, uuid, volume};
 
-const LUNS: &str = "/api/storage/luns";
-const VOLUMES: &str = "/api/storage/volumes";
-const POLICIES: &str = "/api/storage/qos/policies";
+pub(crate) const LUNS: &str = "storage/luns";
+const VOLUMES: &str = "storage/volumes";
 
 /// Both UUIDs in hexadecimal: paths of LUNs have 255 characters.
 pub const NAMES: NameRule = NameRule::new(80);
 
-const CAPABILITIES: Capabilities = Capabilities {
-    names: NAMES,
-    unique_names: true,
+const CAPABILITIES: Capabilities = Capabilities::usual(
+    NAMES,
     // The array rounds sizes up to a geometry that it does not tell: 300 GiB become 39 MiB more.
-    size: SizeRule {
+    SizeRule {
         slack: Bytes(64 << 20),
         ..SizeRule::new(Bytes(4096), Bytes(4096), Bytes(140_737_488_355_328))
     },
-    resize: ResizeKind::Absolute,
-    clone: CloneKind::Independent,
-    snapshots: SnapshotScope::Volume,
-    max_snapshots: None,
-    group_snapshots: true,
-    delete: DeleteKind::Immediate,
-    delete_takes_snapshots: false,
-    restore_drops_newer: false,
-    lun: LunAddressing::Chosen { first: 0, last: 4095 },
-    metadata: MetadataPlace::AtCreate { limit: TEXT },
-};
+    LunAddressing::Chosen { first: 0, last: 4095 },
+    MetadataPlace::AtCreate { limit: TEXT },
+);
 
 /// An SVM of an ONTAP, opened for one SR in a FlexVol.
 pub struct Ontap {
-    pub(crate) api: Api,
+    pub(crate) api: Rest<Web>,
     volume: String,
     /// Where a FlexVol is made that is not there, and how large.
     aggregate: Option<(String, Bytes)>,
     pub(crate) sr: SrUuid,
-    pub(crate) door: Mutex<Option<Door>>,
+    pub(crate) known: Known,
     /// The UUID of the FlexVol, once it was asked for.
     flexvol: Mutex<Option<String>>,
 }
 
-/// A FlexVol.
-#[derive(Debug, Deserialize)]
-pub(crate) struct FlexVol {
-    uuid: String,
-    pub(crate) name: String,
-    #[serde(default)]
-    comment: String,
-    #[serde(default)]
-    space: Space,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Space {
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
-    available: u64,
-}
-
-impl FlexVol {
-    pub(crate) fn pool(&self) -> Pool {
-        let used = Bytes(self.space.size.saturating_sub(self.space.available));
-        Pool { name: self.name.clone(), size: Bytes(self.space.size), used }
-    }
-}
-
-/// FlexVols of a name, which may have wildcards.
-pub(crate) async fn flexvols(api: &Api, cx: &Cx, name: &str) -> Outcome<Vec<FlexVol>> {
-    let request = Request::get("volumes", VOLUMES).query("name", name);
-    let fields = "uuid,name,comment,space.size,space.available";
-    api.records(cx, "volumes", request.query("fields", fields)).await
-}
-
-/// LUNs by their paths, which may have wildcards.
-pub(crate) async fn luns(
-    api: &Api,
-    cx: &Cx,
-    what: &'static str,
-    path: &str,
-) -> Outcome<Vec<Volume>> {
-    let request = Request::get(what, LUNS).query("name", path).query("fields", FIELDS);
-    let all: Vec<Lun> = api.records(cx, what, request).await?;
-    Ok(all.into_iter().map(Lun::volume).collect())
-}
-
 impl Ontap {
-    pub(crate) fn new(api: Api, volume: String, aggregate: Option<(String, Bytes)>) -> Self {
-        let sr = SrUuid(Uuid::nil());
-        Self { api, volume, aggregate, sr, door: Mutex::default(), flexvol: Mutex::default() }
+    pub(crate) fn new(api: Rest<Web>, volume: String, aggregate: Option<(String, Bytes)>) -> Self {
+        let (sr, known) = (SrUuid(Uuid::nil()), Known::default());
+        Self { api, volume, aggregate, sr, known, flexvol: Mutex::default() }
+    }
+
+    /// The same over another FlexVol, or over all of them: `*`.
+    pub(crate) fn over(self, volume: &str) -> Self {
+        Self { volume: volume.to_owned(), ..self }
     }
 
     fn path(&self, name: &str) -> String {
         format!("/vol/{}/{name}", self.volume)
     }
 
-    fn svm(&self) -> Value {
-        json!({ "name": self.api.svm() })
+    pub(crate) fn svm(&self) -> Value {
+        json!({ "name": self.api.vendor().svm })
+    }
+
+    /// LUNs by their names, which may have wildcards.
+    async fn luns(&self, cx: &Cx, what: &'static str, name: &str) -> Outcome<Vec<Value>> {
+        let request = Request::get(what, LUNS).query("name", &self.path(name));
+        self.all(cx, request, FIELDS).await
+    }
+
+    async fn volumes(&self, cx: &Cx, what: &'static str, name: &str) -> Outcome<Vec<Volume>> {
+        self.luns(cx, what, name).await?.iter().map(volume).collect()
     }
 
     async fn one(&self, cx: &Cx, what: &'static str, name: &str) -> Outcome<Volume> {
-        let found = luns(&self.api, cx, what, &self.path(name)).await?.into_iter().next();
+        let found = self.volumes(cx, what, name).await?.into_iter().next();
         found.ok_or_else(|| Failure::not_found(format!("LUN {name}")))
     }
 
-    /// The FlexVol, if it is there.
-    async fn flexvol(&self, cx: &Cx) -> Outcome<Option<FlexVol>> {
-        Ok(flexvols(&self.api, cx, &self.volume).await?.into_iter().next())
+    /// The FlexVols: one, or none if it is not there.
+    async fn flexvols(&self, cx: &Cx) -> Outcome<Vec<Value>> {
+        let request = Request::get("volumes", VOLUMES).query("name", &self.volume);
+        self.all(cx, request, "uuid,name,comment,space.size,space.available").await
     }
 
     /// The UUID of the FlexVol, which a snapshot of it wants.
@@ -138,9 +83,10 @@ impl Ontap {
         if let Some(uuid) = known.as_ref() {
             return Ok(uuid.clone());
         }
-        let found = self.flexvol(cx).await?;
-        let found = found.ok_or_else(|| Failure::not_found(format!("volume {}", self.volume)))?;
-        Ok(known.insert(found.uuid).clone())
+        let found = self.flexvols(cx).await?;
+        let gone = || Failure::not_found(format!("volume {}", self.volume));
+        let uuid = found.first().ok_or_else(gone)?.need("uuid")?;
+        Ok(known.insert(uuid.to_owned()).clone())
     }
 
     /// What tells a FlexVol that was made for an SR.
@@ -156,25 +102,23 @@ impl Ontap {
             "snapshot_policy": { "name": "none" }, "svm": self.svm(),
         });
         let request = Request::post("volume_create", VOLUMES).json(&body);
-        match self.api.finish(cx, "volume_create", request).await {
-            Err(failure) if failure.class == Class::AlreadyExists => Ok(()),
-            other => other,
-        }
+        self.finish(cx, "volume_create", request).await.or_there().map(drop)
     }
 
     /// Removes the FlexVol that was made for this SR, if nothing but the record was in it. A listing
     /// may still show that.
     async fn remove_flexvol(&self, cx: &Cx, record: &str) -> Outcome<()> {
-        let Some(flexvol) = self.flexvol(cx).await? else { return Ok(()) };
-        let left = luns(&self.api, cx, "list", &self.path("*")).await?;
-        if flexvol.comment != self.mark() || left.iter().any(|lun| lun.name != record) {
+        let found = self.flexvols(cx).await?;
+        let Some(flexvol) = found.first() else { return Ok(()) };
+        let left = self.volumes(cx, "list", "*").await?;
+        if flexvol.text("comment") != self.mark() || left.iter().any(|lun| lun.name != record) {
             return Ok(());
         }
-        let request = Request::delete("volume_delete", VOLUMES).segment(&flexvol.uuid);
-        self.api.finish(cx, "volume_delete", request).await.or_absent().map(drop)
+        let request = Request::delete("volume_delete", VOLUMES).segment(flexvol.need("uuid")?);
+        self.finish(cx, "volume_delete", request).await.or_absent().map(drop)
     }
 
-    async fn create_lun(&self, cx: &Cx, new: &New<'_>) -> Outcome<Option<Lun>> {
+    async fn create_lun(&self, cx: &Cx, new: &New<'_>) -> Outcome<Option<Value>> {
         let body = json!({
             "name": self.path(new.name),
             "os_type": "linux",
@@ -186,7 +130,7 @@ impl Ontap {
             "attributes": [{ "name": DISK, "value": format!("{} {}", new.name, new.metadata) }],
             "svm": self.svm(),
         });
-        self.api.made(cx, Request::post("create", LUNS).json(&body)).await
+        self.made(cx, Request::post("create", LUNS).json(&body)).await
     }
 
     /// A LUN that shares the blocks of another one, or of one in a snapshot of the FlexVol.
@@ -201,13 +145,15 @@ impl Ontap {
             "name": self.path(name), "clone": { "source": { "name": self.path(from) } },
             "svm": self.svm(),
         });
-        match self.api.made::<Lun>(cx, Request::post(operation, LUNS).json(&body)).await? {
-            Some(made) => Ok(made.volume()),
-            None => self.one(cx, operation, name).await,
-        }
+        let made = match self.made(cx, Request::post(operation, LUNS).json(&body)).await? {
+            Some(made) => volume(&made)?,
+            None => self.one(cx, operation, name).await?,
+        };
+        // What it has is about its source.
+        Ok(Volume { metadata: None, ..made })
     }
 
-    /// Keeps a text that begins with the LUN it is about.
+    /// Keeps a text that begins with the LUN it is about. `there`: the attribute is, most likely.
     async fn set_attribute(
         &self,
         cx: &Cx,
@@ -222,34 +168,30 @@ impl Ontap {
         let add = add.json(&json!({ "name": name, "value": value }));
         let set =
             at(Request::patch("describe", LUNS)).segment(name).json(&json!({ "value": value }));
-        let (first, second, class) =
-            if there { (set, add, Class::NotFound) } else { (add, set, Class::AlreadyExists) };
-        match self.api.send(cx, first).await {
-            // 5374931: the LUN is there and has no such attribute.
-            Err(failure)
-                if failure.class == class
-                    && (!there || failure.code.as_deref() == Some("5374931")) =>
-            {
-                self.api.send(cx, second).await.map(drop)
+        if !there {
+            if self.api.just(cx, add).await.or_there()?.is_none() {
+                self.api.just(cx, set).await?;
             }
-            other => other.map(drop),
+            return Ok(());
+        }
+        match self.api.just(cx, set).await {
+            // The LUN is there and has no such attribute.
+            Err(failure) if failure.code.as_deref() == Some("5374931") => {
+                self.api.just(cx, add).await
+            }
+            other => other,
         }
     }
 
-    /// Removes a policy of limits that no LUN has any more. It is of no consequence if it stays.
-    async fn drop_policy(&self, cx: &Cx, qos: &Qos) -> Outcome<()> {
-        let Some(name) = policy(qos) else { return Ok(()) };
-        let request = Request::get("policies", POLICIES).query("name", &name);
-        let request = request.query("fields", "uuid,name,object_count");
-        for found in self.api.records::<Named>(cx, "policies", request).await? {
-            if found.object_count == Some(0) {
-                let request = Request::delete("policy_delete", POLICIES).segment(&found.uuid);
-                if let Err(failure) = self.api.finish(cx, "policy_delete", request).await {
-                    plugin_sdk::tracing::info!(policy = name, "a policy stays: {failure}");
-                }
-            }
+    /// LUN clones as the snapshots of a group.
+    async fn clone_parts(&self, cx: &Cx, group: &Group<'_>) -> Outcome<Vec<Volume>> {
+        let mut made = Vec::new();
+        for Part { volume, name, .. } in group.parts {
+            let from = format!(".snapshot/{}/{}", group.name, volume.name);
+            let clone = self.clone_lun(cx, "group_part", &from, name).await?;
+            made.push(Volume { snapshot_of: Some(volume.name.clone()), ..clone });
         }
-        Ok(())
+        Ok(made)
     }
 }
 
@@ -263,20 +205,36 @@ impl Array for Ontap {
     }
 
     async fn identity(&self, cx: &Cx) -> Outcome<Identity> {
-        let Cluster { name, uuid, version } = self.api.json(cx, cluster("identity")).await?;
-        let version = format!("{}.{}.{}", version.generation, version.major, version.minor);
-        Ok(Identity { vendor: "NetApp".to_owned(), model: name, serial: uuid, version })
+        let cluster: Value = self.api.json(cx, cluster("identity")).await?;
+        let text = |name: &str| cluster.text(name).to_owned();
+        let version = version(&cluster).map(|part| part.to_string()).join(".");
+        let (vendor, model) = ("NetApp".to_owned(), text("name"));
+        Ok(Identity { vendor, model, serial: text("uuid"), version })
     }
 
     async fn pools(&self, cx: &Cx) -> Outcome<Vec<Pool>> {
-        Ok(self.flexvol(cx).await?.iter().map(FlexVol::pool).collect())
+        let pool = |one: &Value| {
+            let space = |name: &str| one.number(&format!("space.{name}")).unwrap_or(0);
+            let (size, free) = (space("size"), space("available"));
+            let name = one.need("name")?.to_owned();
+            Ok(Pool { name, size: Bytes(size), used: Bytes(size.saturating_sub(free)) })
+        };
+        self.flexvols(cx).await?.iter().map(pool).collect()
+    }
+
+    async fn records(&self, cx: &Cx) -> Outcome<Vec<(Option<String>, Volume)>> {
+        let record = |lun: &Value| {
+            let flexvol = lun.text("name").split('/').nth(2).map(str::to_owned);
+            Ok((flexvol, volume(lun)?))
+        };
+        self.luns(cx, "records", "smr-*").await?.iter().map(record).collect()
     }
 
     async fn create(&self, cx: &Cx, new: &New<'_>) -> Outcome<Volume> {
         let mut made = self.create_lun(cx, new).await;
-        let is_record = NAMES.parse(new.name).is_some_and(|named| named.role == Role::Record);
-        if let (Err(failure), true, Some((aggregate, size))) = (&made, is_record, &self.aggregate)
+        if let (Err(failure), Some((aggregate, size))) = (&made, &self.aggregate)
             && failure.class == Class::NotFound
+            && NAMES.is(new.name, Role::Record)
         {
             self.make_flexvol(cx, aggregate, *size).await?;
             made = self.create_lun(cx, new).await;
@@ -285,11 +243,11 @@ impl Array for Ontap {
             if failure.class != Class::NotFound {
                 return failure;
             }
-            let fact = format!("the SVM {} has no volume {}", self.api.svm(), self.volume);
+            let fact = format!("the SVM {} has no volume {}", self.api.vendor().svm, self.volume);
             failure.fact(fact).hint("look at svm and volume of the device configuration")
         })?;
         match made {
-            Some(made) => Ok(Volume { metadata: Some(new.metadata.to_owned()), ..made.volume() }),
+            Some(made) => Ok(Volume { metadata: Some(new.metadata.to_owned()), ..volume(&made)? }),
             None => self.one(cx, "create", new.name).await,
         }
     }
@@ -299,41 +257,34 @@ impl Array for Ontap {
     }
 
     async fn list(&self, cx: &Cx, prefix: &str) -> Outcome<Vec<Volume>> {
-        luns(&self.api, cx, "list", &format!("{}*", self.path(prefix))).await
+        self.volumes(cx, "list", &format!("{prefix}*")).await
     }
 
-    async fn resize(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        from: Bytes,
-        to: Bytes,
-    ) -> Outcome<Option<Bytes>> {
+    async fn resize(&self, cx: &Cx, volume: &Volume, to: Bytes) -> Outcome<Option<Bytes>> {
         let body = json!({ "space": { "size": to.0 } });
         let request = Request::patch("resize", LUNS).segment(uuid(volume)).json(&body);
-        let reply = self.api.send(cx, request).await?;
-        // It does not say what it made of the size; refused is only the one that it has.
-        Ok((!reply.is_success()).then_some(from))
+        // It does not say what it made of the size.
+        let has_it = self.api.just(cx, request).await.or_there()?.is_none();
+        Ok(has_it.then_some(volume.size))
     }
 
     async fn delete(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
         let request = Request::delete("delete", LUNS).segment(uuid(volume));
-        let gone = self.api.send(cx, request).await.or_absent()?.is_none();
-        self.drop_policy(cx, &volume.qos).await.map_err(Failure::partly)?;
-        let is_record = NAMES.parse(&volume.name).is_some_and(|named| named.role == Role::Record);
-        if is_record && self.aggregate.is_some() {
+        let gone = self.api.just(cx, request).await.or_absent()?.is_none();
+        self.release_limits(cx, &volume.qos).await.map_err(Failure::partly)?;
+        if self.aggregate.is_some() && NAMES.is(&volume.name, Role::Record) {
             self.remove_flexvol(cx, &volume.name).await.map_err(Failure::partly)?;
         }
         if gone { Err(Failure::not_found(format!("LUN {}", volume.name))) } else { Ok(()) }
     }
 
-    async fn snapshot(&self, cx: &Cx, volume: &Volume, name: &str, _: &str) -> Outcome<Volume> {
+    async fn snapshot(&self, cx: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<Volume> {
         if volume.metadata.is_none() {
             // The snapshot is told by it which disk it is of.
             self.set_attribute(cx, volume, DISK, "", true).await?;
         }
-        let made = self.clone_lun(cx, "snapshot", &volume.name, name).await?;
-        Ok(Volume { snapshot_of: Some(volume.name.clone()), metadata: None, ..made })
+        let made = self.clone_lun(cx, "snapshot", &volume.name, new.name).await?;
+        Ok(Volume { snapshot_of: Some(volume.name.clone()), ..made })
     }
 
     async fn prepare_group(&self, cx: &Cx, _: &Group<'_>) -> Outcome<()> {
@@ -343,65 +294,27 @@ impl Array for Ontap {
     async fn snapshot_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<Vec<Volume>> {
         let flexvol = self.flexvol_uuid(cx).await?;
         let request = Request::post("group", VOLUMES).segment(&flexvol).then("/snapshots");
-        self.api.finish(cx, "group", request.json(&json!({ "name": group.name }))).await?;
-        let mut made = Vec::new();
-        for Part { volume, name, .. } in group.parts {
-            let from = format!(".snapshot/{}/{}", group.name, volume.name);
-            let clone = self.clone_lun(cx, "group_part", &from, name).await;
-            let clone = clone.map_err(Failure::partly)?;
-            let snapshot_of = Some(volume.name.clone());
-            made.push(Volume { snapshot_of, metadata: None, ..clone });
-        }
-        Ok(made)
+        self.finish(cx, "group", request.json(&json!({ "name": group.name }))).await?;
+        self.clone_parts(cx, group).await.map_err(Failure::partly)
     }
 
     async fn release_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<()> {
         let flexvol = self.flexvol_uuid(cx).await?;
         let at = |request: Request| request.segment(&flexvol).then("/snapshots");
         let request = at(Request::get("snapshots", VOLUMES)).query("name", group.name);
-        let found =
-            self.api.records::<Named>(cx, "snapshots", request.query("fields", "uuid,name"));
-        for snapshot in found.await? {
-            let request = at(Request::delete("release", VOLUMES)).segment(&snapshot.uuid);
-            self.api.finish(cx, "release", request).await.or_absent()?;
+        for snapshot in self.all(cx, request, "uuid,name").await? {
+            let request = at(Request::delete("release", VOLUMES)).segment(snapshot.need("uuid")?);
+            self.finish(cx, "release", request).await.or_absent()?;
         }
         Ok(())
     }
 
     fn qos_rule(&self) -> Option<QosRule> {
-        Some(QosRule {
-            operations: Some(1..=2_147_483_647),
-            bytes: Some(MEGABYTE..=4_194_303 * MEGABYTE),
-            bytes_unit: MEGABYTE,
-            burst: false,
-        })
+        Some(rule())
     }
 
-    async fn set_qos(&self, cx: &Cx, volume: &Volume, qos: &Qos) -> Outcome<()> {
-        let name = policy(qos);
-        if let Some(name) = &name {
-            let rate = |rate: Option<plugin_sdk::model::vdi::Rate>, unit: u64| {
-                rate.map_or(0, |rate| rate.per_second / unit)
-            };
-            let body = json!({
-                "name": name, "svm": self.svm(),
-                "fixed": {
-                    "max_throughput_iops": rate(qos.operations, 1),
-                    "max_throughput_mbps": rate(qos.bytes, MEGABYTE),
-                    // For each of its LUNs, not for all of them together.
-                    "capacity_shared": false,
-                },
-            });
-            let request = Request::post("policy_create", POLICIES).json(&body);
-            match self.api.finish(cx, "policy_create", request).await {
-                Err(failure) if failure.class == Class::AlreadyExists => {}
-                other => other?,
-            }
-        }
-        let body = json!({ "qos_policy": { "name": name.unwrap_or_default() } });
-        let request = Request::patch("qos", LUNS).segment(uuid(volume)).json(&body);
-        self.api.send(cx, request).await?;
-        if volume.qos == *qos { Ok(()) } else { self.drop_policy(cx, &volume.qos).await }
+    async fn set_qos(&self, cx: &Cx, volume: &Volume, wanted: &Qos) -> Outcome<()> {
+        self.limit(cx, volume, wanted).await
     }
 
     async fn get_snapshot(&self, cx: &Cx, name: &str, _: Option<&Volume>) -> Outcome<Volume> {
@@ -412,36 +325,28 @@ impl Array for Ontap {
     }
 
     async fn snapshots(&self, cx: &Cx, of: Option<&Volume>) -> Outcome<Vec<Volume>> {
-        let prefix = match Codec::new(NAMES, self.sr) {
-            Ok(codec) => codec.prefix(Role::Snapshot),
-            Err(error) => return Err(error.into()),
-        };
-        let mut all = luns(&self.api, cx, "snapshots", &format!("{}*", self.path(&prefix))).await?;
-        if let Some(volume) = of {
-            all.retain(|one| one.snapshot_of.as_ref() == Some(&volume.name));
-        }
+        let prefix = Codec::new(NAMES, self.sr)?.prefix(Role::Snapshot);
+        let mut all = self.volumes(cx, "snapshots", &format!("{prefix}*")).await?;
+        all.retain(|one| of.is_none_or(|of| one.snapshot_of.as_ref() == Some(&of.name)));
         Ok(all)
     }
 
     async fn delete_snapshot(&self, cx: &Cx, snapshot: &Volume) -> Outcome<()> {
-        let request = Request::delete("delete_snapshot", LUNS).segment(uuid(snapshot));
-        self.api.send(cx, request).await.map(drop)
+        self.api.just(cx, Request::delete("delete_snapshot", LUNS).segment(uuid(snapshot))).await
     }
 
     async fn restore(&self, cx: &Cx, volume: &Volume, snapshot: &Volume) -> Outcome<()> {
         let mut body = json!({ "clone": { "source": { "name": self.path(&snapshot.name) } } });
         // The reference does not count the policy among what an overwritten LUN keeps.
-        if let (Some(policy), Some(body)) = (policy(&volume.qos), body.as_object_mut()) {
-            body.insert("qos_policy".to_owned(), json!({ "name": policy }));
+        if let Some(policy) = qos::policy(&volume.qos, MEGABYTE) {
+            body["qos_policy"] = json!({ "name": policy });
         }
         let request = Request::patch("restore", LUNS).segment(uuid(volume)).json(&body);
-        self.api.send(cx, request).await.map(drop)
+        self.api.just(cx, request).await
     }
 
     async fn clone_of(&self, cx: &Cx, source: &Volume, new: &New<'_>) -> Outcome<Volume> {
-        let made = self.clone_lun(cx, "clone", &source.name, new.name).await?;
-        // What it has is about its source.
-        Ok(Volume { metadata: None, ..made })
+        self.clone_lun(cx, "clone", &source.name, new.name).await
     }
 
     async fn describe(&self, cx: &Cx, volume: &Volume, metadata: &str) -> Outcome<()> {
@@ -449,26 +354,6 @@ impl Array for Ontap {
         let name = if snapshot { SNAPSHOT } else { DISK };
         let there = !snapshot || volume.metadata.is_some();
         self.set_attribute(cx, volume, name, metadata, there).await
-    }
-
-    async fn grant(&self, cx: &Cx, to: &Initiator) -> Outcome<()> {
-        self.open_door(cx, to).await.map(drop)
-    }
-
-    async fn revoke(&self, cx: &Cx, from: &Initiator) -> Outcome<()> {
-        self.close_door(cx, from).await
-    }
-
-    async fn map(&self, cx: &Cx, volume: &Volume, to: &Initiator) -> Outcome<Mapping> {
-        self.map_lun(cx, volume, to).await
-    }
-
-    async fn unmap(&self, cx: &Cx, volume: &Volume, from: &Initiator) -> Outcome<()> {
-        self.unmap_lun(cx, volume, from).await
-    }
-
-    async fn mappings(&self, cx: &Cx, volume: &Volume) -> Outcome<Vec<String>> {
-        self.mapped_to(cx, volume).await
     }
 
     fn is_denied(&self) -> bool {

@@ -22,21 +22,14 @@
 
 mod api;
 mod array;
+mod limits;
 mod object;
-mod probe;
 mod san;
 
-use array_kit::array_manifest;
-use array_kit::config::{Address, trust};
-use array_kit::driver::{Offload, Product};
-use array_kit::iscsi::IscsiHost;
-use plugin_sdk::config::{ConfigValue, RawConfig};
-use plugin_sdk::model::Bytes;
-use plugin_sdk::model::manifest::{FieldKind, feature};
-use plugin_sdk::model::sr::SrProbed;
-use plugin_sdk::{Cx, Feature, Manifest, Result, Secret};
+use array_kit::prelude::*;
+use plugin_sdk::model::manifest::FieldKind;
 
-use api::Api;
+use api::Web;
 
 pub use array::{NAMES, Ontap};
 
@@ -58,7 +51,7 @@ impl ConfigValue for VolumeName {
     }
 }
 
-plugin_sdk::device_config! {
+device_config! {
     /// Which array, and where on it.
     pub struct Config {
         /// Address of the management of cluster or SVM: host, host:port or URL; https unless it says http.
@@ -91,12 +84,17 @@ pub struct OntapProduct;
 
 impl OntapProduct {
     /// Connects to the array that a configuration names.
-    pub async fn array(config: Config, cx: &Cx) -> Result<Ontap> {
+    async fn array(config: Config, cx: &Cx) -> Result<Ontap> {
+        let Config { target, svm, password, .. } = config;
         let trust = trust(config.ca, config.fingerprint)?;
-        let (base, user) = (config.target.url(), &config.username);
-        let api = Api::open(cx, base, &trust, user, &config.password, &config.svm).await?;
-        let size = config.volume_size;
-        Ok(Ontap::new(api, config.volume.0, config.aggregate.map(|name| (name, size))))
+        let web = Web { credentials: basic(&config.username, &password), svm: svm.clone() };
+        let opened = Rest::open(cx, target.url(), &trust, &password, web).await;
+        let api = opened.map_err(|failure| match failure.class {
+            Class::NotFound => failure.object(format!("SVM {svm}")),
+            _ => failure,
+        })?;
+        let aggregate = config.aggregate.map(|name| (name, config.volume_size));
+        Ok(Ontap::new(api, config.volume.0, aggregate))
     }
 }
 
@@ -109,18 +107,11 @@ impl Product for OntapProduct {
         qos,
         name: "ontap",
         title: "NetApp ONTAP: LUNs, snapshots and clones made by the array",
-        features: &[
-            Feature::new(feature::RAW),
-            Feature::new(feature::THIN),
-            Feature::new(feature::OFFLOAD),
-            Feature::new(feature::LIVE_SNAPSHOT),
-            Feature::new(feature::LIVE_RESIZE),
-            Feature::new(feature::GROUP_SNAPSHOT),
-            Feature::new(feature::QOS_OPERATIONS),
-            Feature::new(feature::QOS_BYTES),
-        ],
+        features: [RAW, THIN, OFFLOAD, LIVE_SNAPSHOT, LIVE_RESIZE, GROUP_SNAPSHOT, QOS_OPERATIONS,
+            QOS_BYTES],
         needs_root: true,
     };
+    const POOL_KEY: Option<&'static str> = Some("volume");
 
     fn pool(config: &Config) -> Option<String> {
         Some(config.volume.0.clone())
@@ -132,11 +123,15 @@ impl Product for OntapProduct {
     }
 
     async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
-        probe::probe(&config, cx).await
+        let named = config.get::<VolumeName>("volume")?.map(|volume| volume.0);
+        // Without a name it looks at all of them; the configuration has to have some.
+        let array = Self::array(with_default(&config, "volume", "any")?, cx).await?;
+        let array = array.over(named.as_deref().unwrap_or("*"));
+        probe::look::<Self>(array, cx, named.as_deref()).await
     }
 }
 
-plugin_sdk::export_driver!(Offload<OntapProduct>);
+export_driver!(Offload<OntapProduct>);
 
 #[cfg(test)]
 mod tests {

@@ -1,10 +1,6 @@
 //! The array's objects as it describes them, and what they are to the driver.
 
-use array_kit::array::Volume;
-use array_kit::names::Role;
-use plugin_sdk::model::Bytes;
-use plugin_sdk::model::vdi::{Qos, Rate};
-use serde::Deserialize;
+use array_kit::prelude::*;
 
 use crate::array::NAMES;
 
@@ -27,92 +23,37 @@ pub(crate) const MEGABYTE: u64 = 1 << 20;
 pub(crate) const FIELDS: &str =
     "uuid,name,serial_number,space.size,space.used,status.state,qos_policy.name,attributes";
 
-/// A LUN.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Lun {
-    uuid: String,
-    pub(crate) name: String,
-    #[serde(default)]
-    serial_number: String,
-    #[serde(default)]
-    space: Space,
-    #[serde(default)]
-    status: Status,
-    #[serde(default)]
-    qos_policy: Named,
-    #[serde(default)]
-    attributes: Vec<Attribute>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Space {
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
-    used: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Status {
-    #[serde(default)]
-    state: String,
-}
-
-/// What has a name and a UUID.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct Named {
-    #[serde(default)]
-    pub(crate) name: String,
-    #[serde(default)]
-    pub(crate) uuid: String,
-    /// Of a QoS policy: how many use it.
-    #[serde(default)]
-    pub(crate) object_count: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Attribute {
-    name: String,
-    #[serde(default)]
-    value: String,
-}
-
-/// The last part of a path.
-pub(crate) fn base(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or_default()
-}
-
 /// Whether a name is one of a snapshot.
 pub(crate) fn is_snapshot(name: &str) -> bool {
-    NAMES.parse(name).is_some_and(|named| named.role == Role::Snapshot)
+    NAMES.is(name, Role::Snapshot)
 }
 
-impl Lun {
-    fn text(&self, attribute: &str) -> Option<(&str, &str)> {
-        let found = self.attributes.iter().find(|one| one.name == attribute)?;
-        found.value.split_once(' ')
-    }
+/// What an attribute says, and the name of the LUN that it says it of.
+fn attribute<'a>(lun: &'a Value, name: &str) -> Option<(&'a str, &'a str)> {
+    let mut all = lun.list("attributes").iter();
+    all.find(|one| one.text("name") == name)?.text("value").split_once(' ')
+}
 
-    pub(crate) fn volume(self) -> Volume {
-        let name = base(&self.name);
-        let snapshot = is_snapshot(name);
-        let own = self.text(if snapshot { SNAPSHOT } else { DISK });
-        let metadata = own.filter(|(of, text)| *of == name && !text.is_empty());
-        let of = self.text(DISK).map(|(of, _)| of.to_owned());
-        let offline = matches!(self.status.state.as_str(), "offline" | "nvfail" | "space_error");
-        let trouble = format!("the array says that its LUN is {}", self.status.state);
-        Volume {
-            id: format!("{}/{}", self.uuid, self.serial_number),
-            name: name.to_owned(),
-            size: Bytes(self.space.size),
-            used: self.space.used.map(Bytes),
-            snapshot_of: snapshot.then(|| of.unwrap_or_default()),
-            metadata: metadata.map(|(_, text)| text.to_owned()),
-            qos: limits(&self.qos_policy.name),
-            trouble: offline.then_some(trouble),
-            ..Volume::default()
-        }
-    }
+/// A LUN as the kit has it.
+pub(crate) fn volume(lun: &Value) -> Outcome<Volume> {
+    let name = lun.need("name")?.rsplit('/').next().unwrap_or_default();
+    let snapshot = is_snapshot(name);
+    let own = attribute(lun, if snapshot { SNAPSHOT } else { DISK });
+    let metadata = own.filter(|(of, text)| *of == name && !text.is_empty());
+    let of = attribute(lun, DISK).map(|(of, _)| of.to_owned());
+    let state = lun.text("status.state");
+    let offline = matches!(state, "offline" | "nvfail" | "space_error");
+    Ok(Volume {
+        id: format!("{}/{}", lun.need("uuid")?, lun.text("serial_number")),
+        name: name.to_owned(),
+        size: Bytes(lun.number("space.size").unwrap_or(0)),
+        used: lun.number("space.used").map(Bytes),
+        snapshot_of: snapshot.then(|| of.unwrap_or_default()),
+        metadata: metadata.map(|(_, text)| text.to_owned()),
+        qos: qos::limits(lun.text("qos_policy.name"), MEGABYTE),
+        trouble: offline.then(|| format!("the array says that its LUN is {state}")),
+        ..Volume::default()
+    })
 }
 
 /// The UUID of a LUN, out of [`Volume::id`].
@@ -128,24 +69,6 @@ pub(crate) fn scsi_id(volume: &Volume) -> Option<String> {
     (serial.len() == 12).then(|| format!("3600a0980{digits}"))
 }
 
-/// The policy of limits: its numbers are its name, so that LUNs share it and a listing tells them.
-pub(crate) fn policy(qos: &Qos) -> Option<String> {
-    let number = |rate: Option<Rate>, unit| rate.map_or(0, |rate| rate.per_second / unit);
-    let numbers = (number(qos.operations, 1), number(qos.bytes, MEGABYTE));
-    (numbers != (0, 0)).then(|| format!("smq-{}-{}", numbers.0, numbers.1))
-}
-
-/// The limits of a policy of ours.
-pub(crate) fn limits(policy: &str) -> Qos {
-    let numbers = policy.strip_prefix("smq-").and_then(|rest| rest.split_once('-'));
-    let Some((operations, megabytes)) = numbers else { return Qos::default() };
-    let rate = |text: &str, unit: u64| {
-        let number = text.parse::<u64>().ok().filter(|number| *number > 0)?;
-        Some(Rate { per_second: number.saturating_mul(unit), burst: None })
-    };
-    Qos { operations: rate(operations, 1), bytes: rate(megabytes, MEGABYTE) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,15 +80,5 @@ mod tests {
         let expected = "3600a098038314461522451712f316969";
         assert_eq!(scsi_id(&volume).as_deref(), Some(expected));
         assert_eq!(scsi_id(&Volume { id: "u/".to_owned(), ..Volume::default() }), None);
-    }
-
-    #[test]
-    fn a_policy_tells_its_limits() {
-        let rate = |per_second| Some(Rate { per_second, burst: None });
-        let qos = Qos { operations: rate(500), bytes: rate(20 * MEGABYTE) };
-        assert_eq!(policy(&qos).as_deref(), Some("smq-500-20"));
-        assert_eq!(limits("smq-500-20"), qos);
-        assert_eq!((policy(&Qos::default()), limits("gold")), (None, Qos::default()));
-        assert_eq!(limits("smq-500-0").bytes, None);
     }
 }

@@ -1,51 +1,37 @@
 //! The array's API: its session, its refusals, its pages.
 
-use array_kit::classify::{Fault, Row, Table};
-use array_kit::http::{Client, Limits, Reply, Request, Trust, basic};
-use array_kit::outcome::{Class, Failure, Outcome};
 use array_kit::pages::by_offset;
-use array_kit::recorder::{Recorder, Redactor};
-use array_kit::rest::{Door, Rest, Vendor};
-use plugin_sdk::{Cx, Result, Secret};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use array_kit::prelude::*;
+
+use crate::array::PowerStore;
 
 /// Objects in one page of a listing, which is the array's default.
 const PAGE: usize = 1000;
 
-/// No host of that id.
-pub(crate) const NO_HOST: &str = "0xE0A010010003";
-/// A page past the end.
-const BAD_RANGE: &str = "0xE04040010005";
-
 /// What its refusals mean. One status stands for many things, so the codes count, where one is known;
 /// the same code may come with several statuses.
 const TABLE: Table = Table::new(&[
-    Row::code("0xE0A08001000E").is(Class::NotFound),
-    Row::code("0xE04040020002").is(Class::NotFound),
-    Row::code("0xE04040020009").is(Class::NotFound),
+    // Not attached, by the volume and by the host; no such host.
+    Row::codes(&["0xE0A08001000F", "0xE0A01001001E", "0xE0A010010003"]).on("unmap").done(),
+    Row::codes(&["0xE0A08001000E", "0xE04040020002", "0xE04040020009", "0xE0A010010003"])
+        .is(Class::NotFound),
     // Names of volumes, snapshots, limits and policies.
-    Row::code("0xE0A080010014").is(Class::AlreadyExists),
-    Row::code("0xE0A060010012").is(Class::AlreadyExists),
-    Row::code("0xE0A0E0010009").is(Class::AlreadyExists),
-    Row::code("0xE02020010004").is(Class::AlreadyExists),
+    Row::codes(&["0xE0A080010014", "0xE0A060010012", "0xE0A0E0010009", "0xE02020010004"])
+        .is(Class::AlreadyExists),
     Row::code("0xE0A040010003").is(Class::LimitReached),
     Row::code("0xE0A080020001").is(Class::InUse),
-    // Not attached, by the volume and by the host.
-    Row::code("0xE0A08001000F").on("unmap").done(),
-    Row::code("0xE0A01001001E").on("unmap").done(),
-    Row::code(NO_HOST).on("unmap").done(),
-    Row::code(NO_HOST).is(Class::NotFound),
-    Row::code(BAD_RANGE).done(),
-    Row::text("already in use").is(Class::AlreadyExists),
-    Row::text("already exists").is(Class::AlreadyExists),
-    Row::text("insufficient space").is(Class::NoSpace),
-    Row::text("out of space").is(Class::NoSpace),
+    // A page past the end.
+    Row::code("0xE04040010005").done(),
+    Row::texts(&["already in use", "already exists"]).is(Class::AlreadyExists),
+    Row::texts(&["insufficient space", "out of space"]).is(Class::NoSpace),
     Row::text("system limit").is(Class::LimitReached),
     // Of which no code is known: what the array refuses because somebody uses it.
     Row::of_status(422).on("host_delete").is(Class::InUse),
     Row::of_status(422).on("policy_delete").is(Class::InUse),
     Row::of_status(422).on("map").is(Class::InUse),
+    // An initiator that another entry has.
+    Row::of_status(400).on("host_create").is(Class::AlreadyExists),
+    Row::of_status(422).on("host_create").is(Class::AlreadyExists),
     // The session has ended, or its token is not the newest one.
     Row::of_status(403).is(Class::Expired),
     Row::of_status(416).done(),
@@ -60,8 +46,8 @@ pub(crate) struct Token {
 
 /// What is peculiar to PowerStore, for [`Rest`].
 pub(crate) struct Web {
-    user: String,
-    password: Secret,
+    pub(crate) user: String,
+    pub(crate) password: Secret,
 }
 
 impl Vendor for Web {
@@ -69,25 +55,25 @@ impl Vendor for Web {
 
     const TABLE: Table = TABLE;
 
+    fn root(&self) -> String {
+        "/api/rest/".to_owned()
+    }
+
     fn fault(&self, reply: &Reply) -> Option<Fault> {
         if reply.is_success() {
             return None;
         }
         let body: Value = reply.json().unwrap_or_default();
-        let messages = body.get("messages").and_then(Value::as_array);
-        let all = messages.map(Vec::as_slice).unwrap_or_default();
-        let text = |one: &Value, key| one.get(key).and_then(Value::as_str).map(str::to_owned);
-        let words: Vec<String> = all.iter().filter_map(|one| text(one, "message_l10n")).collect();
-        let code = all.iter().find_map(|one| text(one, "code"));
-        Some(Fault { code, message: words.join("; "), ..Fault::default() })
+        let code = body.texts("messages", "code").into_iter().next();
+        let message = body.texts("messages", "message_l10n").join("; ");
+        Some(Fault { code, message, ..Fault::default() })
     }
 
     async fn login(&self, door: &Door<'_, Self>) -> Outcome<Token> {
-        let request = Request::get("login", "/api/rest/login_session");
-        let reply =
-            door.send(request.header("authorization", basic(&self.user, &self.password))).await?;
-        let (cookie, csrf) = (reply.cookie("auth_cookie"), reply.header("dell-emc-token"));
-        match (cookie, csrf) {
+        let request = Request::get("login", "login_session");
+        let request = request.header("authorization", basic(&self.user, &self.password));
+        let reply = door.send(request).await?;
+        match (reply.cookie("auth_cookie"), reply.header("dell-emc-token")) {
             (Some(cookie), Some(csrf)) => {
                 let cookie = Secret::from(format!("auth_cookie={cookie}"));
                 Ok(Token { cookie, csrf: Secret::from(csrf) })
@@ -112,89 +98,33 @@ impl Vendor for Web {
     }
 
     fn logout(&self, _: &Token) -> Option<Request> {
-        Some(Request::post("logout", "/api/rest/logout").json(&serde_json::json!({})))
+        Some(Request::post("logout", "logout").json(&json!({})))
     }
 }
 
-/// The path of a collection, or of what is below it.
-pub(crate) fn path(rest: &str) -> String {
-    format!("/api/rest/{rest}")
-}
-
-/// The API, logged in.
-pub(crate) struct Api {
-    pub(crate) rest: Rest<Web>,
-}
-
-impl Api {
-    /// Logs in.
-    pub(crate) async fn open(
-        cx: &Cx,
-        base: &str,
-        trust: &Trust,
-        user: String,
-        password: Secret,
-    ) -> Result<Self> {
-        let redactor = Redactor::default();
-        redactor.learn(&password);
-        let client = Client::new(base, trust, Limits::default(), Recorder::new(redactor))?;
-        let rest = Rest::new(Web { user, password }, client);
-        rest.connect(cx).await?;
-        Ok(Self { rest })
+impl PowerStore {
+    /// The object that a listing finds, if there is one. Without `select` the array answers its id alone.
+    pub(crate) async fn first(&self, cx: &Cx, request: Request) -> Outcome<Option<Value>> {
+        let found: Vec<Value> = self.api.json(cx, request).await?;
+        Ok(found.into_iter().next())
     }
 
-    /// The objects of a collection that match, of which there is one page at most. Without `select`
-    /// the array answers ids alone.
-    pub(crate) async fn few<T: DeserializeOwned>(
-        &self,
-        cx: &Cx,
-        operation: &'static str,
-        resource: &str,
-        query: &[(&str, &str)],
-    ) -> Outcome<Vec<T>> {
-        self.rest.json(cx, asked(operation, resource, query)).await
-    }
-
-    /// All objects of a collection that match, by their ids.
-    pub(crate) async fn all<T: DeserializeOwned + Send>(
-        &self,
-        cx: &Cx,
-        operation: &'static str,
-        resource: &str,
-        query: &[(&str, &str)],
-        id: fn(&T) -> &str,
-    ) -> Outcome<Vec<T>> {
+    /// All objects of a listing, by their ids.
+    pub(crate) async fn all(&self, cx: &Cx, listing: &Request) -> Outcome<Vec<Value>> {
         let fetch = |offset: usize| async move {
-            let page = asked(operation, resource, query).query("order", "id");
-            let page = page.query("limit", &PAGE.to_string()).query("offset", &offset.to_string());
-            let reply = self.rest.send(cx, page).await?;
+            let page = listing.clone().query("order", "id").query("limit", &PAGE.to_string());
+            let reply = self.api.send(cx, page.query("offset", &offset.to_string())).await?;
             // Objects went away meanwhile: an empty page begins the listing anew.
             if reply.status() == 416 { Ok(Vec::new()) } else { reply.json() }
         };
-        by_offset(resource, PAGE, id, fetch).await
-    }
-
-    /// Changes something that answers with no more than that it is done. A page for people, which a
-    /// proxy answers with the same status, is no answer.
-    pub(crate) async fn just(&self, cx: &Cx, request: Request) -> Outcome<()> {
-        let reply = self.rest.send(cx, request).await?;
-        if reply.status() == 204 {
-            return Ok(());
-        }
-        let read: Outcome<Value> = reply.json();
-        read.map(drop).map_err(|failure| failure.reclassed(Class::Unknown))
+        by_offset("volumes", PAGE, |one: &Value| one.text("id"), fetch).await
     }
 
     /// Makes something, and answers its id.
     pub(crate) async fn made(&self, cx: &Cx, request: Request) -> Outcome<String> {
-        let answer: Value = self.rest.json(cx, request).await?;
+        let answer: Value = self.api.json(cx, request).await?;
         // It may have been made: whoever asked looks.
-        let none = || Failure::new(Class::Unknown).fact("the array does not say what it has made");
-        Ok(answer.get("id").and_then(Value::as_str).ok_or_else(none)?.to_owned())
+        let id = answer.need("id").map_err(|failure| failure.reclassed(Class::Unknown))?;
+        Ok(id.to_owned())
     }
-}
-
-fn asked(operation: &'static str, resource: &str, query: &[(&str, &str)]) -> Request {
-    let request = Request::get(operation, &path(resource));
-    query.iter().fold(request, |request, (name, value)| request.query(name, value))
 }

@@ -1,26 +1,12 @@
 //! Volumes and snapshots: a request builder for each primitive.
 
-use array_kit::array::{
-    Array, Capabilities, CloneKind, DeleteKind, Group, Identity, Initiator, LunAddressing, Mapping,
-    MetadataPlace, New, Pool, SnapshotScope, Volume,
-};
-use array_kit::http::Request;
-use array_kit::ledger::ResizeKind;
-use array_kit::names::{Codec, NameRule, Role};
-use array_kit::outcome::{Class, Failure, OrAbsent as _, Outcome};
-use array_kit::qos::QosRule;
-use array_kit::size::SizeRule;
+use array_kit::prelude::*;
 use array_kit::text;
-use plugin_sdk::model::vdi::Qos;
-use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::tokio::sync::Mutex;
-use plugin_sdk::{Cx, Error, Result};
-use serde_json::{Value, json};
 
-use crate::api::{Api, path};
-use crate::host::Door;
-use crate::object::{Object, SELECT, SELECT_LIMITED, text as member};
-use crate::qos;
+use crate::api::Web;
+use crate::object::{SELECT, is_snapshot};
+use crate::qos::rule;
 
 /// 128 printable characters (`volume_create.name`).
 pub const NAMES: NameRule = NameRule::new(128);
@@ -28,122 +14,125 @@ pub const NAMES: NameRule = NameRule::new(128);
 /// Snapshots, and the clones that are snapshots of a group.
 const SNAPSHOTS: &str = "in.(Snapshot,Clone)";
 
-/// Characters of a description (`volume_create.description`).
-const ROOM: usize = 128;
-
+/// Sizes of `volume_create.size`, and the characters of a description.
 const CAPABILITIES: Capabilities = Capabilities {
-    names: NAMES,
-    unique_names: true,
-    // `volume_create.size`
-    size: SizeRule::new(Bytes(8192), Bytes(1 << 20), Bytes(256 << 40)),
-    resize: ResizeKind::Absolute,
-    clone: CloneKind::Independent,
-    snapshots: SnapshotScope::Volume,
-    max_snapshots: None,
-    group_snapshots: true,
-    delete: DeleteKind::Immediate,
     delete_takes_snapshots: true,
-    restore_drops_newer: false,
-    lun: LunAddressing::Chosen { first: 0, last: 16383 },
-    metadata: MetadataPlace::AtCreate { limit: ROOM },
+    ..Capabilities::usual(
+        NAMES,
+        SizeRule::new(Bytes(8192), Bytes(1 << 20), Bytes(256 << 40)),
+        LunAddressing::Chosen { first: 0, last: 16383 },
+        MetadataPlace::AtCreate { limit: 128 },
+    )
 };
 
 /// A PowerStore, opened for one SR.
 pub struct PowerStore {
-    pub(crate) api: Api,
-    /// Id and configured name of the appliance for new volumes, if one is configured.
-    appliance: Option<(String, String)>,
+    pub(crate) api: Rest<Web>,
+    /// The appliance for new volumes, if one is configured.
+    appliance: Option<Value>,
     version: String,
-    codec: Option<Codec>,
+    pub(crate) codec: Option<Codec>,
     /// The group whose members were all named a moment ago.
     pub(crate) named: Mutex<Option<String>>,
-    /// What this host needs at the array, once it was found or made.
-    pub(crate) door: Mutex<Option<Door>>,
+    pub(crate) known: Known,
 }
 
 impl PowerStore {
     /// Looks which release the array has, and for the appliance.
-    pub(crate) async fn new(cx: &Cx, api: Api, appliance: Option<String>) -> Result<Self> {
-        let query = [("select", "release_version"), ("is_cluster", "eq.true")];
-        let software: Vec<Value> = api.few(cx, "version", "software_installed", &query).await?;
-        let version = software.first().map(|one| member(one, "release_version").to_owned());
-        let version = version.unwrap_or_default();
-        if !is_since(&version, 3) {
-            return Err(Error::unsupported(format!("the array has PowerStoreOS {version}"))
-                .hint("this driver is for PowerStoreOS 3.0 and later"));
+    pub(crate) async fn new(cx: &Cx, api: Rest<Web>, appliance: Option<String>) -> Result<Self> {
+        let (named, known) = (Mutex::new(None), Known::default());
+        let mut array =
+            Self { api, appliance: None, version: String::new(), codec: None, named, known };
+        let request = Request::get("version", "software_installed")
+            .query("select", "release_version")
+            .query("is_cluster", "eq.true");
+        let software = array.first(cx, request).await?.unwrap_or_default();
+        array.version = software.text("release_version").to_owned();
+        if !array.is_since(3) {
+            return Err(Error::unsupported(format!(
+                "the array has PowerStoreOS {}",
+                array.version
+            ))
+            .hint("this driver is for PowerStoreOS 3.0 and later"));
         }
-        let appliance = match appliance {
-            None => None,
-            Some(wanted) => {
-                let all = appliances(&api, cx).await?;
-                let names: Vec<&str> = all.iter().map(|one| member(one, "name")).collect();
-                let is = |one: &&Value| ["id", "name"].iter().any(|key| member(one, key) == wanted);
-                let found = all.iter().find(is).map(|one| member(one, "id").to_owned());
-                let found = found.ok_or_else(|| {
-                    Error::config("the array has no appliance of the name that is configured")
-                        .hint(format!("appliances: {}", names.join(", ")))
-                })?;
-                Some((found, wanted))
-            }
+        if let Some(wanted) = appliance {
+            let all = array.appliances(cx).await?;
+            let is = |one: &&Value| one.text("id") == wanted || one.text("name") == wanted;
+            array.appliance = Some(all.iter().find(is).cloned().ok_or_else(|| {
+                let names: Vec<&str> = all.iter().map(|one| one.text("name")).collect();
+                Error::config("the array has no appliance of the name that is configured")
+                    .hint(format!("appliances: {}", names.join(", ")))
+            })?);
+        }
+        Ok(array)
+    }
+
+    fn is_since(&self, major: u32) -> bool {
+        let own = self.version.split('.').next().and_then(|own| own.parse::<u32>().ok());
+        own.is_some_and(|own| own >= major)
+    }
+
+    /// The appliances of the cluster.
+    async fn appliances(&self, cx: &Cx) -> Outcome<Vec<Value>> {
+        let request = Request::get("appliances", "appliance");
+        self.api.json(cx, request.query("select", "id,name,model,service_tag")).await
+    }
+
+    /// A request for volumes or snapshots, with their limits where the release has them.
+    fn look(&self, operation: &'static str) -> Request {
+        let [plain, limited] = SELECT;
+        let select = if self.is_since(4) { limited } else { plain };
+        Request::get(operation, "volume").query("select", select)
+    }
+
+    /// The volume of a name and of one of these types.
+    async fn found(&self, cx: &Cx, name: &str, kind: &str, of: Option<&Volume>) -> Outcome<Volume> {
+        let request = self.look("get").query("name", &format!("eq.{name}")).query("type", kind);
+        let found = self.first(cx, request).await?.filter(is_there);
+        let found = found.ok_or_else(|| Failure::not_found(format!("volume {name}")))?;
+        self.volume(&found, of)
+    }
+
+    /// The space of an appliance, or of the cluster.
+    async fn space(&self, cx: &Cx, appliance: Option<&Value>) -> Outcome<Pool> {
+        let (entity, id, name) = match appliance {
+            Some(one) => ("space_metrics_by_appliance", one.text("id"), one.text("name")),
+            None => ("space_metrics_by_cluster", "0", "cluster"),
         };
-        let (named, door) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { api, appliance, version, codec: None, named, door })
-    }
-
-    /// The limits of volumes came with release 4.0.
-    fn has_limits(&self) -> bool {
-        is_since(&self.version, 4)
-    }
-
-    /// Volumes or snapshots that match; all of them if `whole` is asked for, else what fits a page.
-    async fn find(
-        &self,
-        cx: &Cx,
-        operation: &'static str,
-        [one, other]: [(&str, &str); 2],
-        whole: bool,
-    ) -> Outcome<Vec<Object>> {
-        let select = if self.has_limits() { SELECT_LIMITED } else { SELECT };
-        let query = [("select", select), one, other];
-        let mut found = if whole {
-            self.api.all(cx, operation, "volume", &query, Object::id).await?
-        } else {
-            self.api.few(cx, operation, "volume", &query).await?
-        };
-        found.retain(Object::is_there);
-        Ok(found)
-    }
-
-    async fn found(&self, cx: &Cx, name: &str, kind: &str) -> Outcome<Object> {
-        let filters = [("name", &*format!("eq.{name}")), ("type", kind)];
-        let found = self.find(cx, "get", filters, false).await?;
-        found.into_iter().next().ok_or_else(|| Failure::not_found(format!("volume {name}")))
+        let body = json!({ "entity": entity, "entity_id": id });
+        let request = Request::post("pools", "metrics/generate").json(&body).reading();
+        let samples: Vec<Value> = self.api.json(cx, request).await?;
+        // In the order of their time.
+        let figure = |name: &str| samples.last()?.number(name).map(Bytes);
+        let last = figure("physical_total").zip(figure("physical_used"));
+        let (size, used) = last.ok_or_else(|| {
+            Failure::new(Class::Busy)
+                .fact("the array has no figures of its space yet")
+                .hint("it collects them every five minutes")
+        })?;
+        Ok(Pool { name: name.to_owned(), size, used })
     }
 }
 
-/// What a request that makes a volume of that name brings with it.
-fn made(id: String, name: &str, size: Bytes, metadata: &str) -> Volume {
-    let (name, metadata) = (name.to_owned(), Some(metadata.to_owned()));
-    Volume { id, name, size, metadata, ..Volume::default() }
+/// Whether it is not on its way out: its name may be taken still, but it serves nobody.
+fn is_there(object: &Value) -> bool {
+    object.text("state") != "Destroying"
 }
 
-/// The appliances of the cluster.
-pub(crate) async fn appliances(api: &Api, cx: &Cx) -> Outcome<Vec<Value>> {
-    api.few(cx, "appliances", "appliance", &[("select", "id,name,model,service_tag")]).await
+/// What a request that makes a volume brings with it.
+fn made(id: String, new: &New<'_>) -> Volume {
+    let (name, metadata) = (new.name.to_owned(), Some(new.metadata.to_owned()));
+    Volume { id, name, size: new.size, metadata, ..Volume::default() }
 }
 
-/// Whether a version begins with this number or a larger one.
-fn is_since(version: &str, major: u32) -> bool {
-    version
-        .split('.')
-        .next()
-        .and_then(|own| own.parse::<u32>().ok())
-        .is_some_and(|own| own >= major)
+/// Name and text of a volume to make.
+fn named(new: &New<'_>) -> Value {
+    json!({ "name": new.name, "description": text::encode(new.name, new.metadata) })
 }
 
-/// A request for what is below a volume, such as `/clone`.
-fn below(operation: &'static str, volume: &Volume, verb: &str) -> Request {
-    Request::post(operation, &path("volume")).segment(&volume.id).then(verb)
+/// A request about a volume, or about what is below it, such as `/clone`.
+fn of(request: fn(&'static str, &str) -> Request, operation: &'static str, id: &str) -> Request {
+    request(operation, "volume").segment(id)
 }
 
 impl Array for PowerStore {
@@ -160,92 +149,71 @@ impl Array for PowerStore {
     }
 
     async fn identity(&self, cx: &Cx) -> Outcome<Identity> {
-        let all = appliances(&self.api, cx).await?;
-        let own =
-            |one: &&Value| self.appliance.as_ref().is_none_or(|(id, _)| *id == member(one, "id"));
-        let own = all.iter().find(own).unwrap_or(&Value::Null);
-        let text = |name: &str| member(own, name).to_owned();
-        let (model, serial) = (text("model"), text("service_tag"));
+        let all = self.appliances(cx).await?;
+        let own = self.appliance.as_ref().or(all.first()).unwrap_or(&Value::Null);
+        let (model, serial) = (own.text("model").to_owned(), own.text("service_tag").to_owned());
         let (vendor, version) = ("DellEMC".to_owned(), self.version.clone());
         Ok(Identity { vendor, model, serial, version })
     }
 
     async fn pools(&self, cx: &Cx) -> Outcome<Vec<Pool>> {
-        let (entity, id, name) = match &self.appliance {
-            Some((id, name)) => ("space_metrics_by_appliance", id.as_str(), name.as_str()),
-            None => ("space_metrics_by_cluster", "0", "cluster"),
+        Ok(vec![self.space(cx, self.appliance.as_ref()).await?])
+    }
+
+    async fn places(&self, cx: &Cx) -> Outcome<Vec<Place>> {
+        let all = match &self.appliance {
+            Some(one) => vec![one.clone()],
+            None => self.appliances(cx).await?,
         };
-        let body = json!({ "entity": entity, "entity_id": id });
-        let request = Request::post("pools", &path("metrics/generate")).json(&body).reading();
-        let samples: Vec<Value> = self.api.rest.json(cx, request).await?;
-        // In the order of their time.
-        let figure = |name: &str| samples.last()?.get(name)?.as_u64();
-        let last = figure("physical_total").zip(figure("physical_used"));
-        let (size, used) = last.ok_or_else(|| {
-            Failure::new(Class::Busy)
-                .fact("the array has no figures of its space yet")
-                .hint("it collects them every five minutes")
-        })?;
-        Ok(vec![Pool { name: name.to_owned(), size: Bytes(size), used: Bytes(used) }])
+        let mut places = Vec::new();
+        for one in all {
+            let text = |name: &str| one.text(name).to_owned();
+            let more = vec![("appliance_name", text("name")), ("model", text("model"))];
+            places.push(Place { pool: self.space(cx, Some(&one)).await?, more });
+        }
+        Ok(places)
     }
 
     async fn create(&self, cx: &Cx, new: &New<'_>) -> Outcome<Volume> {
-        let mut body = json!({
-            "name": new.name,
-            "size": new.size.0,
-            "description": text::encode(new.name, new.metadata),
-        });
-        if let (Some((id, _)), Some(body)) = (&self.appliance, body.as_object_mut()) {
-            body.insert("appliance_id".to_owned(), json!(id));
+        let mut body = named(new);
+        body["size"] = json!(new.size.0);
+        if let Some(appliance) = &self.appliance {
+            body["appliance_id"] = json!(appliance.text("id"));
         }
-        let id = self.api.made(cx, Request::post("create", &path("volume")).json(&body)).await?;
-        Ok(made(id, new.name, new.size, new.metadata))
+        let id = self.made(cx, Request::post("create", "volume").json(&body)).await?;
+        Ok(made(id, new))
     }
 
     async fn get(&self, cx: &Cx, name: &str) -> Outcome<Volume> {
-        Ok(self.found(cx, name, "not.eq.Snapshot").await?.volume(None, None))
+        self.found(cx, name, "not.eq.Snapshot", None).await
     }
 
     async fn list(&self, cx: &Cx, prefix: &str) -> Outcome<Vec<Volume>> {
-        let filters = [("type", "not.eq.Snapshot"), ("name", &*format!("like.{prefix}*"))];
-        let found = self.find(cx, "list", filters, true).await?;
-        Ok(found.into_iter().map(|one| one.volume(None, None)).collect())
+        let request = self.look("list").query("type", "not.eq.Snapshot");
+        let all = self.all(cx, &request.query("name", &format!("like.{prefix}*"))).await?;
+        all.iter().filter(|one| is_there(one)).map(|one| self.volume(one, None)).collect()
     }
 
-    async fn resize(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        _: Bytes,
-        to: Bytes,
-    ) -> Outcome<Option<Bytes>> {
-        let request = Request::patch("resize", &path("volume")).segment(&volume.id);
-        self.api.just(cx, request.json(&json!({ "size": to.0 }))).await?;
+    async fn resize(&self, cx: &Cx, volume: &Volume, to: Bytes) -> Outcome<Option<Bytes>> {
+        let request = of(Request::patch, "resize", &volume.id).json(&json!({ "size": to.0 }));
+        self.api.just(cx, request).await?;
         Ok(Some(to))
     }
 
     async fn delete(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
-        let request = Request::delete("delete", &path("volume")).segment(&volume.id);
-        let deleted = self.api.just(cx, request).await;
+        let deleted = self.api.just(cx, of(Request::delete, "delete", &volume.id)).await;
         match &deleted {
             Err(failure) if failure.class != Class::NotFound => {}
             // Also if it is gone already: an earlier try may have ended between the two.
-            _ => qos::release(&self.api, cx, &volume.qos).await.map_err(Failure::partly)?,
+            _ => self.release_limits(cx, &volume.qos).await.map_err(Failure::partly)?,
         }
         deleted
     }
 
-    async fn snapshot(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        name: &str,
-        metadata: &str,
-    ) -> Outcome<Volume> {
-        let body = json!({ "name": name, "description": text::encode(name, metadata) });
-        let id = self.api.made(cx, below("snapshot", volume, "/snapshot").json(&body)).await?;
-        let snapshot_of = Some(volume.name.clone());
-        Ok(Volume { snapshot_of, ..made(id, name, volume.size, metadata) })
+    async fn snapshot(&self, cx: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<Volume> {
+        let request = of(Request::post, "snapshot", &volume.id).then("/snapshot");
+        let id = self.made(cx, request.json(&named(new))).await?;
+        Ok(Volume { snapshot_of: Some(volume.name.clone()), ..made(id, new) })
     }
 
     async fn prepare_group(&self, cx: &Cx, group: &Group<'_>) -> Outcome<()> {
@@ -261,24 +229,24 @@ impl Array for PowerStore {
     }
 
     async fn get_snapshot(&self, cx: &Cx, name: &str, of: Option<&Volume>) -> Outcome<Volume> {
-        let found = self.found(cx, name, SNAPSHOTS).await?;
-        Ok(found.volume(self.codec.as_ref(), of))
+        self.found(cx, name, SNAPSHOTS, of).await
     }
 
     async fn snapshots(&self, cx: &Cx, of: Option<&Volume>) -> Outcome<Vec<Volume>> {
-        let prefix = self.codec.as_ref().map(|codec| codec.prefix(Role::Snapshot));
-        let filter = match of {
-            Some(volume) => ("protection_data->>source_id", format!("eq.{}", volume.id)),
-            None => ("name", format!("like.{}*", prefix.unwrap_or_default())),
+        let mut request = self.look("snapshots").query("type", SNAPSHOTS);
+        request = if let Some(of) = of {
+            request.query("protection_data->>source_id", &format!("eq.{}", of.id))
+        } else {
+            let prefix = self.codec.map(|codec| codec.prefix(Role::Snapshot));
+            request.query("name", &format!("like.{}*", prefix.unwrap_or_default()))
         };
-        let filters = [("type", SNAPSHOTS), (filter.0, &*filter.1)];
-        let mut found = self.find(cx, "snapshots", filters, true).await?;
-        found.retain(Object::is_snapshot);
-        Ok(found.into_iter().map(|one| one.volume(self.codec.as_ref(), of)).collect())
+        let all = self.all(cx, &request).await?;
+        let ours = all.iter().filter(|one| is_there(one) && is_snapshot(one));
+        ours.map(|one| self.volume(one, of)).collect()
     }
 
     async fn delete_snapshot(&self, cx: &Cx, snapshot: &Volume) -> Outcome<()> {
-        let request = Request::delete("delete_snapshot", &path("volume")).segment(&snapshot.id);
+        let request = of(Request::delete, "delete_snapshot", &snapshot.id);
         match self.api.just(cx, request.clone()).await {
             // A clone that is in its group still, because its maker died.
             Err(failure) if failure.class == Class::Invalid && snapshot.origin.is_some() => {
@@ -297,57 +265,33 @@ impl Array for PowerStore {
             None => ("/restore", "from_snap_id"),
         };
         let body = json!({ from: snapshot.id, "create_backup_snap": false });
-        self.api.just(cx, below("restore", volume, verb).json(&body)).await
+        self.api.just(cx, of(Request::post, "restore", &volume.id).then(verb).json(&body)).await
     }
 
     async fn clone_of(&self, cx: &Cx, source: &Volume, new: &New<'_>) -> Outcome<Volume> {
-        let body = json!({
-            "name": new.name,
-            "description": text::encode(new.name, new.metadata),
-        });
-        let id = self.api.made(cx, below("clone", source, "/clone").json(&body)).await?;
-        Ok(made(id, new.name, new.size, new.metadata))
+        let request = of(Request::post, "clone", &source.id).then("/clone").json(&named(new));
+        Ok(made(self.made(cx, request).await?, new))
     }
 
     async fn describe(&self, cx: &Cx, volume: &Volume, metadata: &str) -> Outcome<()> {
-        let body: Value = json!({ "description": text::encode(&volume.name, metadata) });
-        let request = Request::patch("describe", &path("volume")).segment(&volume.id);
-        self.api.just(cx, request.json(&body)).await
+        let body = json!({ "description": text::encode(&volume.name, metadata) });
+        self.api.just(cx, of(Request::patch, "describe", &volume.id).json(&body)).await
     }
 
     fn qos_rule(&self) -> Option<QosRule> {
-        self.has_limits().then(qos::rule)
+        // The limits of volumes came with release 4.0.
+        self.is_since(4).then(rule)
     }
 
     async fn set_qos(&self, cx: &Cx, volume: &Volume, wanted: &Qos) -> Outcome<()> {
-        qos::set(&self.api, cx, volume, wanted).await
-    }
-
-    async fn grant(&self, cx: &Cx, to: &Initiator) -> Outcome<()> {
-        self.open_door(cx, to).await.map(drop)
-    }
-
-    async fn revoke(&self, cx: &Cx, from: &Initiator) -> Outcome<()> {
-        self.close_door(cx, from).await.or_absent().map(drop)
-    }
-
-    async fn map(&self, cx: &Cx, volume: &Volume, to: &Initiator) -> Outcome<Mapping> {
-        self.map_volume(cx, volume, to).await
-    }
-
-    async fn unmap(&self, cx: &Cx, volume: &Volume, from: &Initiator) -> Outcome<()> {
-        self.unmap_volume(cx, volume, from).await
-    }
-
-    async fn mappings(&self, cx: &Cx, volume: &Volume) -> Outcome<Vec<String>> {
-        self.mapped_to(cx, volume).await
+        self.limit(cx, volume, wanted).await
     }
 
     fn is_denied(&self) -> bool {
-        self.api.rest.is_denied()
+        self.api.is_denied()
     }
 
     async fn close(&self, cx: &Cx) {
-        self.api.rest.close(cx).await;
+        self.api.close(cx).await;
     }
 }

@@ -6,99 +6,73 @@
 
 use std::time::Duration;
 
-use array_kit::array::{Group, Volume};
-use array_kit::http::Request;
-use array_kit::ledger::{Ledger, Settle};
-use array_kit::names::Role;
-use array_kit::outcome::{Class, Failure, OrAbsent as _, Outcome};
-use array_kit::retry::wait;
+use array_kit::prelude::*;
 use array_kit::text::encode;
-use plugin_sdk::Cx;
-use serde_json::{Value, json};
 
-use crate::api::{Api, path};
 use crate::array::{NAMES, PowerStore};
-use crate::object::{list, text};
 
 /// What the clone of a group is called.
 fn copy_of(name: &str) -> String {
     format!("{name}-c")
 }
 
-/// A request for a group by its name.
-fn of_group(
-    request: fn(&'static str, &str) -> Request,
-    operation: &'static str,
-    name: &str,
-) -> Request {
-    request(operation, &path(&format!("volume_group/name:{name}")))
-}
-
-/// The members of a group; none if the array does not show it.
-async fn members(api: &Api, cx: &Cx, name: &str) -> Outcome<Option<Value>> {
-    let query = [("select", "volumes(id,name,protection_data)"), ("name", &*format!("eq.{name}"))];
-    let found: Vec<Value> = api.few(cx, "group_get", "volume_group", &query).await?;
-    Ok(found.into_iter().next())
-}
-
-/// Removes a group that may be gone.
-async fn remove(api: &Api, cx: &Cx, name: &str, with_members: bool) -> Outcome<()> {
-    let request = of_group(Request::delete, "group_delete", name);
-    let request = request.json(&json!({ "delete_members": with_members }));
-    api.just(cx, request).await.or_absent().map(drop)
-}
-
 impl PowerStore {
+    /// A group with its members; none if the array does not show it.
+    async fn group(&self, cx: &Cx, name: &str) -> Outcome<Option<Value>> {
+        let request = Request::get("group_get", "volume_group")
+            .query("select", "volumes(id,name,protection_data)")
+            .query("name", &format!("eq.{name}"));
+        self.first(cx, request).await
+    }
+
+    /// Removes a group that may be gone.
+    async fn remove_group(&self, cx: &Cx, name: &str, with_members: bool) -> Outcome<()> {
+        let request = Request::delete("group_delete", &format!("volume_group/name:{name}"));
+        let request = request.json(&json!({ "delete_members": with_members }));
+        self.api.just(cx, request).await.or_absent().map(drop)
+    }
+
     /// Makes the group, whose name is ours alone.
     pub(crate) async fn prepare(&self, cx: &Cx, group: &Group<'_>) -> Outcome<()> {
         let ids: Vec<&str> = group.parts.iter().map(|part| part.volume.id.as_str()).collect();
         let body = json!({
             "name": group.name, "volume_ids": ids, "is_write_order_consistent": true,
         });
-        let request = Request::post("group_create", &path("volume_group")).json(&body);
-        match self.api.just(cx, request).await {
-            Err(failure) if failure.class == Class::AlreadyExists => Ok(()),
-            other => other,
-        }
+        let request = Request::post("group_create", "volume_group").json(&body);
+        self.api.just(cx, request).await.or_there().map(drop)
     }
 
     /// Clones the group, and names the clones.
     pub(crate) async fn catch(&self, cx: &Cx, group: &Group<'_>) -> Outcome<Vec<Volume>> {
         let copy = copy_of(group.name);
-        let request = of_group(Request::post, "group_clone", group.name).then("/clone");
-        match self.api.just(cx, request.json(&json!({ "name": copy }))).await {
-            // By an earlier request, whose answer was lost.
-            Err(failure) if failure.class == Class::AlreadyExists => {}
-            other => other?,
-        }
+        let path = format!("volume_group/name:{}/clone", group.name);
+        let request = Request::post("group_clone", &path).json(&json!({ "name": copy }));
+        // There already: by an earlier request, whose answer was lost.
+        self.api.just(cx, request).await.or_there()?;
         self.name_all(cx, group, &copy).await.map_err(Failure::partly)
     }
 
     async fn name_all(&self, cx: &Cx, group: &Group<'_>, copy: &str) -> Outcome<Vec<Volume>> {
-        let look = |cx: Cx| async move { members(&self.api, &cx, copy).await };
+        let look = |cx: Cx| async move { self.group(&cx, copy).await };
         let found = Ledger::new(cx, Settle::default()).appears(look).await?.unwrap_or_default();
         let mut made = Vec::new();
-        for part in group.parts {
-            let of = |one: &&Value| {
-                let data = one.get("protection_data").unwrap_or(&Value::Null);
-                text(data, "source_id") == part.volume.id
-            };
-            let one = list(&found, "volumes").iter().find(of).ok_or_else(|| {
-                let fact = format!("the array does not show the clone of {}", part.volume.name);
+        for Part { volume, name, metadata } in group.parts {
+            let of = |one: &&Value| one.text("protection_data.source_id") == volume.id;
+            let one = found.list("volumes").iter().find(of).ok_or_else(|| {
+                let fact = format!("the array does not show the clone of {}", volume.name);
                 Failure::new(Class::Unknown).fact(fact)
             })?;
-            let id = text(one, "id").to_owned();
-            let description = encode(&part.name, &part.metadata);
-            let body = json!({ "name": part.name, "description": description });
-            let request = Request::patch("group_name", &path("volume")).segment(&id).json(&body);
+            let id = one.need("id")?.to_owned();
+            let body = json!({ "name": name, "description": encode(name, metadata) });
+            let request = Request::patch("group_name", "volume").segment(&id).json(&body);
             self.api.just(cx, request).await?;
             made.push(Volume {
                 id,
-                name: part.name.clone(),
-                size: part.volume.size,
-                snapshot_of: Some(part.volume.name.clone()),
-                origin: Some(part.volume.id.clone()),
-                metadata: Some(part.metadata.clone()),
+                name: name.clone(),
+                size: volume.size,
+                snapshot_of: Some(volume.name.clone()),
+                origin: Some(volume.id.clone()),
+                metadata: Some(metadata.clone()),
                 ..Volume::default()
             });
         }
@@ -112,27 +86,27 @@ impl PowerStore {
         let mut whole = self.named.lock().await.take().is_some_and(|name| name == group.name);
         if !whole {
             // Reads must not be from before a name was given: the clone would be removed.
-            if members(&self.api, cx, &copy).await?.is_some() {
+            if self.group(cx, &copy).await?.is_some() {
                 wait(cx, Settle::default().stale + Duration::from_millis(100)).await?;
             }
-            let found = members(&self.api, cx, &copy).await?.unwrap_or_default();
-            let named = |one: &Value| {
-                NAMES.parse(text(one, "name")).is_some_and(|named| named.role == Role::Snapshot)
-            };
-            whole = list(&found, "volumes").iter().all(named);
+            let found = self.group(cx, &copy).await?.unwrap_or_default();
+            let named = |one: &Value| NAMES.is(one.text("name"), Role::Snapshot);
+            whole = found.list("volumes").iter().all(named);
         }
-        remove(&self.api, cx, &copy, !whole).await?;
-        remove(&self.api, cx, group.name, false).await
+        self.remove_group(cx, &copy, !whole).await?;
+        self.remove_group(cx, group.name, false).await
     }
 
     /// Takes a clone out of the group that it came into being in.
     pub(crate) async fn leave_group(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
-        let query = [("select", "volume_groups(id)"), ("id", &*format!("eq.{}", volume.id))];
-        let found: Vec<Value> = self.api.few(cx, "group_of", "volume", &query).await?;
-        for group in found.iter().flat_map(|one| list(one, "volume_groups")) {
-            let request = Request::post("group_leave", &path("volume_group"));
-            let request = request.segment(text(group, "id")).then("/remove_members");
-            self.api.just(cx, request.json(&json!({ "volume_ids": [volume.id] }))).await?;
+        let request = Request::get("group_of", "volume")
+            .query("select", "volume_groups(id)")
+            .query("id", &format!("eq.{}", volume.id));
+        let found = self.first(cx, request).await?.unwrap_or_default();
+        for group in found.list("volume_groups") {
+            let request = Request::post("group_leave", "volume_group").segment(group.need("id")?);
+            let body = json!({ "volume_ids": [volume.id] });
+            self.api.just(cx, request.then("/remove_members").json(&body)).await?;
         }
         Ok(())
     }

@@ -28,24 +28,15 @@ mod array;
 mod group;
 mod host;
 mod object;
-mod probe;
 mod qos;
 
-use array_kit::array_manifest;
-use array_kit::config::{Address, trust};
-use array_kit::driver::{Offload, Product};
-use array_kit::http::Trust;
-use array_kit::iscsi::IscsiHost;
-use plugin_sdk::config::RawConfig;
-use plugin_sdk::model::manifest::feature;
-use plugin_sdk::model::sr::SrProbed;
-use plugin_sdk::{Cx, Feature, Manifest, Result, Secret};
+use array_kit::prelude::*;
 
-use api::Api;
+use api::Web;
 
 pub use array::{NAMES, PowerStore};
 
-plugin_sdk::device_config! {
+device_config! {
     /// Which array.
     pub struct Config {
         /// Address of the cluster's management: host, host:port or URL; https unless it says http.
@@ -69,16 +60,6 @@ plugin_sdk::device_config! {
 #[derive(Debug)]
 pub struct PowerStoreProduct;
 
-impl PowerStoreProduct {
-    /// Connects to the array that a configuration names.
-    pub async fn array(config: Config, cx: &Cx) -> Result<PowerStore> {
-        let Config { target, username, password, appliance, ca, fingerprint, .. } = config;
-        let trust: Trust = trust(ca, fingerprint)?;
-        let api = Api::open(cx, target.url(), &trust, username, password).await?;
-        PowerStore::new(cx, api, appliance).await
-    }
-}
-
 impl Product for PowerStoreProduct {
     type Config = Config;
     type Array = PowerStore;
@@ -88,31 +69,23 @@ impl Product for PowerStoreProduct {
         qos,
         name: "powerstore",
         title: "Dell PowerStore: volumes, snapshots and clones made by the array",
-        features: &[
-            Feature::new(feature::RAW),
-            Feature::new(feature::THIN),
-            Feature::new(feature::OFFLOAD),
-            Feature::new(feature::LIVE_SNAPSHOT),
-            Feature::new(feature::GROUP_SNAPSHOT),
-            Feature::new(feature::LIVE_RESIZE),
-            Feature::new(feature::QOS_OPERATIONS),
-            Feature::new(feature::QOS_BYTES),
-        ],
+        features: [RAW, THIN, OFFLOAD, LIVE_SNAPSHOT, GROUP_SNAPSHOT, LIVE_RESIZE, QOS_OPERATIONS,
+            QOS_BYTES],
         needs_root: true,
     };
+    const POOL_KEY: Option<&'static str> = Some("appliance");
 
     fn pool(config: &Config) -> Option<String> {
         config.appliance.clone()
     }
 
     async fn open(config: Config, cx: &Cx) -> Result<(PowerStore, IscsiHost)> {
-        let here = IscsiHost::new(config.initiator.clone());
-        Ok((Self::array(config, cx).await?, here))
-    }
-
-    async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
-        probe::probe(&config, cx).await
+        let Config { target, username: user, password, appliance, .. } = config;
+        let trust = trust(config.ca, config.fingerprint)?;
+        let web = Web { user, password: password.clone() };
+        let api = Rest::open(cx, target.url(), &trust, &password, web).await?;
+        Ok((PowerStore::new(cx, api, appliance).await?, IscsiHost::new(config.initiator)))
     }
 }
 
-plugin_sdk::export_driver!(Offload<PowerStoreProduct>);
+export_driver!(Offload<PowerStoreProduct>);

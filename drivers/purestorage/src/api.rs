@@ -2,22 +2,16 @@
 
 use std::sync::OnceLock;
 
-use array_kit::classify::{Fault, Row, Table};
-use array_kit::http::{Client, Limits, Reply, Request, Trust};
-use array_kit::outcome::{Class, Failure, Outcome};
 use array_kit::pages::{self, Cursor, Page};
-use array_kit::recorder::{Recorder, Redactor};
-use array_kit::rest::{Door, Rest, Vendor};
-use array_kit::retry::Pace;
-use plugin_sdk::{Cx, Result, Secret};
+use array_kit::prelude::*;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+
+use crate::array::PureStorage;
 
 /// The second numbers of the versions that are spoken: those whose documents were read.
 const VERSIONS: [u32; 2] = [26, 2];
 /// From this one on snapshots have tags.
-pub(crate) const SNAPSHOT_TAGS: u32 = 26;
+const SNAPSHOT_TAGS: u32 = 26;
 
 /// Limits of requests and of bytes in a second (`_qos_iops_limit_type`, `_qos_bw_limit_type`).
 pub(crate) const OPERATIONS: (u64, u64) = (100, 100_000_000);
@@ -32,6 +26,17 @@ pub(crate) struct Purity {
     version: OnceLock<u32>,
 }
 
+impl Purity {
+    pub(crate) fn new(token: Secret) -> Self {
+        Self { token, version: OnceLock::new() }
+    }
+
+    /// The second number of the version that is spoken.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.get().copied().unwrap_or(VERSIONS[1])
+    }
+}
+
 impl Vendor for Purity {
     type Token = Secret;
 
@@ -39,25 +44,23 @@ impl Vendor for Purity {
     const TABLE: Table = Table::new(&[
         // Status 500, and nothing was done.
         Row::exactly("Server is busy").is(Class::Busy),
-        Row::text("does not exist").on("unmap").done(),
-        Row::text("is not connected").on("unmap").done(),
+        Row::texts(&["does not exist", "is not connected"]).on("unmap").done(),
         // SafeMode: what is destroyed goes after the array's delay.
         Row::text("eradication is disabled").on("eradicate").done(),
-        Row::text("already exists").is(Class::AlreadyExists),
-        Row::text("already belongs to").is(Class::AlreadyExists),
-        Row::text("already includes").is(Class::AlreadyExists),
-        Row::text("already in use").is(Class::AlreadyExists),
-        Row::text("has been destroyed").is(Class::NotFound),
-        Row::text("does not exist").is(Class::NotFound),
+        Row::texts(&["already exists", "already belongs to", "already includes", "already in use"])
+            .is(Class::AlreadyExists),
+        Row::texts(&["has been destroyed", "does not exist", "could not be found"])
+            .is(Class::NotFound),
         Row::text("no such volume or snapshot").is(Class::NotFound),
-        Row::text("could not be found").is(Class::NotFound),
         Row::text("existing connections").is(Class::InUse),
-        Row::text("limit reached").is(Class::LimitReached),
-        Row::text("truncation").is(Class::LimitReached),
-        Row::text("insufficient capacity").is(Class::NoSpace),
-        Row::text("no space").is(Class::NoSpace),
+        Row::texts(&["limit reached", "truncation"]).is(Class::LimitReached),
+        Row::texts(&["insufficient capacity", "no space"]).is(Class::NoSpace),
         Row::of_status(400).on("login").is(Class::Denied),
     ]);
+
+    fn root(&self) -> String {
+        format!("/api/2.{}/", self.version())
+    }
 
     /// The management collapses under many connections; ten are kept.
     fn pace(&self) -> Pace {
@@ -69,20 +72,18 @@ impl Vendor for Purity {
             return None;
         }
         let body: Value = reply.json().unwrap_or_default();
-        let message = body.pointer("/errors/0/message").and_then(Value::as_str).unwrap_or("");
-        Some(Fault { message: message.to_owned(), ..Fault::default() })
+        let message = body.texts("errors", "message").into_iter().next().unwrap_or_default();
+        Some(Fault { message, ..Fault::default() })
     }
 
     async fn login(&self, door: &Door<'_, Self>) -> Outcome<Secret> {
-        let version = if let Some(version) = self.version.get() {
-            *version
-        } else {
+        if self.version.get().is_none() {
             let reply = door.send(Request::get("versions", "/api/api_version")).await?;
-            let best = best(&reply.json::<Versions>()?.version)?;
-            *self.version.get_or_init(|| best)
-        };
+            let best = best(&reply.json::<Value>()?.texts("version", ""))?;
+            self.version.get_or_init(|| best);
+        }
         // A second login ends nothing.
-        let request = Request::post("login", &format!("/api/2.{version}/login")).reading();
+        let request = Request::post("login", "login").reading();
         let reply = door.send(request.header("api-token", self.token.clone())).await?;
         let token = reply.header("x-auth-token").map(Secret::from);
         token.ok_or_else(|| {
@@ -100,14 +101,8 @@ impl Vendor for Purity {
     }
 
     fn logout(&self, _: &Secret) -> Option<Request> {
-        let version = self.version.get()?;
-        Some(Request::post("logout", &format!("/api/2.{version}/logout")))
+        Some(Request::post("logout", "logout"))
     }
-}
-
-#[derive(Deserialize)]
-struct Versions {
-    version: Vec<String>,
 }
 
 /// The highest version that both have.
@@ -125,64 +120,27 @@ fn best(known: &[String]) -> Outcome<u32> {
 
 /// What an answer holds. A listing that has no list is none.
 #[derive(Deserialize)]
-struct Items<T> {
-    #[serde(rename = "items")]
-    found: Vec<T>,
+struct Listing {
+    items: Vec<Value>,
     continuation_token: Option<String>,
     more_items_remaining: Option<bool>,
     total_item_count: Option<u64>,
 }
 
-/// The API.
-pub(crate) struct Api {
-    rest: Rest<Purity>,
-    version: u32,
-}
-
-impl Api {
-    /// Finds out the version and logs in.
-    pub(crate) async fn open(cx: &Cx, base: &str, trust: &Trust, token: Secret) -> Result<Self> {
-        let redactor = Redactor::default();
-        redactor.learn(&token);
-        let client = Client::new(base, trust, Limits::default(), Recorder::new(redactor))?;
-        let rest = Rest::new(Purity { token, version: OnceLock::new() }, client);
-        rest.connect(cx).await?;
-        let version = rest.vendor().version.get().copied().unwrap_or(VERSIONS[1]);
-        Ok(Self { rest, version })
-    }
-
-    /// The second number of the version that is spoken.
-    pub(crate) fn version(&self) -> u32 {
-        self.version
-    }
-
-    /// The path of what the API calls so.
-    pub(crate) fn path(&self, what: &str) -> String {
-        format!("/api/2.{}/{what}", self.version)
-    }
-
-    /// Sends what has no answer that matters, as long as it is the array's.
-    pub(crate) async fn just(&self, cx: &Cx, request: Request) -> Outcome<()> {
-        let reply = self.rest.send(cx, request).await?;
-        if reply.is_success() && !reply.body().is_empty() {
-            reply.json::<Value>().map_err(|failure| failure.reclassed(Class::Unknown))?;
-        }
-        Ok(())
+impl PureStorage {
+    /// Whether the array keeps tags with snapshots.
+    pub(crate) fn tags_snapshots(&self) -> bool {
+        self.api.vendor().version() >= SNAPSHOT_TAGS
     }
 
     /// Sends what answers one object.
-    pub(crate) async fn one<T: DeserializeOwned>(&self, cx: &Cx, request: Request) -> Outcome<T> {
-        let reply: Items<T> = self.rest.json(cx, request).await?;
-        reply.found.into_iter().next().ok_or_else(|| Failure::not_found("the object"))
+    pub(crate) async fn one(&self, cx: &Cx, request: Request) -> Outcome<Value> {
+        let reply: Listing = self.api.json(cx, request).await?;
+        reply.items.into_iter().next().ok_or_else(|| Failure::not_found("the object"))
     }
 
     /// All objects of a listing.
-    pub(crate) async fn list<T: DeserializeOwned + Send>(
-        &self,
-        cx: &Cx,
-        what: &str,
-        request: Request,
-    ) -> Outcome<Vec<T>> {
+    pub(crate) async fn all(&self, cx: &Cx, request: Request) -> Outcome<Vec<Value>> {
         let request = &request.query("limit", PAGE);
         let fetch = |at: Cursor| async move {
             let request = match &at {
@@ -191,20 +149,12 @@ impl Api {
                 // The tags of 2.2 have no tokens.
                 Cursor::Offset(from) => request.clone().query("offset", &from.to_string()),
             };
-            let page: Items<T> = self.rest.json(cx, request).await?;
-            let (count, more) = (page.found.len(), page.more_items_remaining);
+            let page: Listing = self.api.json(cx, request).await?;
+            let (count, more) = (page.items.len(), page.more_items_remaining);
             let next = at.after(count, more, page.continuation_token);
-            Ok(Page { items: page.found, next, total: page.total_item_count })
+            Ok(Page { items: page.items, next, total: page.total_item_count })
         };
-        pages::all(what, Cursor::Begin, fetch).await
-    }
-
-    pub(crate) fn is_denied(&self) -> bool {
-        self.rest.is_denied()
-    }
-
-    pub(crate) async fn close(&self, cx: &Cx) {
-        self.rest.close(cx).await;
+        pages::all("objects", Cursor::Begin, fetch).await
     }
 }
 

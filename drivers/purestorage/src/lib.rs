@@ -29,24 +29,17 @@
 
 mod api;
 mod array;
+mod group;
 mod host;
-mod object;
-mod probe;
+mod tags;
 
-use array_kit::array_manifest;
-use array_kit::config::{Address, trust};
-use array_kit::driver::{Offload, Product};
-use array_kit::iscsi::IscsiHost;
-use plugin_sdk::config::RawConfig;
-use plugin_sdk::model::manifest::feature;
-use plugin_sdk::model::sr::SrProbed;
-use plugin_sdk::{Cx, Feature, Manifest, Result, Secret};
+use array_kit::prelude::*;
 
-use api::Api;
+use api::{BYTES, OPERATIONS, Purity};
 
 pub use array::{NAMES, PureStorage};
 
-plugin_sdk::device_config! {
+device_config! {
     /// Which array.
     pub struct Config {
         /// Address of the array's management: host, host:port or URL; https unless it says http.
@@ -79,16 +72,8 @@ impl Product for PureStorageProduct {
         qos,
         name: "purestorage",
         title: "Pure Storage FlashArray: volumes, snapshots and copies made by the array",
-        features: &[
-            Feature::new(feature::RAW),
-            Feature::new(feature::THIN),
-            Feature::new(feature::OFFLOAD),
-            Feature::new(feature::LIVE_SNAPSHOT),
-            Feature::new(feature::LIVE_RESIZE),
-            Feature::new(feature::GROUP_SNAPSHOT),
-            Feature::limit(feature::QOS_OPERATIONS, api::OPERATIONS.1, "REST 2.26"),
-            Feature::limit(feature::QOS_BYTES, api::BYTES.1, "REST 2.26"),
-        ],
+        features: [RAW, THIN, OFFLOAD, LIVE_SNAPSHOT, LIVE_RESIZE, GROUP_SNAPSHOT,
+            QOS_OPERATIONS(OPERATIONS.1, "REST 2.26"), QOS_BYTES(BYTES.1, "REST 2.26")],
         needs_root: true,
     };
 
@@ -98,14 +83,10 @@ impl Product for PureStorageProduct {
 
     async fn open(config: Config, cx: &Cx) -> Result<(PureStorage, IscsiHost)> {
         let trust = trust(config.ca, config.fingerprint)?;
-        let api = Api::open(cx, config.target.url(), &trust, config.api_token).await?;
-        let here = IscsiHost::new(config.initiator);
-        Ok((PureStorage::new(api, config.eradicate)?, here))
-    }
-
-    async fn probe(config: RawConfig, cx: &Cx) -> Result<SrProbed> {
-        probe::probe(&config, cx).await
+        let (base, token) = (config.target.url(), config.api_token);
+        let api = Rest::open(cx, base, &trust, &token, Purity::new(token.clone())).await?;
+        Ok((PureStorage::new(api, config.eradicate)?, IscsiHost::new(config.initiator)))
     }
 }
 
-plugin_sdk::export_driver!(Offload<PureStorageProduct>);
+export_driver!(Offload<PureStorageProduct>);

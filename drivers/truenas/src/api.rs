@@ -129,10 +129,16 @@ impl Call {
         Self::new(rest, operation, format!("{namespace}.create"), vec![body])
     }
 
-    pub(crate) fn update(operation: &'static str, namespace: &str, id: &str, body: Value) -> Self {
+    pub(crate) fn update(
+        operation: &'static str,
+        namespace: &str,
+        id: &Value,
+        body: Value,
+    ) -> Self {
+        let text = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
         let rest = Request::put(operation, &format!("{}/id", path(namespace)));
-        let rest = rest.segment(id).json(&body);
-        Self::new(rest, operation, format!("{namespace}.update"), vec![json!(id), body])
+        let rest = rest.segment(&text).json(&body);
+        Self::new(rest, operation, format!("{namespace}.update"), vec![id.clone(), body])
     }
 
     /// `body` is what REST takes, `more` are the parameters after the id.

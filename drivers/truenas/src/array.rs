@@ -2,7 +2,7 @@
 
 use array_kit::array::{
     Array, Capabilities, CloneKind, DeleteKind, Group, GroupNaming, Identity, Initiator,
-    LunAddressing, Mapping, MetadataPlace, New, Pool, SnapshotScope, Volume,
+    LunAddressing, Mapping, Masking, MetadataPlace, New, Pool, SnapshotScope, Volume,
 };
 use array_kit::ledger::ResizeKind;
 use array_kit::names::{Codec, NameRule, Role};
@@ -170,14 +170,8 @@ impl Array for TrueNas {
         Ok(ours.map(Dataset::volume).collect())
     }
 
-    async fn resize(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        _: Bytes,
-        to: Bytes,
-    ) -> Outcome<Option<Bytes>> {
-        let call = Call::update("resize", DATASET, &volume.id, json!({ "volsize": to.0 }));
+    async fn resize(&self, cx: &Cx, volume: &Volume, to: Bytes) -> Outcome<Option<Bytes>> {
+        let call = Call::update("resize", DATASET, &json!(volume.id), json!({ "volsize": to.0 }));
         let size = self.api.run::<Dataset>(cx, &call).await?.volume().size;
         // Not all versions answer with what they made of it.
         Ok(Some(if size.0 == 0 { to } else { size }))
@@ -193,13 +187,8 @@ impl Array for TrueNas {
         self.api.just(cx, &Call::delete("delete", DATASET, &id, &options, more)).await
     }
 
-    async fn snapshot(
-        &self,
-        cx: &Cx,
-        volume: &Volume,
-        name: &str,
-        metadata: &str,
-    ) -> Outcome<Volume> {
+    async fn snapshot(&self, cx: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<Volume> {
+        let (name, metadata) = (new.name, new.metadata);
         let mut body = json!({ "dataset": volume.id, "name": name, "recursive": false });
         if let Some(body) = body.as_object_mut()
             && !metadata.is_empty()
@@ -330,9 +319,19 @@ impl Array for TrueNas {
         let namespace = if volume.snapshot_of.is_some() { SNAPSHOT } else { DATASET };
         let property = json!({ "key": PROPERTY, "value": metadata });
         let body = json!({ "user_properties_update": [property] });
-        self.api.just(cx, &Call::update("describe", namespace, &volume.id, body)).await
+        self.api.just(cx, &Call::update("describe", namespace, &json!(volume.id), body)).await
     }
 
+    fn is_denied(&self) -> bool {
+        self.api.is_denied()
+    }
+
+    async fn close(&self, cx: &Cx) {
+        self.api.close(cx).await;
+    }
+}
+
+impl Masking for TrueNas {
     async fn grant(&self, cx: &Cx, to: &Initiator) -> Outcome<()> {
         self.open_door(cx, to).await.map(drop)
     }
@@ -351,13 +350,5 @@ impl Array for TrueNas {
 
     async fn mappings(&self, cx: &Cx, volume: &Volume) -> Outcome<Vec<String>> {
         self.mapped_to(cx, volume).await
-    }
-
-    fn is_denied(&self) -> bool {
-        self.api.is_denied()
-    }
-
-    async fn close(&self, cx: &Cx) {
-        self.api.close(cx).await;
     }
 }

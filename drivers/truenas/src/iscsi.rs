@@ -196,7 +196,9 @@ impl TrueNas {
         let call = Call::create("extent_create", EXTENT, body);
         let extent: Extent = match self.api.run(cx, &call).await {
             Err(failure) if failure.class == Class::AlreadyExists => {
-                self.find_extent(cx, volume).await?.ok_or(failure)?
+                let found = self.find_extent(cx, volume).await?.ok_or(failure)?;
+                self.serve_extent(cx, &found, true).await?;
+                found
             }
             other => other?,
         };
@@ -258,7 +260,19 @@ impl TrueNas {
         if others > 0 {
             return Ok(());
         }
-        self.remove_extent(cx, extent.id).await
+        self.serve_extent(cx, &extent, false).await.or_absent().map(drop)
+    }
+
+    /// Has the array serve an extent, or not. It stays, because the volume's NAA is the extent's, and
+    /// nobody can say which one a new extent gets; and one that is not served costs the array no
+    /// device, no thread and no open volume (`docs/decisions/0015-one-naa-for-a-volume.md`).
+    async fn serve_extent(&self, cx: &Cx, extent: &Extent, on: bool) -> Outcome<()> {
+        if extent.enabled == on {
+            return Ok(());
+        }
+        let body = json!({ "enabled": on });
+        let call = Call::update("extent_serve", EXTENT, &json!(extent.id), body);
+        self.api.just(cx, &call).await
     }
 
     async fn remove_extent(&self, cx: &Cx, extent: u64) -> Outcome<()> {
@@ -268,8 +282,7 @@ impl TrueNas {
         self.api.just(cx, &call).await.or_absent().map(drop)
     }
 
-    /// Removes the extent of a volume that a mapping left half-made. [`Class::InUse`] if the volume
-    /// is mapped.
+    /// Removes the extent of a volume that is to go. [`Class::InUse`] if the volume is mapped.
     pub(crate) async fn remove_idle_extent(&self, cx: &Cx, volume: &Volume) -> Outcome<()> {
         let Some(extent) = self.find_extent(cx, volume).await? else { return Ok(()) };
         if !self.associations(cx, extent.id).await?.is_empty() {

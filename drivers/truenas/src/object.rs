@@ -180,6 +180,13 @@ pub(crate) struct Extent {
     pub(crate) disk: Option<String>,
     #[serde(default)]
     pub(crate) naa: String,
+    /// Whether the array serves it.
+    #[serde(default = "yes")]
+    pub(crate) enabled: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The number of an extent in a target.

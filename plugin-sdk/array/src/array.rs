@@ -11,9 +11,10 @@ use plugin_sdk::model::vdi::Qos;
 use plugin_sdk::model::{Bytes, SrUuid};
 use plugin_sdk::{Cx, Secret};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::ledger::ResizeKind;
-use crate::names::NameRule;
+use crate::names::{NameRule, Role};
 use crate::outcome::{Class, Failure, Outcome};
 use crate::qos::QosRule;
 use crate::size::SizeRule;
@@ -48,6 +49,33 @@ pub struct Capabilities {
     pub lun: LunAddressing,
     /// Where metadata lies.
     pub metadata: MetadataPlace,
+}
+
+impl Capabilities {
+    /// What arrays with an API over HTTP mostly have in common: unique names, sizes as such, snapshots
+    /// and clones that stand by themselves, instants of several volumes. A vendor says what differs.
+    pub const fn usual(
+        names: NameRule,
+        size: SizeRule,
+        lun: LunAddressing,
+        metadata: MetadataPlace,
+    ) -> Self {
+        Self {
+            names,
+            unique_names: true,
+            size,
+            resize: ResizeKind::Absolute,
+            clone: CloneKind::Independent,
+            snapshots: SnapshotScope::Volume,
+            max_snapshots: None,
+            group_snapshots: true,
+            delete: DeleteKind::Immediate,
+            delete_takes_snapshots: false,
+            restore_drops_newer: false,
+            lun,
+            metadata,
+        }
+    }
 }
 
 /// What a clone shares with its source.
@@ -190,6 +218,21 @@ pub struct Pool {
     pub used: Bytes,
 }
 
+/// A place for a new SR, as a probe shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Where its volumes lie.
+    pub pool: Pool,
+    /// What else tells it from others, for people.
+    pub more: Vec<(&'static str, String)>,
+}
+
+impl From<Pool> for Place {
+    fn from(pool: Pool) -> Self {
+        Self { pool, more: Vec::new() }
+    }
+}
+
 /// A volume or a snapshot, as the array describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -222,14 +265,14 @@ pub struct Volume {
     pub trouble: Option<String>,
 }
 
-/// A volume to make.
+/// A volume or snapshot to make.
 #[derive(Clone, Debug)]
 pub struct New<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its size; of a clone that of its source.
+    /// Its size; of a clone or snapshot that of its source.
     pub size: Bytes,
-    /// The pool of the device configuration.
+    /// The pool of the device configuration; none for a snapshot.
     pub pool: Option<&'a str>,
     /// Its metadata, for [`MetadataPlace::AtCreate`].
     pub metadata: &'a str,
@@ -244,6 +287,14 @@ pub struct Initiator {
     pub iqn: String,
     /// CHAP user and secret, where they are used.
     pub chap: Option<(String, Secret)>,
+}
+
+impl Initiator {
+    /// A number that follows from the qualified name, for the name of its entry on an array.
+    pub fn tag(&self) -> u64 {
+        let digest = Sha256::digest(self.iqn.to_ascii_lowercase().as_bytes());
+        digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
 }
 
 /// Where a mapped volume is found.
@@ -266,14 +317,29 @@ pub struct Target {
     pub iqn: String,
 }
 
+impl Target {
+    /// At a port of an address, which may be one of IPv6.
+    pub fn at(address: &str, port: u16, iqn: &str) -> Self {
+        let portal = if address.contains(':') {
+            format!("[{address}]:{port}")
+        } else {
+            format!("{address}:{port}")
+        };
+        Self { portal, iqn: iqn.to_owned() }
+    }
+}
+
+/// The texts of volumes and snapshots, by [`Volume::id`].
+pub type Texts = BTreeMap<String, String>;
+
 /// An array, logged in at need.
 ///
 /// Rules: a primitive does not retry a change whose answer was lost, and does not compare: the
 /// [ledger](crate::ledger) does. An object that is not there is [`Class::NotFound`]. What asks for
-/// something that holds already is success in [`map`](Self::map), [`unmap`](Self::unmap),
-/// [`grant`](Self::grant), [`revoke`](Self::revoke), [`describe`](Self::describe). A listing is
+/// something that holds already is success in [`map`](Masking::map), [`unmap`](Masking::unmap),
+/// [`grant`](Masking::grant), [`revoke`](Masking::revoke), [`describe`](Self::describe). A listing is
 /// whole or fails. A removed volume that the array keeps for a while is not there.
-pub trait Array: Send + Sync + 'static {
+pub trait Array: Masking {
     /// What it can do. Known before the first request.
     fn capabilities(&self) -> &Capabilities;
 
@@ -295,6 +361,22 @@ pub trait Array: Send + Sync + 'static {
     /// The pools.
     fn pools(&self, cx: &Cx) -> impl Future<Output = Outcome<Vec<Pool>>> + Send;
 
+    /// The places for a new SR: all of them, unless one is configured.
+    fn places(&self, cx: &Cx) -> impl Future<Output = Outcome<Vec<Place>>> + Send {
+        async move { Ok(self.pools(cx).await?.into_iter().map(Place::from).collect()) }
+    }
+
+    /// The records of all SRs, each with its pool if the configuration has to name it.
+    fn records(
+        &self,
+        cx: &Cx,
+    ) -> impl Future<Output = Outcome<Vec<(Option<String>, Volume)>>> + Send {
+        async move {
+            let all = self.list(cx, &self.capabilities().names.prefix(Role::Record)).await?;
+            Ok(all.into_iter().map(|record| (None, record)).collect())
+        }
+    }
+
     /// Makes a thin volume. [`Class::AlreadyExists`] if the name is taken.
     fn create(&self, cx: &Cx, new: &New<'_>) -> impl Future<Output = Outcome<Volume>> + Send;
 
@@ -305,13 +387,12 @@ pub trait Array: Send + Sync + 'static {
     /// arrays that can ask for it.
     fn list(&self, cx: &Cx, prefix: &str) -> impl Future<Output = Outcome<Vec<Volume>>> + Send;
 
-    /// Makes a volume larger, from a size to another one, and answers the size that it got if the
-    /// array says it.
+    /// Makes a volume larger, from [its size](Volume::size) to another one, and answers the size that it
+    /// got if the array says it.
     fn resize(
         &self,
         cx: &Cx,
         volume: &Volume,
-        from: Bytes,
         to: Bytes,
     ) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
 
@@ -324,8 +405,7 @@ pub trait Array: Send + Sync + 'static {
         &self,
         cx: &Cx,
         volume: &Volume,
-        name: &str,
-        metadata: &str,
+        new: &New<'_>,
     ) -> impl Future<Output = Outcome<Volume>> + Send;
 
     /// Takes a snapshot under a name that the array chooses, and answers that.
@@ -469,11 +549,26 @@ pub trait Array: Send + Sync + 'static {
         &self,
         cx: &Cx,
         of: Option<&Volume>,
-    ) -> impl Future<Output = Outcome<BTreeMap<String, String>>> + Send {
+    ) -> impl Future<Output = Outcome<Texts>> + Send {
         let _ = (cx, of);
         unsupported("texts apart from volumes")
     }
 
+    /// Whether our credentials were refused: then the driver must be opened anew.
+    fn is_denied(&self) -> bool {
+        false
+    }
+
+    /// Logs out.
+    fn close(&self, cx: &Cx) -> impl Future<Output = ()> + Send {
+        let _ = cx;
+        ready(())
+    }
+}
+
+/// Who reaches which volume: LUN masking. Of arrays that have entries for hosts it comes with
+/// [`HostEntries`](crate::hosts::HostEntries).
+pub trait Masking: Send + Sync + 'static {
     /// Makes this host known to the array, where that is apart from mappings.
     fn grant(&self, cx: &Cx, to: &Initiator) -> impl Future<Output = Outcome<()>> + Send {
         let _ = (cx, to);
@@ -509,17 +604,6 @@ pub trait Array: Send + Sync + 'static {
         cx: &Cx,
         volume: &Volume,
     ) -> impl Future<Output = Outcome<Vec<String>>> + Send;
-
-    /// Whether our credentials were refused: then the driver must be opened anew.
-    fn is_denied(&self) -> bool {
-        false
-    }
-
-    /// Logs out.
-    fn close(&self, cx: &Cx) -> impl Future<Output = ()> + Send {
-        let _ = cx;
-        ready(())
-    }
 }
 
 fn unsupported<T: Send>(what: &str) -> impl Future<Output = Outcome<T>> + Send + use<T> {

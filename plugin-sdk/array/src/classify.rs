@@ -41,7 +41,9 @@ pub struct Fault {
 pub struct Row {
     status: Option<u16>,
     code: Option<&'static str>,
+    codes: &'static [&'static str],
     text: Option<&'static str>,
+    texts: &'static [&'static str],
     whole: bool,
     operation: Option<&'static str>,
     class: Option<Class>,
@@ -51,7 +53,9 @@ impl Row {
     const ANY: Self = Self {
         status: None,
         code: None,
+        codes: &[],
         text: None,
+        texts: &[],
         whole: false,
         operation: None,
         class: Some(Class::Unknown),
@@ -60,6 +64,16 @@ impl Row {
     /// Faults with this code.
     pub const fn code(code: &'static str) -> Self {
         Self { code: Some(code), ..Self::ANY }
+    }
+
+    /// Faults with any of these codes.
+    pub const fn codes(codes: &'static [&'static str]) -> Self {
+        Self { codes, ..Self::ANY }
+    }
+
+    /// Faults whose message holds any of these texts, in upper or lower case.
+    pub const fn texts(texts: &'static [&'static str]) -> Self {
+        Self { texts, ..Self::ANY }
     }
 
     /// Faults whose message holds this text, in upper or lower case.
@@ -110,6 +124,9 @@ impl Row {
     fn matches(&self, operation: &str, fault: &Fault) -> bool {
         self.status.is_none_or(|status| fault.status == Some(status))
             && self.code.is_none_or(|code| fault.code.as_deref() == Some(code))
+            && (self.codes.is_empty()
+                || fault.code.as_deref().is_some_and(|one| self.codes.contains(&one)))
+            && (self.texts.is_empty() || self.texts.iter().any(|text| holds(&fault.message, text)))
             && self.operation.is_none_or(|own| own == operation)
             && self.text.is_none_or(|text| {
                 if self.whole { fault.message == text } else { holds(&fault.message, text) }
@@ -118,10 +135,12 @@ impl Row {
 
     /// Codes say more than texts, and texts more than statuses.
     fn rank(&self) -> u8 {
-        match (self.code, self.text) {
-            (Some(_), _) => 0,
-            (None, Some(_)) => 1,
-            (None, None) => 2,
+        if self.code.is_some() || !self.codes.is_empty() {
+            0
+        } else if self.text.is_some() || !self.texts.is_empty() {
+            1
+        } else {
+            2
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Parts of a device configuration that arrays with an HTTP API have in common.
 
-use plugin_sdk::config::ConfigValue;
+use plugin_sdk::config::{ConfigValue, DeviceConfig, RawConfig};
 use plugin_sdk::model::manifest::FieldKind;
 use plugin_sdk::{Error, Result};
 
@@ -47,6 +47,15 @@ impl ConfigValue for Address {
         }
         Err("an address such as 10.0.0.1 or https://array.example:444".to_owned())
     }
+}
+
+/// A configuration for a probe: one that lacks `key` gets it as `text`.
+pub fn with_default<C: DeviceConfig>(raw: &RawConfig, key: &str, text: &str) -> Result<C> {
+    let mut values = vec![(key.to_owned(), text.to_owned())];
+    for field in C::FIELDS {
+        values.extend(raw.get::<String>(field.name)?.map(|value| (field.name.to_owned(), value)));
+    }
+    values.into_iter().collect::<RawConfig>().complete()
 }
 
 /// Whom to trust, out of the keys `ca` and `fingerprint`. Error kind `config` if both are given.

@@ -120,6 +120,15 @@ where
     }
 }
 
+/// Waits until a job has ended that leaves nothing to look for: whoever needs the object looks himself.
+pub async fn ended<A>(cx: &Cx, stage: &str, ask: impl Fn() -> A + Send + Sync) -> Outcome<()>
+where
+    A: Future<Output = Outcome<State>> + Send,
+{
+    wait_for(cx, stage, Poll::default(), ask, || async { Ok(Some(())) }, |()| async { Ok(()) })
+        .await
+}
+
 fn out_of_time(stage: &str) -> Failure {
     Failure::new(Class::Unknown)
         .fact(format!("the array's job ({stage}) did not end within the time given"))

@@ -140,6 +140,12 @@ impl Ledger {
         Ok(self.shield.kv().remove(&format!("{PREFIX}{name}")).await?)
     }
 
+    /// As [`Self::conclude`], of a removal that was refused: its intent must not come back with a loss of
+    /// power, or the next attach of the SR would remove what its owner was told is still there.
+    async fn conclude_refused(&self, name: &str) -> Outcome<()> {
+        Ok(self.shield.kv().remove_durably(&format!("{PREFIX}{name}")).await?)
+    }
+
     /// Records an intent. Whoever then does the change himself concludes it himself; `object` is
     /// found in [`Intent::object`] after a crash.
     pub async fn intend(&self, name: &str, what: What, object: Option<Value>) -> Outcome<()> {
@@ -340,6 +346,7 @@ impl Ledger {
         self.intend(name, What::Delete, object).await?;
         step!("array.delete_intended");
         let mut tries = 0;
+        let mut lost = None;
         loop {
             tries += 1;
             match remove(self.cx.clone()).await {
@@ -352,19 +359,29 @@ impl Ledger {
                     self.conclude(name).await?;
                     return Ok(if sent { Changed::Modified } else { Changed::Already });
                 }
-                Err(failure) if failure.class.is_certain() && !failure.partly => {
-                    self.conclude(name).await?;
+                // What is in use is whole, whatever became of an earlier request.
+                Err(failure)
+                    if failure.class.is_certain()
+                        && !failure.partly
+                        && (!sent || failure.class == Class::InUse) =>
+                {
+                    self.conclude_refused(name).await?;
                     return Err(failure.object(name));
                 }
-                // The intent stays: somebody has to take the steps that are left.
+                // The intent stays: somebody has to take the steps that are left. While an answer is
+                // missing, that is what is told: it may have been done.
                 Err(failure)
                     if failure.class == Class::Own
                         || failure.class.is_certain()
                         || tries >= self.settle.tries =>
                 {
-                    return Err(failure.object(name));
+                    let told = if failure.class == Class::Own { None } else { lost };
+                    return Err(told.unwrap_or(failure).object(name));
                 }
-                Err(_) => sent = true,
+                Err(failure) => {
+                    sent = true;
+                    lost = Some(failure);
+                }
             }
             self.cx.check()?;
         }

@@ -143,10 +143,12 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod answer;
 pub mod array;
 pub mod classify;
 pub mod config;
 pub mod driver;
+pub mod hosts;
 pub mod http;
 pub mod iscsi;
 pub mod job;
@@ -156,6 +158,7 @@ pub mod names;
 pub mod outcome;
 pub mod pages;
 pub mod pieces;
+pub mod prelude;
 pub mod qos;
 pub mod recorder;
 pub mod rest;

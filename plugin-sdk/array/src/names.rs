@@ -110,6 +110,17 @@ impl NameRule {
         }
     }
 
+    /// Whether a name is one of ours for this, whichever SR it is of.
+    pub fn is(&self, name: &str, role: Role) -> bool {
+        self.parse(name).is_some_and(|named| named.role == role)
+    }
+
+    /// What the names of a role begin with, whichever SR they are of.
+    pub fn prefix(&self, role: Role) -> String {
+        let dash = Some(self.separator).filter(|_| self.form() != Some(Form::Short));
+        format!("sm{}{}", role.letter(), dash.map(String::from).unwrap_or_default())
+    }
+
     /// What a name says, whichever SR it is of. `None` is foreign.
     pub fn parse(&self, name: &str) -> Option<Named> {
         let lower;
@@ -315,6 +326,8 @@ mod tests {
             let name = codec.name(role, uuid);
             prop_assert!(name.len() <= RULES[which].max);
             prop_assert!(name.starts_with(&codec.prefix(role)));
+            prop_assert!(name.starts_with(&RULES[which].prefix(role)));
+            prop_assert!(RULES[which].is(&name, role));
             let named = codec.read(&name).unwrap();
             prop_assert_eq!((named.role, named.uuid), (role, uuid));
             let inner = Codec::inner(role, uuid);

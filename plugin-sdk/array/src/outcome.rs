@@ -324,17 +324,32 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// For what may be there or not: `NotFound` becomes `None`.
-pub trait OrAbsent<T> {
+/// For what may hold already, or be none of our business: one class becomes `None`.
+pub trait OrAbsent<T>: Sized {
+    /// `None` where it failed by this class.
+    fn unless(self, class: Class) -> Outcome<Option<T>>;
+
     /// `None` where the object is not there.
-    fn or_absent(self) -> Outcome<Option<T>>;
+    fn or_absent(self) -> Outcome<Option<T>> {
+        self.unless(Class::NotFound)
+    }
+
+    /// `None` where the object is there: for what has a name of ours, and is the same whoever made it.
+    fn or_there(self) -> Outcome<Option<T>> {
+        self.unless(Class::AlreadyExists)
+    }
+
+    /// `None` where somebody uses the object: for what goes with the last that needs it.
+    fn unless_in_use(self) -> Outcome<Option<T>> {
+        self.unless(Class::InUse)
+    }
 }
 
 impl<T> OrAbsent<T> for Outcome<T> {
-    fn or_absent(self) -> Outcome<Option<T>> {
+    fn unless(self, class: Class) -> Outcome<Option<T>> {
         match self {
             Ok(object) => Ok(Some(object)),
-            Err(failure) if failure.class == Class::NotFound => Ok(None),
+            Err(failure) if failure.class == class => Ok(None),
             Err(failure) => Err(failure),
         }
     }

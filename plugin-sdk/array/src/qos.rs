@@ -18,6 +18,34 @@ pub struct QosRule {
     pub burst: bool,
 }
 
+/// The name of the policy of these limits, for arrays that keep limits in policies; none without limits.
+/// Its numbers are its name, so volumes share it, and whoever makes it again makes the same.
+pub fn policy(limits: &Qos, bytes_unit: u64) -> Option<String> {
+    let (operations, bytes) = numbers(limits, bytes_unit);
+    (!limits.is_unlimited())
+        .then(|| format!("smq-{}-{}", operations.unwrap_or(0), bytes.unwrap_or(0)))
+}
+
+/// The limits of a policy of such a name; none of another one.
+pub fn limits(policy: &str, bytes_unit: u64) -> Qos {
+    let numbers = policy.strip_prefix("smq-").and_then(|rest| rest.split_once('-'));
+    let Some((operations, bytes)) = numbers else { return Qos::default() };
+    let number = |text: &str| text.parse::<u64>().ok().filter(|number| *number > 0);
+    let bytes = number(bytes).map(|units| units.saturating_mul(bytes_unit));
+    Qos { operations: rate(number(operations)), bytes: rate(bytes) }
+}
+
+/// Requests, and bytes in units of the array, per second.
+pub fn numbers(limits: &Qos, bytes_unit: u64) -> (Option<u64>, Option<u64>) {
+    let number = |rate: Option<Rate>| rate.map(|rate| rate.per_second);
+    (number(limits.operations), number(limits.bytes).map(|bytes| bytes / bytes_unit.max(1)))
+}
+
+/// A limit without a burst.
+pub fn rate(per_second: Option<u64>) -> Option<Rate> {
+    per_second.map(|per_second| Rate { per_second, burst: None })
+}
+
 impl QosRule {
     /// The limits to ask the array for. Error kind `limit` for a number that it cannot have,
     /// `unsupported` for a kind of limit.
@@ -58,6 +86,16 @@ impl QosRule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_tells_its_limits() {
+        let unit = 1 << 20;
+        let qos = Qos { operations: rate(Some(500)), bytes: rate(Some(20 * unit)) };
+        assert_eq!(policy(&qos, unit).as_deref(), Some("smq-500-20"));
+        assert_eq!(limits("smq-500-20", unit), qos);
+        assert_eq!((policy(&Qos::default(), unit), limits("gold", unit)), (None, Qos::default()));
+        assert_eq!(limits("smq-500-0", unit).bytes, None);
+    }
 
     #[test]
     fn limits_are_rounded_down_or_refused_with_the_range() {

@@ -3,10 +3,12 @@
 //! A vendor says in [`Vendor`] what is peculiar; [`Rest::send`] does the rest.
 
 use plugin_sdk::{Cx, Secret};
+use serde_json::Value;
 
 use crate::classify::{Fault, Table};
-use crate::http::{Client, Reply, Request};
+use crate::http::{Client, Limits, Reply, Request, Trust};
 use crate::outcome::{Class, Failure, Outcome};
+use crate::recorder::{Recorder, Redactor};
 use crate::retry::{Chance, Effect, Gate, Pace, RetryPolicy};
 use crate::session::{Login, Session, refused};
 
@@ -17,6 +19,12 @@ pub trait Vendor: Send + Sync + 'static {
 
     /// What its refusals mean.
     const TABLE: Table;
+
+    /// What the paths of its requests begin with, such as `/api/`: of all but those that begin with `/`
+    /// themselves. Asked for anew for each request, since a login may find out a version.
+    fn root(&self) -> String {
+        String::new()
+    }
 
     /// How fast it may be asked.
     fn pace(&self) -> Pace {
@@ -91,6 +99,7 @@ impl<V: Vendor> Door<'_, V> {
 impl<V: Vendor> Gatekeeper<V> {
     /// One request and what its answer means.
     async fn once(&self, cx: &Cx, request: &Request) -> Outcome<Reply> {
+        let request = &request.clone().below(&self.vendor.root());
         let turn = self.gate.pass(cx).await?;
         let reply = self.client.send(cx, request).await;
         drop(turn);
@@ -152,6 +161,23 @@ impl<V: Vendor> Rest<V> {
         let gate = Gate::new(vendor.pace());
         let keeper = Gatekeeper { vendor, client, gate, chance: Chance::default() };
         Self { session: Session::new(keeper) }
+    }
+
+    /// Connects and logs in, so that a wrong password shows when a driver is opened. `secret` is kept
+    /// out of all that is recorded.
+    pub async fn open(
+        cx: &Cx,
+        base: &str,
+        trust: &Trust,
+        secret: &Secret,
+        vendor: V,
+    ) -> Outcome<Self> {
+        let redactor = Redactor::default();
+        redactor.learn(secret);
+        let client = Client::new(base, trust, Limits::default(), Recorder::new(redactor))?;
+        let rest = Self::new(vendor, client);
+        rest.connect(cx).await?;
+        Ok(rest)
     }
 
     /// The vendor.
@@ -218,6 +244,16 @@ impl<V: Vendor> Rest<V> {
             let failure = self.session.login().scrubbed(failure);
             if mutating { failure.reclassed(Class::Unknown) } else { failure }
         })
+    }
+
+    /// As [`Self::send`], of a change whose answer says no more than that it is done. A page for people,
+    /// which a proxy answers with the same status, is no answer.
+    pub async fn just(&self, cx: &Cx, request: Request) -> Outcome<()> {
+        let reply = self.send(cx, request).await?;
+        if !reply.body().is_empty() {
+            reply.json::<Value>().map_err(|failure| failure.reclassed(Class::Unknown))?;
+        }
+        Ok(())
     }
 
     /// Whether the array has refused our credentials.

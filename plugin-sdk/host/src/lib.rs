@@ -8,6 +8,7 @@
 //! | [`lun`] | a LUN as one device: found by what it is, joined by multipath, grown, let go of |
 //! | [`lvm`] | LVM by its JSON reports; SRs whose VDIs are logical volumes |
 //! | [`multipath`] | maps of dm-multipath and what their paths are worth |
+//! | [`reservation`] | persistent reservations: the array refuses what a host writes that was shut out |
 //!
 //! Programs are run by argument vector, with the deadline of the call; waiting is for a condition,
 //! never for a time. Errors are those of the model, with SMAPI's numbers.
@@ -21,3 +22,4 @@ pub mod lun;
 pub mod lvm;
 pub mod mount;
 pub mod multipath;
+pub mod reservation;

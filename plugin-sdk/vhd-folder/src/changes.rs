@@ -204,6 +204,7 @@ pub(crate) struct Member {
 pub(crate) struct Taking<'a> {
     tree: &'a Tree,
     guard: &'a Guard,
+    cx: &'a Cx,
     told: Option<Told<'a>>,
     tracked: Vec<Member>,
     switched: Cell<bool>,
@@ -224,7 +225,7 @@ impl<'a> Taking<'a> {
                 tracked.push(*member);
             }
         }
-        Ok(Self { tree, guard, told, tracked, switched: Cell::new(false) })
+        Ok(Self { tree, guard, cx, told, tracked, switched: Cell::new(false) })
     }
 
     /// None if there is nothing to be told.
@@ -272,6 +273,8 @@ impl Writer for Taking<'_> {
     }
 
     fn go_on(&self) {
+        // First of all: what the guests ask for from now on waits for what follows.
+        self.cx.snapshots_caught_blocking();
         if let Some(told) = &self.told {
             told.go_on();
         }

@@ -23,6 +23,7 @@ mod maintain;
 mod metadata;
 mod place;
 mod recover;
+mod snapshot;
 mod space;
 mod vdis;
 mod writer;
@@ -36,7 +37,7 @@ use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
     VdiClone, VdiCreate, VdiDatapathDone, VdiDeactivate, VdiDestroy, VdiDestroyed, VdiDetach,
     VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiReclaim, VdiReclaimed, VdiResize, VdiRevert,
-    VdiSnapshot, VdiStat, VdiTree, VdiUpdate, VdisDone,
+    VdiSnapshot, VdiSnapshotPrepare, VdiSnapshotPrepared, VdiStat, VdiTree, VdiUpdate, VdisDone,
 };
 use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Manifest, Result};
@@ -64,9 +65,9 @@ macro_rules! folder_manifest {
             operations: [
                 sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
                 sr_maintain, sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update,
-                vdi_resize, vdi_snapshot, vdi_clone, vdi_reclaim, vdi_cbt, vdi_changed, vdi_revert,
-                vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate, vdi_deactivate,
-                vdi_detach
+                vdi_resize, vdi_snapshot, vdi_snapshot_prepare, vdi_clone, vdi_reclaim, vdi_cbt,
+                vdi_changed, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate,
+                vdi_deactivate, vdi_detach
             ],
             features: &[
                 plugin_sdk::Feature::new(plugin_sdk::model::manifest::feature::VHD),
@@ -227,7 +228,15 @@ impl<S: Site> Driver for FolderDriver<S> {
     }
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
-        self.at(cx, Purpose::Use, move |folder, cx| vdis::snapshot(folder, cx, &request)).await
+        self.at(cx, Purpose::Use, move |folder, cx| snapshot::snapshot(folder, cx, &request)).await
+    }
+
+    async fn vdi_snapshot_prepare(
+        &self,
+        cx: &Cx,
+        request: VdiSnapshotPrepare,
+    ) -> Result<VdiSnapshotPrepared> {
+        self.at(cx, Purpose::Use, move |folder, cx| snapshot::prepare(folder, cx, &request)).await
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {

@@ -1,5 +1,7 @@
 //! Where the images of an SR are: a folder, or volumes. What is done with them is the same.
 
+use std::collections::BTreeSet;
+
 use plugin_sdk::model::sr::{SrMaintain, SrMaintained, SrRecovered, SrScanned};
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiChecked, VdiClone, VdiCreate, VdiDatapathDone,
@@ -11,7 +13,7 @@ use plugin_sdk::{Cx, Result};
 use vhd::tree::{Guard, Tree};
 
 use crate::error::from_vhd;
-use crate::{maintain, recover, vdis, writer};
+use crate::{maintain, recover, snapshot, vdis, writer};
 
 /// Where the images of an SR are, reached in one call of a driver.
 pub trait Place: Send + Sync {
@@ -74,7 +76,7 @@ impl dyn Place + '_ {
 
     /// Takes snapshots of one point in time.
     pub fn vdi_snapshot(&self, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
-        vdis::snapshot(self, cx, request)
+        snapshot::snapshot(self, cx, request)
     }
 
     /// Makes a disk that begins with the content of another one.
@@ -120,6 +122,16 @@ impl dyn Place + '_ {
     /// Error kind `in_use` for a disk that another host has open, with the lock held.
     pub fn refuse_elsewhere(&self, cx: &Cx, tree: &Tree, _: &Guard, vdi: VdiUuid) -> Result<()> {
         writer::refuse_elsewhere(tree, cx, vdi)
+    }
+
+    /// The hosts that have disks open.
+    pub fn hosts(&self, tree: &Tree) -> Result<BTreeSet<String>> {
+        writer::hosts(tree)
+    }
+
+    /// Ends what another host has open. The disks.
+    pub fn end_claims(&self, tree: &Tree, guard: &Guard, host: &str) -> Result<Vec<VdiUuid>> {
+        writer::end_claims(tree, guard, host)
     }
 
     /// Ends the writing.

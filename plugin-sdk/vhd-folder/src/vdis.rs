@@ -10,13 +10,13 @@ use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::model::vdi::{
     Finding, Health, NodeKind, Severity, TreeNode, VdiAttach, VdiAttached, VdiChecked, VdiClone,
     VdiCreate, VdiDestroyed, VdiDone, VdiForest, VdiInfo, VdiIntroduce, VdiResize, VdiRevert,
-    VdiSnapshot, VdiStat, VdiUpdate, VdisDone,
+    VdiStat, VdiUpdate,
 };
 use plugin_sdk::model::{Access, AttachMode, Bytes, Changed, ImageFormat, Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8PathBuf, step};
 use vhd::tree::{self, Guard, Node, Outcome, Revert, Snapshot, Tree, Writer};
 
-use crate::changes::{self, Member, Taking};
+use crate::changes;
 use crate::error::{from_vhd, is_read_only, size_limits};
 use crate::maintain::{claim, with_room};
 use crate::metadata::{Metadata, describe};
@@ -138,70 +138,6 @@ pub(crate) fn resize(place: &dyn Place, cx: &Cx, request: &VdiResize) -> Result<
         .resize_written(&guard, op, request.vdi.0, size, &metadata.document()?, writer)
         .map_err(from_vhd)?;
     done(&tree, request.vdi, change.outcome)
-}
-
-pub(crate) fn snapshot(place: &dyn Place, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
-    let sources: Vec<VdiUuid> = request.snapshots.iter().map(|spec| spec.vdi).collect();
-    with_room(place, cx, &sources, |tree, guard| {
-        let mut documents = Vec::with_capacity(request.snapshots.len());
-        let mut members = Vec::with_capacity(request.snapshots.len());
-        for spec in &request.snapshots {
-            let node = usable(tree, spec.vdi)?;
-            let source = Metadata::of(&node)?;
-            if source.incomplete {
-                return Err(incomplete(spec.vdi));
-            }
-            let metadata = Metadata {
-                name: spec.name.clone(),
-                description: spec.description.clone(),
-                is_a_snapshot: true,
-                read_only: true,
-                snapshot_of: Some(spec.vdi),
-                snapshot_time: Some(request.time),
-                ..source
-            };
-            documents.push(metadata.document()?);
-            let (disk, snapshot) = (spec.vdi.0, spec.uuid.0);
-            members.push(Member { disk, snapshot, size: node.virtual_size });
-        }
-        let all: Vec<Snapshot<'_>> = members
-            .iter()
-            .zip(&documents)
-            .map(|(member, document)| Snapshot {
-                op: cx.operation_id().0,
-                source: member.disk,
-                new: member.snapshot,
-                new_metadata: document,
-                // Only raw images on a file system that cannot share blocks are copied; nobody
-                // writes them meanwhile, the host has made sure.
-                allow_copy: true,
-            })
-            .collect();
-        let total = members.iter().map(|member| member.size).sum();
-        let mut tell = progress(cx, total, "copying");
-        let (mut before, mut last) = (0, 0);
-        let mut copied = |done: u64| {
-            // It begins anew with each image.
-            before += if done < last { last } else { 0 };
-            last = done;
-            tell(before + done)
-        };
-        let taking = Taking::of(tree, guard, cx, &members)?;
-        let changes = tree
-            .snapshot_group(guard, &all, taking.writer(), &mut copied)
-            .inspect_err(|_| taking.give_up())
-            .map_err(from_vhd)?;
-        let mut vdis = Vec::with_capacity(members.len());
-        let mut changed = Changed::Already;
-        for (member, change) in members.iter().zip(changes) {
-            let done = done(tree, member.snapshot.into(), change.outcome)?;
-            if done.changed != Changed::Already {
-                changed = done.changed;
-            }
-            vdis.push(done.vdi);
-        }
-        Ok(VdisDone { changed, vdis })
-    })
 }
 
 pub(crate) fn clone(place: &dyn Place, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
@@ -472,7 +408,11 @@ pub(crate) fn done(tree: &Tree, vdi: VdiUuid, outcome: Outcome) -> Result<VdiDon
     Ok(VdiDone { changed, vdi: info })
 }
 
-fn progress(cx: &Cx, total: u64, stage: &'static str) -> impl FnMut(u64) -> ControlFlow<()> {
+pub(crate) fn progress(
+    cx: &Cx,
+    total: u64,
+    stage: &'static str,
+) -> impl FnMut(u64) -> ControlFlow<()> {
     let cx = cx.clone();
     move |done| {
         let permille = done.saturating_mul(1000).checked_div(total).unwrap_or(1000);

@@ -6,6 +6,7 @@
 //! installation too: two state directories of one host do not know of each other's processes. Which
 //! process writes is the installation's affair, and a lock of the kernel on the image itself.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use plugin_sdk::model::host::{DatapathPause, DatapathPaused, DatapathRefresh};
@@ -210,8 +211,34 @@ fn written_by(vdi: VdiUuid, holder: &Holder, here: &Holder) -> Error {
         .context("claim", holder.name())
         .hint(format!(
             "detach it there; if {gone}, remove the claim from .sm/open/ in the SR's folder; in a volume \
-             group it ends when a host of that name attaches the SR"
+             group smctl host fence ends it, or that host when it attaches the SR again"
         ))
+}
+
+/// The hosts that have disks open.
+pub(crate) fn hosts(tree: &Tree) -> Result<BTreeSet<String>> {
+    let mut hosts = BTreeSet::new();
+    for disk in tree.open_disks().map_err(from_vhd)? {
+        let claims = tree.claims(disk).map_err(from_vhd)?;
+        hosts.extend(claims.iter().filter_map(|claim| Holder::of(claim)).map(|by| by.host));
+    }
+    Ok(hosts)
+}
+
+/// Ends what a host that is shut out has open, of whatever boot. The disks, each once.
+pub(crate) fn end_claims(tree: &Tree, guard: &Guard, host: &str) -> Result<Vec<VdiUuid>> {
+    let mut ended = Vec::new();
+    for disk in tree.open_disks().map_err(from_vhd)? {
+        for claim in tree.claims(disk).map_err(from_vhd)? {
+            if Holder::of(&claim).is_some_and(|by| by.host == host) {
+                tree.unclaim(guard, disk, &claim).map_err(from_vhd)?;
+                if ended.last() != Some(&VdiUuid::from(disk)) {
+                    ended.push(disk.into());
+                }
+            }
+        }
+    }
+    Ok(ended)
 }
 
 /// Whether a disk is being written through this installation.

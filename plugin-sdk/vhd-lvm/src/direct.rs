@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use plugin_sdk::Error;
+use plugin_sdk::model::Kind;
 use rustix::fs::{Mode, OFlags};
 
 /// Where in memory a device's blocks may begin, whatever the device.
@@ -22,6 +24,20 @@ pub(crate) struct Direct {
     step: u64,
     /// Who changes a part of a block writes the rest of it as well.
     turn: Mutex<()>,
+}
+
+/// What the kernel makes of a reservation conflict (`EBADE`), in words.
+fn refused(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(rustix::io::Errno::BADE.raw_os_error()) {
+        return error;
+    }
+    let error = Error::new(Kind::Fenced, "the storage refuses what this host writes")
+        .source(&error)
+        .hint(
+            "another host has shut this one out (smctl host fence), or reserves the LUN for itself. \
+             Detach the VDIs and the SR here, or boot this host anew; then smctl sr attach",
+        );
+    io::Error::other(error)
 }
 
 /// Memory that begins where devices want it.
@@ -91,10 +107,10 @@ impl Direct {
         let target =
             whole.as_mut().get_mut(skip..skip + buf.len()).ok_or(ErrorKind::InvalidInput)?;
         target.copy_from_slice(buf);
-        self.file.write_all_at(whole.as_mut(), from)
+        self.file.write_all_at(whole.as_mut(), from).map_err(refused)
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data().map_err(refused)
     }
 }

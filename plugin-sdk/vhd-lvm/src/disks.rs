@@ -85,6 +85,10 @@ impl Disks {
         Self { sr, store }
     }
 
+    pub(crate) fn store(&self) -> &LvStore {
+        &self.store
+    }
+
     /// The operations that disks in a folder have as well.
     pub fn place(&self) -> &dyn Place {
         self

@@ -171,8 +171,17 @@ impl Inner {
     }
 
     /// Takes the right to change the store. What was read is from then on, or from before and still
-    /// so.
+    /// so. Error kind `fenced` if this host is shut out.
     pub(crate) fn enter(&self, deadline: Instant) -> Result<Arc<Entered>> {
+        let entered = self.enter_also_fenced(deadline)?;
+        if entered.lease.is_some() {
+            self.refuse_fenced(&mut self.view())?;
+        }
+        Ok(entered)
+    }
+
+    /// As [`Inner::enter`], also for a host that is shut out.
+    pub(crate) fn enter_also_fenced(&self, deadline: Instant) -> Result<Arc<Entered>> {
         let file = self.take("lock", deadline)?;
         let known = {
             let mut view = self.view();
@@ -194,15 +203,28 @@ impl Inner {
         } else if !lease.alone {
             view.group = None;
         }
-        let path = self.dir().join(OBJECTS);
-        let objects = self.objects(&mut view)?;
+        self.objects(&mut view)?;
         if lease.fence {
-            objects.leave_half().map_err(Error::io(&path, "write"))?;
+            self.leave_half(&mut view)?;
             lease.fenced();
-            view.group = None;
             step!("store.fenced");
         }
         Ok(entered)
+    }
+
+    /// Goes over to the other half of the log: what somebody else still writes does not count.
+    pub(crate) fn leave_half(&self, view: &mut View) -> Result<()> {
+        let path = self.dir().join(OBJECTS);
+        self.objects(view)?.leave_half().map_err(Error::io(&path, "write"))?;
+        view.group = None;
+        Ok(())
+    }
+
+    /// The epoch of the right that this process has; 0 if it has none.
+    pub(crate) fn epoch(&self) -> u64 {
+        let held = self.entered.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let lease = held.as_ref().and_then(|entered| entered.lease.as_ref());
+        lease.map_or(0, |lease| lease.held.epoch())
     }
 
     /// Reads what there is, with one report: what it says is no older than the small things unless

@@ -15,7 +15,9 @@
 //! A number is never used twice, also not by a host that comes back: an idle slot keeps the last one.
 //! So the number is the epoch of the right, which grows from holder to holder.
 
-use std::collections::BTreeMap;
+mod slot;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -25,18 +27,13 @@ use std::time::Duration;
 
 use plugin_sdk::model::uuid::Uuid;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+
+use self::slot::{Read, SECTOR, Slot, State, digest};
 
 /// Most hosts that can use a store.
 pub(crate) const HOSTS: usize = 64;
 /// Bytes of a slot: no block of a device is larger, so no two hosts write the same one.
 pub(crate) const SLOT: usize = 4096;
-/// Bytes of it that are written at once. It has two of them, which are written by turns: a write that
-/// is cut leaves the other one, and with it the number.
-const SECTOR: usize = 512;
-/// Bytes before the content of a slot: a mark, a checksum, a length.
-const PREFIX: usize = 26;
-const MAGIC: &[u8; 8] = b"SMLEASE1";
 /// Between the first two looks at who is before us; the next ones come later and later.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -113,110 +110,6 @@ impl Clock for Kernel {
 
     fn pause(&self, time: Duration) {
         std::thread::sleep(time);
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum State {
-    #[default]
-    Idle,
-    /// It is about to take a number.
-    Choosing,
-    /// It has the right or waits for it.
-    Numbered,
-}
-
-/// What a host says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Slot {
-    host: String,
-    boot: String,
-    state: State,
-    /// Of the last one, when idle.
-    number: u64,
-    /// Tells this wish from every other.
-    wish: u64,
-    /// Counts the writes.
-    serial: u64,
-}
-
-fn digest(bytes: &[u8]) -> [u8; 16] {
-    let whole = Sha256::digest(bytes);
-    let mut short = [0; 16];
-    short.copy_from_slice(whole.get(..16).unwrap_or(&[0; 16]));
-    short
-}
-
-impl Slot {
-    fn encode(&self) -> io::Result<Vec<u8>> {
-        let content = serde_json::to_vec(self).map_err(io::Error::other)?;
-        let length = u16::try_from(content.len()).unwrap_or(u16::MAX);
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(digest(&content));
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(&content);
-        if bytes.len() > SECTOR {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                format!("the host's name is too long for a lease: {}", self.host),
-            ));
-        }
-        bytes.resize(SECTOR, 0);
-        Ok(bytes)
-    }
-}
-
-/// A slot as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Read {
-    /// No host's.
-    Free,
-    /// Somebody is just writing it, or it is damaged.
-    Torn,
-    Slot(Slot),
-}
-
-impl Read {
-    fn of(slot: &[u8]) -> Self {
-        let mut sectors = slot.chunks(SECTOR).take(2).map(Self::of_sector);
-        match (sectors.next().unwrap_or(Self::Torn), sectors.next().unwrap_or(Self::Torn)) {
-            (Self::Slot(one), Self::Slot(other)) => {
-                Self::Slot(if one.serial > other.serial { one } else { other })
-            }
-            (Self::Slot(one), _) | (_, Self::Slot(one)) => Self::Slot(one),
-            (Self::Free, Self::Free) => Self::Free,
-            _ => Self::Torn,
-        }
-    }
-
-    fn of_sector(sector: &[u8]) -> Self {
-        if sector.iter().all(|byte| *byte == 0) {
-            return Self::Free;
-        }
-        let length = sector.get(24..PREFIX).and_then(|two| two.try_into().ok());
-        let length = usize::from(length.map_or(0, u16::from_le_bytes));
-        let content = sector.get(PREFIX..PREFIX + length).unwrap_or_default();
-        let whole = sector.starts_with(MAGIC) && sector.get(8..24) == Some(&digest(content)[..]);
-        match serde_json::from_slice(content) {
-            Ok(slot) if whole => Self::Slot(slot),
-            _ => Self::Torn,
-        }
-    }
-
-    fn number(&self) -> u64 {
-        if let Self::Slot(slot) = self { slot.number } else { 0 }
-    }
-
-    fn is_quiet(&self) -> bool {
-        match self {
-            Self::Free => true,
-            Self::Torn => false,
-            Self::Slot(slot) => slot.state == State::Idle,
-        }
-    }
-
-    fn host(&self) -> String {
-        if let Self::Slot(slot) = self { slot.host.clone() } else { "?".to_owned() }
     }
 }
 
@@ -491,7 +384,7 @@ impl Hosts {
     /// Whether a slot has been as it is for so long that its host does nothing any more.
     fn is_gone(&self, right: Right, slot: usize, bytes: &[u8]) -> bool {
         let now = self.clock.now();
-        let mark = u128::from_le_bytes(digest(bytes)).to_string();
+        let mark = mark_of(bytes);
         let mut watch = self.watch(right);
         if let Some(seen) = watch.get(&slot).filter(|seen| seen.mark == mark && seen.since <= now) {
             return now.saturating_sub(seen.since) >= self.times.take;
@@ -499,6 +392,29 @@ impl Hosts {
         watch.insert(slot, Watched { mark, since: now, fenced: false });
         self.remember(right, &watch);
         false
+    }
+
+    /// The hosts that have a slot.
+    pub(crate) fn names(&self) -> io::Result<BTreeSet<String>> {
+        let slots = self.read(Right::Change)?.into_iter();
+        let name = |(read, _)| if let Read::Slot(slot) = read { Some(slot.host) } else { None };
+        Ok(slots.filter_map(name).collect())
+    }
+
+    /// Takes a host for gone at once whose slots stay as they are now: for one whose writes the
+    /// storage refuses.
+    pub(crate) fn pass_over(&self, host: &str) -> io::Result<()> {
+        for right in [Right::Change, Right::Merge] {
+            let mut watch = self.watch(right);
+            for (slot, (read, bytes)) in self.read(right)?.into_iter().enumerate() {
+                if !read.is_quiet() && read.host() == host {
+                    let since = self.clock.now().saturating_sub(self.times.take);
+                    watch.insert(slot, Watched { mark: mark_of(&bytes), since, fenced: false });
+                }
+            }
+            self.remember(right, &watch);
+        }
+        Ok(())
     }
 
     fn is_fenced(&self, right: Right, slot: usize) -> bool {
@@ -510,6 +426,11 @@ impl Hosts {
 fn are_before(slots: &[(Read, Vec<u8>)], me: usize, number: u64) -> bool {
     let mut others = slots.iter().enumerate().filter(|(slot, _)| *slot != me);
     others.all(|(_, (read, _))| read.is_quiet() && read.number() < number.max(1))
+}
+
+/// Tells a slot as it is from whatever else is written there.
+fn mark_of(bytes: &[u8]) -> String {
+    u128::from_le_bytes(digest(bytes)).to_string()
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -7,6 +7,7 @@
 mod blob;
 mod direct;
 mod disks;
+mod fence;
 mod inner;
 mod lease;
 mod objects;
@@ -15,6 +16,7 @@ mod store;
 mod volumes;
 
 pub use disks::{Disks, Right};
+pub use fence::{Fence, Fenced, Hosts};
 pub use store::LvStore;
 pub use vhd_folder::{MAX_CHAIN, MAX_VDI_SIZE};
 pub use volumes::Volumes;

@@ -3,6 +3,7 @@
 //! Processes of one host wait for each other by `flock`; whoever has that takes the lease of the host
 //! ([`crate::lease`]). Everything that changes the store asks [`Rights::check`] just before.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,25 @@ impl Rights {
         });
         *locked(&self.hosts) = Some(Arc::clone(&hosts));
         Ok(hosts)
+    }
+
+    /// The name of this host.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn opened(&self) -> io::Result<Arc<Hosts>> {
+        locked(&self.hosts).clone().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The hosts that have a slot.
+    pub(crate) fn names(&self) -> io::Result<BTreeSet<String>> {
+        self.opened()?.names()
+    }
+
+    /// Has a host's turn count as over.
+    pub(crate) fn pass_over(&self, host: &str) -> io::Result<()> {
+        self.opened()?.pass_over(host)
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -16,6 +16,7 @@
 //! Why writing past LVM is sound: its report says which bytes of which device a volume has, a device
 //! of the volume would be a map of just these, and while it is inactive nobody else has them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ const BITMAP: u64 = 4096;
 
 /// A store. A copy of it is the same one.
 #[derive(Clone)]
-pub struct LvStore(Arc<Inner>);
+pub struct LvStore(pub(crate) Arc<Inner>);
 
 impl LvStore {
     /// The store in a group. `locks` is a folder of this host for locks between its processes; `host`
@@ -66,6 +67,18 @@ impl LvStore {
 
     pub(crate) fn rights(&self) -> Arc<Rights> {
         Arc::clone(&self.0.rights)
+    }
+
+    /// The hosts that have a slot in the store.
+    pub(crate) fn hosts(&self) -> Result<BTreeSet<String>> {
+        self.0.open_rights(&mut self.0.view())?;
+        self.0.rights.names().map_err(Error::io(&self.0.dir().join(OBJECTS), "lease"))
+    }
+
+    /// Has a host's turn count as over.
+    pub(crate) fn pass_over(&self, host: &str) -> Result<()> {
+        self.0.open_rights(&mut self.0.view())?;
+        self.0.rights.pass_over(host).map_err(Error::io(&self.0.dir().join(OBJECTS), "lease"))
     }
 
     /// Makes the volume of small things if it is not there; whether it was not.
@@ -405,6 +418,7 @@ impl Store for LvStore {
     fn try_lock_maintenance(&self) -> Result<Option<Held>> {
         let Some(file) = self.0.attempt("maintenance", File::try_lock)? else { return Ok(None) };
         self.0.open_rights(&mut self.0.view())?;
+        self.0.refuse_fenced(&mut self.0.view())?;
         match self.0.rights.take(Right::Merge, Instant::now()) {
             Ok(lease) => Ok(Some(Box::new(Entered { lease, _file: file }))),
             Err(Error::Busy { .. }) => Ok(None),

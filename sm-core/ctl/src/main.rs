@@ -17,6 +17,7 @@ mod config;
 mod driver;
 mod errors;
 mod group;
+mod host;
 mod job;
 mod legacy_xml;
 mod maintain;

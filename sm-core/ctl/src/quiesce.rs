@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
+use camino::Utf8Path;
 use serde_json::json;
 use sm_core::quiesce::{Limits, Method};
 use sm_core::{DiskOf, Presented, SnapshotSet, SnapshotSets, Sr, VmSnapshot};
@@ -51,10 +52,7 @@ pub(crate) async fn take(session: &Session, args: &VmSnapshotArgs) -> Result<Rep
                    without it: --allow-crash-consistent",
         ));
     }
-    let document = match &args.metadata {
-        None => None,
-        Some(file) => Some(std::fs::read_to_string(file).map_err(|error| file_error(file, error))?),
-    };
+    let document = args.metadata.as_deref().map(document).transpose()?;
     let mut disks = Vec::with_capacity(args.disks.len());
     for word in &args.disks {
         disks.push(disk(session, word).await?);
@@ -78,6 +76,11 @@ pub(crate) async fn take(session: &Session, args: &VmSnapshotArgs) -> Result<Rep
     }
     let report = Report::new(session.json, &set, || format!("{}\n", set.id));
     Ok(report.note(session.json, note))
+}
+
+/// A text to keep with a set.
+pub(crate) fn document(file: &Utf8Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|error| file_error(file, error))
 }
 
 fn method(args: &VmSnapshotArgs) -> Result<Method> {
@@ -105,7 +108,7 @@ fn method(args: &VmSnapshotArgs) -> Result<Method> {
 }
 
 /// The process that holds the guest works elsewhere.
-fn absolute(path: &camino::Utf8Path) -> Result<std::path::PathBuf> {
+fn absolute(path: &Utf8Path) -> Result<std::path::PathBuf> {
     std::path::absolute(path).map_err(|error| file_error(path, error))
 }
 

@@ -95,6 +95,7 @@ async fn with_session(cli: &Cli, retry: &SharedRetry) -> Result<Report> {
         Command::Group(args) => crate::group::run(&session, args).await,
         Command::VmSnapshot(args) => crate::quiesce::take(&session, args).await,
         Command::SnapshotGroup(command) => crate::quiesce::run(&session, command).await,
+        Command::Host(command) => crate::host::run(&session, command).await,
         Command::Job(command) => job::run(&session, command).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Vhd(_) => {
             Err(Error::internal("this command needs no storage manager").into())

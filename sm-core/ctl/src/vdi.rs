@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8Path;
 use serde_json::{Value, json};
 use sm_core::{AttachmentRecord, Checks, Mirrored, NewSnapshot, NewVdi, Sr, group_of};
 use sm_model::manifest::feature;
@@ -44,8 +45,9 @@ pub(crate) async fn run(session: &Session, args: &VdiArgs) -> Result<Report> {
             let done = sr.vdi_introduce(op, request).await?;
             Ok(made(json, &done))
         }
-        VdiCommand::Snapshot { vdis, name, description } => {
-            snapshot(session, &sr, vdis, name.as_deref(), description).await
+        VdiCommand::Snapshot { vdis, name, description, metadata } => {
+            let metadata = metadata.as_deref();
+            snapshot(session, &sr, vdis, name.as_deref(), description, metadata).await
         }
         VdiCommand::Clone { vdi, name, description } => {
             let vdi = session.vdi(&sr, &vdi.vdi).await?;
@@ -255,7 +257,9 @@ async fn snapshot(
     selectors: &[String],
     name: Option<&str>,
     description: &str,
+    metadata: Option<&Utf8Path>,
 ) -> Result<Report> {
+    let document = metadata.map(crate::quiesce::document).transpose()?;
     let mut snapshots = Vec::with_capacity(selectors.len());
     for selector in selectors {
         let vdi = session.vdi(sr, selector).await?;
@@ -265,7 +269,10 @@ async fn snapshot(
         };
         snapshots.push(NewSnapshot { vdi, name, description: description.to_owned() });
     }
-    let done = sr.vdi_snapshot(&session.op, &snapshots).await?;
+    let done = match &document {
+        None => sr.vdi_snapshot(&session.op, &snapshots).await?,
+        Some(text) => sr.vdi_snapshot_set(&session.op, &snapshots, Some(text)).await?,
+    };
     let report = Report::new(session.json, &done, || {
         lines(done.vdis.iter().map(|vdi| vdi.uuid.to_string()))
     });

@@ -22,6 +22,7 @@ use crate::events::Event;
 use crate::journal::leaves_doubt;
 use crate::locks::Lock;
 use crate::op::Op;
+use crate::qos::first_limits;
 use crate::services::blocking;
 use crate::serving::{Wanted, is_active, is_read_only, plan_of};
 use crate::sr::Sr;
@@ -79,10 +80,7 @@ impl Sr {
         datapath: &str,
         mode: AttachMode,
     ) -> Result<Vec<Access>> {
-        if self.read(op, &VdiStat::of(vdi)).await?.incomplete {
-            return Err(incomplete(vdi));
-        }
-        self.attach_any(op, vdi, datapath, mode).await
+        self.attach_with(op, vdi, datapath, mode, false).await
     }
 
     /// As [`Self::vdi_attach`], also of a VDI that is being filled.
@@ -93,7 +91,24 @@ impl Sr {
         datapath: &str,
         mode: AttachMode,
     ) -> Result<Vec<Access>> {
-        let record = self.step(op, vdi, datapath, Step::Attach(mode)).await?;
+        self.attach_with(op, vdi, datapath, mode, true).await
+    }
+
+    async fn attach_with(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        datapath: &str,
+        mode: AttachMode,
+        incomplete_too: bool,
+    ) -> Result<Vec<Access>> {
+        let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
+        let info = self.read(op, &VdiStat::of(vdi)).await?;
+        if info.incomplete && !incomplete_too {
+            return Err(incomplete(vdi));
+        }
+        let step = Step::Attach(mode);
+        let record = self.step_locked(op, vdi, datapath, step, first_limits(&info)).await?;
         Ok(if is_job(datapath) { record.images } else { record.access })
     }
 
@@ -194,12 +209,20 @@ impl Sr {
         step: Step,
     ) -> Result<AttachmentRecord> {
         let _held = self.manager.lock(op, &self.vdi_locks(op, &[vdi])).await?;
-        let known = self.attachment(vdi)?;
-        let limits = match (&known, step) {
-            (None, Step::Attach(_)) => self.first_limits(op, vdi).await?,
-            _ => Limits::default(),
-        };
-        let mut record = known.unwrap_or_else(|| AttachmentRecord {
+        self.step_locked(op, vdi, datapath, step, Limits::default()).await
+    }
+
+    /// As [`Self::step`], by a caller that holds the locks. `limits` are those of a VDI that was not
+    /// attached before.
+    async fn step_locked(
+        &self,
+        op: &Op,
+        vdi: VdiUuid,
+        datapath: &str,
+        step: Step,
+        limits: Limits,
+    ) -> Result<AttachmentRecord> {
+        let mut record = self.attachment(vdi)?.unwrap_or_else(|| AttachmentRecord {
             vdi,
             datapaths: BTreeMap::new(),
             access: Vec::new(),

@@ -17,7 +17,7 @@ use sm_model::manifest::feature;
 use sm_model::vdi::{VdiInfo, VdisDone};
 use sm_model::{Changed, Error, Kind, Result, VdiUuid, name};
 
-use crate::marks::{GROUP, GROUP_SNAPSHOT};
+use crate::marks::GROUP;
 use crate::op::Op;
 use crate::sr::{NewSnapshot, Sr};
 
@@ -127,8 +127,8 @@ impl Sr {
         self.group_remove(op, name, &vdis).await
     }
 
-    /// Takes snapshots of all VDIs of a group, of one point in time, all or none. Each keeps the id of
-    /// the operation as [`GROUP_SNAPSHOT`]. Without a name they get those of their VDIs.
+    /// Takes snapshots of all VDIs of a group, of one point in time, all or none: a set that has the id
+    /// of the operation. Without a name they get those of their VDIs.
     pub async fn group_snapshot(
         &self,
         op: &Op,
@@ -146,13 +146,7 @@ impl Sr {
                 description: description.to_owned(),
             })
             .collect();
-        let mut done = self.vdi_snapshot(op, &snapshots).await?;
-        for (n, vdi) in done.vdis.iter_mut().enumerate() {
-            let keys = [(GROUP_SNAPSHOT.to_owned(), Some(op.id.to_string()))].into();
-            let part = op.part(&format!("mark-{n}"));
-            *vdi = self.vdi_mark(&part, vdi.uuid, keys).await?.vdi;
-        }
-        Ok(done)
+        self.vdi_snapshot_set(op, &snapshots, None).await
     }
 
     async fn join(&self, op: &Op, name: &str, vdis: &[VdiUuid]) -> Result<GroupDone> {

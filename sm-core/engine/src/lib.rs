@@ -49,6 +49,7 @@ mod attach;
 mod attached;
 pub mod automaton;
 pub mod catalog;
+mod caught;
 mod changed;
 mod checksum;
 mod coalesce;
@@ -91,6 +92,7 @@ pub use op::{DEFAULT_BUDGET, Op};
 pub use pausing::PausedVdis;
 pub use quiesced::{
     DOCUMENT_LIMIT, DiskOf, Presented, Recovered, SetMember, SnapshotSet, SnapshotSets, VmSnapshot,
+    snapshot_set_of,
 };
 pub use sm_loader::Placement;
 pub use sm_loader::inspect::Inspection;

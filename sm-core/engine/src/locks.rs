@@ -164,9 +164,18 @@ fn try_lock(path: &Path, lock: &Lock) -> Result<Option<HeldFile>> {
     if !same {
         return Ok(None);
     }
-    // Only for the message of whoever waits: that it may fail (a full disk) does no harm.
-    let _ = file.set_len(0);
-    let _ = rustix::io::pwrite(&file, std::process::id().to_string().as_bytes(), 0);
+    // Only for the message of whoever waits: that it may fail (a full disk) does no harm. Most locks
+    // are new files, and the file of an SR has our number already: to cut those is a transaction of
+    // the file system for nothing.
+    let own = std::process::id().to_string();
+    let mut there = [0; 32];
+    let length = rustix::io::pread(&file, &mut there, 0).unwrap_or(there.len());
+    if there.get(..length) != Some(own.as_bytes()) {
+        if length > 0 {
+            let _ = file.set_len(0);
+        }
+        let _ = rustix::io::pwrite(&file, own.as_bytes(), 0);
+    }
     let path = (!lock.name.starts_with("sr-")).then(|| path.to_owned());
     Ok(Some(HeldFile { path, _file: file }))
 }

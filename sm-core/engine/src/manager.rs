@@ -16,6 +16,7 @@ use sm_step::step;
 use tokio::sync::{Mutex, broadcast};
 
 use crate::catalog::{Catalog, SrRecord};
+use crate::caught::Caught;
 use crate::events::Event;
 use crate::journal;
 use crate::locks::{Lock, Locks};
@@ -92,6 +93,7 @@ pub(crate) struct Inner {
     pub(crate) boot: String,
     pub(crate) host: HostId,
     pub(crate) datapaths: Arc<Datapaths>,
+    pub(crate) caught: Arc<Caught>,
     pub(crate) quiescing: Quiescing,
     loader: Loader,
     directories: Vec<Utf8PathBuf>,
@@ -203,6 +205,7 @@ impl Builder {
                 boot,
                 host,
                 datapaths: Arc::new(Datapaths::new(state, self.datapath)),
+                caught: Arc::default(),
                 quiescing: Quiescing { program: self.freezer, folder: state.join("quiesce") },
                 loader: Loader::new(options),
                 directories: self.directories,
@@ -558,6 +561,7 @@ impl StorageManager {
             secrets: inner.secrets.clone(),
             boot: inner.boot.clone(),
             datapaths: Arc::clone(&inner.datapaths),
+            caught: Arc::clone(&inner.caught),
         });
         let installation = inner.datapaths.installation();
         let request = OpenRequest { sr, device_config, host: inner.host.clone(), installation };

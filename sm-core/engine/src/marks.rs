@@ -16,8 +16,8 @@ use crate::sr::Sr;
 pub const OWN: &str = "sm:";
 /// The group that a VDI is in ([`crate::Group`]).
 pub const GROUP: &str = "sm:group";
-/// Of a snapshot: the operation id of the group snapshot that it is a part of.
-pub const GROUP_SNAPSHOT: &str = "sm:group-snapshot";
+/// Of a snapshot: the set that it is of ([`crate::snapshot_set_of`]).
+pub const SET: &str = "sm:set";
 /// What its data path lets a VDI be asked for in a second ([`Sr::vdi_qos`]).
 pub const QOS: &str = "sm:qos";
 

@@ -80,7 +80,8 @@ impl Op {
     }
 
     /// A part of this wish, with an id that follows from it.
-    pub(crate) fn part(&self, role: &str) -> Self {
+    #[must_use]
+    pub fn part(&self, role: &str) -> Self {
         Self { id: OperationId(self.id.derived(role, 0)), ..self.clone() }
     }
 

@@ -73,19 +73,9 @@ impl Sr {
         }
         Ok(done)
     }
+}
 
-    /// The limits that a data path of the VDI begins with.
-    pub(crate) async fn first_limits(&self, op: &Op, vdi: VdiUuid) -> Result<Limits> {
-        if !self.driver_manifest()?.can(feature::DATAPATH) {
-            return Ok(Limits::default());
-        }
-        match self.read(op, &VdiStat::of(vdi)).await {
-            Ok(vdi) => Ok(limits(&kept(&vdi))),
-            // The attach itself says what is wrong, in words that fit.
-            Err(error) => {
-                tracing::debug!(%vdi, %error, "the limits of a VDI cannot be read");
-                Ok(Limits::default())
-            }
-        }
-    }
+/// The limits that a data path of a VDI begins with.
+pub(crate) fn first_limits(vdi: &VdiInfo) -> Limits {
+    limits(&kept(vdi))
 }

@@ -9,23 +9,26 @@ use sm_loader::HostServices;
 use sm_model::host::{
     CommandRecord, DatapathChanges, DatapathConverge, DatapathIsServed, DatapathMerge,
     DatapathMergeState, DatapathMerging, DatapathPause, DatapathPaused, DatapathRefresh,
-    DatapathServed, KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText,
+    DatapathServed, KvGet, KvKeys, KvList, KvPut, KvValue, SecretGet, SecretText, SnapshotCaught,
 };
 use sm_model::vdi::VdiChanges;
 use sm_model::{Bytes, Error, Kind, Result, SrUuid, VdiUuid};
 
 use crate::attach::is_job;
 use crate::catalog::{AttachmentRecord, Catalog};
+use crate::caught::Caught;
 use crate::secrets::Secrets;
 use crate::serving::Datapaths;
 
-/// The services of one SR's driver: its own state, its own secrets, and the data paths of its VDIs.
+/// The services of one SR's driver: its own state, its own secrets, the data paths of its VDIs, and
+/// who waits for its snapshots.
 pub(crate) struct SrServices {
     pub(crate) sr: SrUuid,
     pub(crate) catalog: Catalog,
     pub(crate) secrets: Secrets,
     pub(crate) boot: String,
     pub(crate) datapaths: Arc<Datapaths>,
+    pub(crate) caught: Arc<Caught>,
 }
 
 impl SrServices {
@@ -130,7 +133,7 @@ impl SrServices {
 #[async_trait]
 impl HostServices for SrServices {
     fn names(&self) -> &[&str] {
-        &["command", "datapath", "kv", "secret"]
+        &["command", "datapath", "kv", "secret", "snapshot"]
     }
 
     async fn request(&self, service: &str, request: Vec<u8>) -> Result<Vec<u8>> {
@@ -143,10 +146,10 @@ impl HostServices for SrServices {
                 json(&KvValue { value })
             }
             "kv.put" => {
-                let KvPut { key: name, value } = parse(service, &request)?;
+                let KvPut { key: name, value, durable } = parse(service, &request)?;
                 match value {
-                    Some(value) => self.catalog.set(&key(&name), &value, false)?,
-                    None => self.catalog.remove(&key(&name), false)?,
+                    Some(value) => self.catalog.set(&key(&name), &value, durable)?,
+                    None => self.catalog.remove(&key(&name), durable)?,
                 }
                 json(&serde_json::json!({}))
             }
@@ -201,6 +204,11 @@ impl HostServices for SrServices {
                 let DatapathServed { vdi } = parse(service, &request)?;
                 let served = self.attachment(vdi)?.is_some() && self.other_holder(vdi)?.is_none();
                 json(&DatapathIsServed { served })
+            }
+            "snapshot.caught" => {
+                let SnapshotCaught { operation } = parse(service, &request)?;
+                self.caught.say(self.sr, operation);
+                json(&serde_json::json!({}))
             }
             _ => Err(Error::unsupported(format!("this host has no service {service}"))),
         }

@@ -1,5 +1,7 @@
 //! Snapshots, of several disks at one point in time: what can be done before, and the point.
 
+use std::collections::BTreeMap;
+
 use sm_loader::port;
 use sm_model::manifest::feature;
 use sm_model::vdi::{SnapshotSpec, VdiSnapshot, VdiSnapshotPrepare, VdisDone};
@@ -44,7 +46,14 @@ impl PreparedSnapshot {
 
     /// Takes the snapshots: all or none, of one point in time between this call and its answer.
     pub async fn commit(self) -> Result<VdisDone> {
+        self.commit_telling(|| ()).await
+    }
+
+    /// As [`Self::commit`]; `caught` is called as soon as the snapshots hold what they are to hold, if
+    /// the driver says so before the answer. Only the answer says whether they are there to stay.
+    pub async fn commit_telling(self, caught: impl FnOnce() + Send + 'static) -> Result<VdisDone> {
         let Self { sr, op, specs, .. } = &self;
+        let _waiting = sr.manager.inner.caught.wait(sr.uuid(), op.id, caught);
         let vdis: Vec<VdiUuid> = specs.iter().flat_map(|spec| [spec.vdi, spec.uuid]).collect();
         let _paused = sr.manager.inner.datapaths.let_go(op.id, &vdis);
         // A replay must send the very request that was journalled, its time included.
@@ -59,11 +68,11 @@ impl PreparedSnapshot {
 
     /// Undoes what was done ahead; no snapshot is taken.
     pub async fn abandon(self) -> Result<()> {
-        if self.ahead { self.tell(true).await } else { Ok(()) }
+        if self.ahead { self.tell(true, BTreeMap::new()).await } else { Ok(()) }
     }
 
-    async fn tell(&self, abandon: bool) -> Result<()> {
-        let request = VdiSnapshotPrepare { snapshots: self.specs.clone(), abandon };
+    async fn tell(&self, abandon: bool, keys: BTreeMap<String, String>) -> Result<()> {
+        let request = VdiSnapshotPrepare { snapshots: self.specs.clone(), keys, abandon };
         let (_, port) = self.sr.manager.session(&self.op, self.sr.uuid()).await?;
         let call = self.op.call(VdiSnapshotPrepare::OPERATION);
         self.sr.within(port::call(port.as_ref(), call, &request)).await.map(drop)
@@ -84,12 +93,23 @@ impl Sr {
         op: &Op,
         snapshots: &[NewSnapshot],
     ) -> Result<PreparedSnapshot> {
+        self.vdi_snapshot_prepare_marked(op, snapshots, BTreeMap::new()).await
+    }
+
+    /// As [`Self::vdi_snapshot_prepare`], for snapshots that get these keys later: refused where there
+    /// is no room for them.
+    pub(crate) async fn vdi_snapshot_prepare_marked(
+        &self,
+        op: &Op,
+        snapshots: &[NewSnapshot],
+        keys: BTreeMap<String, String>,
+    ) -> Result<PreparedSnapshot> {
         let mut prepared = self.ready(op, snapshots).await?;
         // One that was asked for before is taken, or not: the driver looks.
         let first = journal::find(&self.manager.inner.catalog, op.id)?.is_none();
         if first && self.driver_manifest()?.can(Operation::VdiSnapshotPrepare.name()) {
             prepared.ahead = true;
-            prepared.tell(false).await?;
+            prepared.tell(false, keys).await?;
         } else {
             self.manager.session(op, self.uuid()).await?;
         }

@@ -21,8 +21,12 @@ const SCHEMA: i64 = 1;
 /// Marks the file as ours (`PRAGMA application_id`): "smCT".
 const APPLICATION: i64 = 0x736d_4354;
 
-/// Pages of 4 KiB in the log before it is folded into the file.
-const LOG_PAGES: i64 = 64;
+/// Pages of 4 KiB in the log before it is folded into the file: of a process that has just begun, and
+/// of one that has committed [`LONG`] times. To fold is to sync, with everybody waiting.
+const LOG_PAGES: [i64; 2] = [64, 1000];
+
+/// See [`LOG_PAGES`]. A command commits a few times.
+const LONG: u32 = 64;
 
 /// How long to wait for another process that is writing. Each of its transactions takes
 /// milliseconds.
@@ -31,8 +35,16 @@ const WAIT: Duration = Duration::from_secs(10);
 /// A [`Store`] in an SQLite file.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
-    connection: Mutex<Connection>,
+    open: Mutex<Open>,
     path: String,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    /// What `synchronous` was last set to: whether a commit syncs.
+    durable: Option<bool>,
+    commits: u32,
 }
 
 impl SqliteStore {
@@ -43,7 +55,8 @@ impl SqliteStore {
             Error::from(error).context("path", &shown).hint("is the state directory writable?")
         })?;
         let connection = Connection::open(path).map_err(|e| describe(&e, &shown))?;
-        let store = Self { connection: Mutex::new(connection), path: shown };
+        let open = Mutex::new(Open { connection, durable: None, commits: 0 });
+        let store = Self { open, path: shown };
         store.prepare().map_err(|error| match error {
             Prepare::Sqlite(error) => describe(&error, &store.path),
             Prepare::Refused(error) => *error,
@@ -52,13 +65,14 @@ impl SqliteStore {
     }
 
     fn prepare(&self) -> Result<(), Prepare> {
-        let mut connection = self.lock();
+        let connection = &mut self.lock().connection;
         connection.busy_timeout(WAIT)?;
         // The log is folded into the file every so many pages, not at each exit of an smctl: that
         // would cost two fsyncs each time. Nor much later: whoever opens the catalog next reads
-        // and checks the whole log (1,000 pages, SQLite's own choice, cost 2 ms of CPU).
+        // and checks the whole log (1,000 pages, SQLite's own choice, cost 2 ms of CPU). Who goes on
+        // for long opens it once: he folds less often, and leaves a log that the next command folds.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES[0])?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
         if version > SCHEMA {
             return Err(Prepare::Refused(Box::new(
@@ -92,16 +106,17 @@ impl SqliteStore {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         // A panic while it was held cannot have left a transaction open: they roll back on drop.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store for SqliteStore {
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        let connection = self.lock();
-        let mut statement = connection
+        let open = self.lock();
+        let mut statement = open
+            .connection
             .prepare_cached("SELECT version, value FROM entry WHERE key = ?1")
             .map_err(|e| describe(&e, &self.path))?;
         statement
@@ -111,9 +126,9 @@ impl Store for SqliteStore {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<(String, Stored)>> {
-        let connection = self.lock();
+        let open = self.lock();
         let read = || -> rusqlite::Result<Vec<(String, Stored)>> {
-            let mut statement = connection.prepare_cached(
+            let mut statement = open.connection.prepare_cached(
                 "SELECT key, version, value FROM entry WHERE key >= ?1 AND key < ?2 ORDER BY key",
             )?;
             // Keys are ASCII, so nothing sorts above the prefix followed by this character.
@@ -127,10 +142,19 @@ impl Store for SqliteStore {
     }
 
     fn commit(&self, batch: Batch) -> Result<Commit> {
-        let mut connection = self.lock();
+        let mut open = self.lock();
+        let Open { connection, durable, commits } = &mut *open;
         let mut apply = || -> rusqlite::Result<Commit> {
-            let synchronous = if batch.durable { "FULL" } else { "NORMAL" };
-            connection.pragma_update(None, "synchronous", synchronous)?;
+            if *durable != Some(batch.durable) {
+                *durable = None; // Until it is known to be set.
+                let synchronous = if batch.durable { "FULL" } else { "NORMAL" };
+                connection.pragma_update(None, "synchronous", synchronous)?;
+                *durable = Some(batch.durable);
+            }
+            *commits = commits.saturating_add(1);
+            if *commits == LONG {
+                connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES[1])?;
+            }
             // Immediate: two writers queue up here instead of failing at their first change.
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -258,7 +282,7 @@ mod tests {
     #[test]
     fn a_newer_schema_is_refused() {
         let (folder, store) = store();
-        store.lock().pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+        store.lock().connection.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
         drop(store);
         let path = folder.path().join("catalog.db");
         let error = SqliteStore::open(&path).unwrap_err();
@@ -285,6 +309,28 @@ mod tests {
             std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777
         };
         assert_eq!(mode("catalog.db"), 0o600);
+    }
+
+    /// A process may die with any log: whoever comes next has all of it, and folds it in.
+    #[test]
+    fn a_log_that_has_grown_is_whole_for_the_next_one_and_folded_by_it() {
+        let (folder, store) = store();
+        let log = folder.path().join("catalog.db-wal");
+        let most = u64::try_from(LOG_PAGES[0]).unwrap() * 4096;
+        let mut written = 0;
+        while written < LONG || std::fs::metadata(&log).unwrap().len() < 2 * most {
+            let change = put(&format!("key/{written:05}"), &"x".repeat(700));
+            assert_eq!(store.commit(batch(None, vec![change])), Ok(Commit::Done));
+            written += 1;
+        }
+        // As after a kill: what the first process has open is never closed.
+        let next = SqliteStore::open(&folder.path().join("catalog.db")).unwrap();
+        assert_eq!(next.list("key/").unwrap().len(), written as usize);
+        let folded = || std::fs::metadata(folder.path().join("catalog.db")).unwrap().len();
+        let before = folded();
+        assert_eq!(next.commit(batch(None, vec![put("one", "more")])), Ok(Commit::Done));
+        assert!(folded() > before, "{before} bytes stay {}", folded());
+        drop(store);
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::future::Future;
 use sm_loader::port;
 use sm_model::manifest::feature;
 use sm_model::sr::{
-    SrDestroy, SrDetach, SrDone, SrInfo, SrRecover, SrRecovered, SrScan, SrStat, SrUpdate,
+    SrDestroy, SrDetach, SrDone, SrFence, SrFenced, SrInfo, SrRecover, SrRecovered, SrScan, SrStat,
+    SrUpdate,
 };
 use sm_model::vdi::{
     VdiCheck, VdiChecked, VdiClone, VdiCreate, VdiDestroy, VdiDestroyed, VdiDone, VdiForest,
     VdiInfo, VdiIntroduce, VdiResize, VdiRevert, VdiStat, VdiTree, VdiType, VdiUpdate,
 };
 use sm_model::{
-    AttachMode, Bytes, Error, ImageFormat, Kind, Manifest, Request, Result, SrUuid, VdiUuid, name,
+    AttachMode, Bytes, Error, HostId, ImageFormat, Kind, Manifest, Request, Result, SrUuid,
+    VdiUuid, name,
 };
 use sm_step::step;
 
@@ -172,6 +174,15 @@ impl Sr {
                 known.description.clone_from(description);
             }
         })?;
+        self.event(Event::SrChanged { sr: self.uuid() });
+        Ok(done)
+    }
+
+    /// Takes from another host what it has of the SR: for one that is gone for good, or hangs.
+    pub async fn fence(&self, op: &Op, host: &HostId) -> Result<SrFenced> {
+        let locks = [Lock::operation(op.id), Lock::sr_shared(self.uuid())];
+        let _held = self.manager.lock(op, &locks).await?;
+        let done = self.perform_locked(op, &SrFence { host: host.clone() }).await?;
         self.event(Event::SrChanged { sr: self.uuid() });
         Ok(done)
     }

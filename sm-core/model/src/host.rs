@@ -52,6 +52,9 @@ pub struct KvPut {
     pub key: String,
     /// The value.
     pub value: Option<serde_json::Value>,
+    /// The answer comes after the change is on the disk: a loss of power does not undo it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub durable: bool,
 }
 
 /// Service `kv.list`: all keys with a prefix.
@@ -213,6 +216,16 @@ pub struct DatapathRefresh {
     pub vdi: VdiUuid,
     /// How it is reached now, as [`crate::vdi::VdiAttached`].
     pub access: Vec<Access>,
+}
+
+/// Service `snapshot.caught`: the snapshots that a `vdi_snapshot` takes hold all that was written
+/// before, whatever happens from now on, and nothing of what is written from now on. What the driver
+/// still does is to describe them; guests that were stopped for them may go on. If the call fails all
+/// the same, none of them counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotCaught {
+    /// The operation that takes them.
+    pub operation: OperationId,
 }
 
 /// Service `datapath.served`: whether the images of a VDI are open on this host in no other way than

@@ -86,6 +86,8 @@ operations! {
     SrStat = "sr_stat", false, Some("sr_update"), sr::SrStat => sr::SrInfo;
     /// Changes the SR's name or description on the backend.
     SrUpdate = "sr_update", true, None, sr::SrUpdate => sr::SrDone;
+    /// Takes from another host what it has of the SR, because it is gone for good or hangs.
+    SrFence = "sr_fence", true, None, sr::SrFence => sr::SrFenced;
     /// Makes an empty VDI.
     VdiCreate = "vdi_create", true, Some("vdi_create"), vdi::VdiCreate => vdi::VdiDone;
     /// Adopts an image that already lies on the backend.

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::candidate::Candidate;
-use crate::id::{SrUuid, VdiUuid};
+use crate::id::{HostId, SrUuid, VdiUuid};
 use crate::size::Bytes;
 use crate::vdi::{Health, VdiInfo};
 use crate::{Changed, DeviceConfig};
@@ -105,6 +105,31 @@ pub struct SrUpdate {
 pub struct SrDone {
     /// What changed.
     pub changed: Changed,
+}
+
+/// Shuts a host out of the SR that is gone, or hangs: its turn, its claims on VDIs, and where the
+/// storage can, its right to write. Error kind `not_found` for a host that the SR does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrFence {
+    /// The other host.
+    pub host: HostId,
+}
+
+/// A host is shut out, until it attaches the SR again with nothing of it in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SrFenced {
+    /// `modified`, or `already` for a host that was shut out before and has not come back.
+    pub changed: Changed,
+    /// Epoch from which on what the host does is refused.
+    pub epoch: u64,
+    /// VDIs that it had open, and that others can use now.
+    #[serde(default)]
+    pub vdis: Vec<VdiUuid>,
+    /// Whether the storage refuses what the host still writes. If not, the host must be off.
+    pub enforced: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Finishes or undoes what a crash left half done. Twice is the same as once.

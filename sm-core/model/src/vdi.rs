@@ -254,6 +254,10 @@ pub struct SnapshotSpec {
 pub struct VdiSnapshotPrepare {
     /// The disks, as in the request to come.
     pub snapshots: Vec<SnapshotSpec>,
+    /// What each of them gets by a `vdi_update` afterwards: keys, and values that are as long as those.
+    /// Refused (`limit`) if there is no room for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, String>,
     /// That request will not come: undoes what was done ahead.
     #[serde(default, skip_serializing_if = "is_false")]
     pub abandon: bool,

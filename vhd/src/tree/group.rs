@@ -11,6 +11,14 @@
 //! 7  the rest                as for one disk, for each; the record goes last
 //! ```
 //!
+//! # What may be done ahead
+//!
+//! Steps 1 and 2, by [`Tree::prepare_group`], with the lock given back after them. The record is then
+//! that of a group which nobody has committed: whoever changes the store first takes it back, as after
+//! a death. So what is prepared is there with all that it was made from unchanged, or it is not there,
+//! and then it is made when it is needed. Nobody else can switch a disk of it: only the operation that
+//! the record is of looks whether it is all there.
+//!
 //! # Who may go on, and with what
 //!
 //! Whoever looks by himself, because the caller has died, finds his disk switched, or not, and goes
@@ -25,10 +33,11 @@
 //! decides: all were looked at while the writers were stopped.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use super::doc::Doc;
+use super::doc::{Doc, VERSION};
 use super::journal::{Action, Beside, FileId, Member, Record, Switch};
 use super::node::{Change, Format, Outcome};
 use super::{Guard, Operation, Snapshot, Tree, Writer};
@@ -36,6 +45,20 @@ use crate::copy::Progress;
 use crate::error::{Error, Result};
 use crate::image::{Mode, NewImage, ParentLink};
 use crate::store::Area;
+
+/// The disks and the snapshots of a group.
+fn named(requests: &[Snapshot<'_>]) -> Result<Vec<Uuid>> {
+    let uuids: Vec<Uuid> =
+        requests.iter().flat_map(|request| [request.source, request.new]).collect();
+    let mut seen = HashSet::new();
+    match uuids.iter().find(|uuid| !seen.insert(**uuid)) {
+        None => Ok(uuids),
+        Some(twice) => {
+            let difference = "is named twice in one group".to_owned();
+            Err(Error::Exists { uuid: *twice, difference })
+        }
+    }
+}
 
 impl Tree {
     /// Takes snapshots of several disks at one point in time; `writer` is told once for all of them.
@@ -54,14 +77,10 @@ impl Tree {
         if let [only] = requests {
             return Ok(vec![self.snapshot_written(guard, only, writer, progress)?]);
         }
-        let uuids: Vec<Uuid> =
-            requests.iter().flat_map(|request| [request.source, request.new]).collect();
-        let mut seen = HashSet::new();
-        if let Some(twice) = uuids.iter().find(|uuid| !seen.insert(**uuid)) {
-            let difference = "is named twice in one group".to_owned();
-            return Err(Error::Exists { uuid: *twice, difference });
-        }
-        self.ready_to_change(guard, &uuids)?;
+        let uuids = named(requests)?;
+        self.check_guard(guard)?;
+        let mut ahead = self.ahead(first.op, requests)?;
+        self.ready_beside(guard, &uuids, ahead.as_ref())?;
         let mut made = Vec::new();
         for request in requests {
             made.push(self.made_before(request)?);
@@ -78,9 +97,16 @@ impl Tree {
         // Once more when a disk that was empty has got data before its writer stopped; after that
         // nobody writes any more.
         for _ in 0..2 {
-            let record = self.stage_group(op, requests, &with_data, writer, progress)?;
+            let prepared = ahead.take();
+            let was_ahead = prepared.is_some();
+            let record = match prepared {
+                Some(record) => record,
+                None => self.stage_group(op, requests, &with_data, writer, progress)?,
+            };
             let Action::Group { members } = &record.action else { break };
-            let done = writer.map_or(Ok(()), Writer::stop).and_then(|()| {
+            let ready = if was_ahead { writer.map_or(Ok(()), Writer::prepare) } else { Ok(()) };
+            let stopped = ready.and_then(|()| writer.map_or(Ok(()), Writer::stop));
+            let done = stopped.and_then(|()| {
                 let filled = self.filled(requests, members)?;
                 if filled.is_empty() { self.commit_group(members) } else { Ok(filled) }
             });
@@ -102,6 +128,12 @@ impl Tree {
             }
             sm_step::step!("vdi_snapshot.group_went_on");
             self.complete_group(&record, members)?;
+            if was_ahead {
+                // Their time was another one. One that is cut here has the earlier one.
+                for request in requests {
+                    self.set_metadata(guard, request.new, request.new_metadata)?;
+                }
+            }
             let sizes = requests.iter().map(|request| self.get(request.new));
             return sizes
                 .map(|node| Ok(Change::new(Outcome::Created, node?.virtual_size)))
@@ -109,6 +141,69 @@ impl Tree {
         }
         let holder = "it is written although it was stopped".to_owned();
         Err(Error::InUse { uuid: first.source, holder })
+    }
+
+    /// Does ahead what of a [`Self::snapshot_group`] takes time and space. Nothing of it is seen, and
+    /// the next call of another operation that changes the store takes it back. Where there is nothing
+    /// to gain it does nothing: for one disk, and where one is raw, since that is copied as it is then.
+    pub fn prepare_group(&self, guard: &Guard, requests: &[Snapshot<'_>]) -> Result<()> {
+        let [first, _, ..] = requests else { return Ok(()) };
+        let uuids = named(requests)?;
+        self.ready_to_change(guard, &uuids)?;
+        for request in requests {
+            if self.made_before(request)?.is_some()
+                || self.sound_leaf(request.source)?.format == Format::Raw
+            {
+                return Ok(());
+            }
+        }
+        let progress: Progress<'_> = &mut |_| ControlFlow::Continue(());
+        self.stage_group(first.op, requests, &HashSet::new(), None, progress)?;
+        sm_step::step!("vdi_snapshot.group_prepared");
+        Ok(())
+    }
+
+    /// The record of a group that was prepared, if all of it is there and nothing of it was switched.
+    fn ahead(&self, op: Uuid, requests: &[Snapshot<'_>]) -> Result<Option<Record>> {
+        let Some(bytes) = self.read_small(&Self::journal_at(op))? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<Record>(&bytes) else { return Ok(None) };
+        let Action::Group { members } = &record.action else { return Ok(None) };
+        let pair = |member: &Member| match member {
+            Member::Switch(switch) => (switch.base.as_ref().map(|base| base.source), switch.target),
+            Member::Beside(beside) => (Some(beside.source), beside.target),
+        };
+        let wanted = requests.iter().map(|request| (Some(request.source), request.new));
+        if record.sm > VERSION || !members.iter().map(pair).eq(wanted) {
+            return Ok(None);
+        }
+        for member in members {
+            if !self.is_ahead(member)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(record))
+    }
+
+    fn is_ahead(&self, member: &Member) -> Result<bool> {
+        let staged = |uuid: Uuid, id: FileId| {
+            let FileId::Image(expected) = id else { return Ok(false) };
+            match self.probe(&Self::new_at(uuid)) {
+                Ok(info) => Ok(info.uuid == expected),
+                Err(error) if error.is_not_found() || error.is_corrupt() => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        let (target, id) = match member {
+            Member::Switch(switch) => (switch.target, switch.target_id),
+            Member::Beside(beside) => (beside.target, beside.id),
+        };
+        if let Member::Switch(Switch { base: Some(base), .. }) = member
+            && (self.store.exists(&Self::image_at(base.name, Format::Vhd))?
+                || !staged(base.source, FileId::Image(base.leaf))?)
+        {
+            return Ok(false);
+        }
+        Ok(staged(target, id)? && self.store.exists(&Self::tmp_at(format!("{target}.json")))?)
     }
 
     /// Steps 1 and 2.

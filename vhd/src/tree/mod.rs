@@ -183,7 +183,10 @@ impl Tree {
     /// Everything that changes the store starts here: the lock is ours, what an earlier call left
     /// behind is dealt with, and none of `uuids` is part of something that could not be.
     fn ready(&self, guard: &Guard, uuids: &[Uuid]) -> Result<()> {
-        let recovery = self.recover(guard)?;
+        Self::sound(&self.recover(guard)?, uuids)
+    }
+
+    fn sound(recovery: &Recovery, uuids: &[Uuid]) -> Result<()> {
         for failed in &recovery.failed {
             if let Some(uuid) = uuids.iter().find(|uuid| failed.uuids.contains(uuid)) {
                 let reason = format!("operation {} is unfinished: {}", failed.op, failed.reason);
@@ -195,7 +198,17 @@ impl Tree {
 
     /// As [`Tree::ready`], for what changes the disks `uuids`.
     fn ready_to_change(&self, guard: &Guard, uuids: &[Uuid]) -> Result<()> {
-        self.ready(guard, uuids)?;
+        self.ready_beside(guard, uuids, None)
+    }
+
+    /// As [`Tree::ready_to_change`], with what was done ahead left as it is.
+    fn ready_beside(
+        &self,
+        guard: &Guard,
+        uuids: &[Uuid],
+        ahead: Option<&journal::Record>,
+    ) -> Result<()> {
+        Self::sound(&self.recover_beside(guard, ahead)?, uuids)?;
         uuids.iter().try_for_each(|uuid| self.abandon_merge(*uuid))
     }
 

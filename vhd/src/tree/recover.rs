@@ -41,6 +41,11 @@ impl Tree {
     ///
     /// Twice is the same as once, and a cut inside it is dealt with by the next run.
     pub fn recover(&self, guard: &Guard) -> Result<Recovery> {
+        self.recover_beside(guard, None)
+    }
+
+    /// As [`Tree::recover`], with one record, and all that it names, left as it is.
+    pub(super) fn recover_beside(&self, guard: &Guard, ahead: Option<&Record>) -> Result<Recovery> {
         self.check_guard(guard)?;
         self.store.heal()?;
         let mut recovery = Recovery::default();
@@ -50,6 +55,7 @@ impl Tree {
                     self.store.remove(&At::new(Area::Journal, &*name))?;
                     recovery.removed.push(name);
                 }
+                Entry::Record(record) if Some(&record) == ahead => {}
                 Entry::Record(record) => match self.recover_record(&record) {
                     Ok(true) => recovery.completed.push(record.op),
                     Ok(false) => recovery.undone.push(record.op),
@@ -61,8 +67,12 @@ impl Tree {
                 },
             }
         }
-        let kept: HashSet<Uuid> =
-            recovery.failed.iter().flat_map(|failed| failed.uuids.iter().copied()).collect();
+        let kept: HashSet<Uuid> = recovery
+            .failed
+            .iter()
+            .flat_map(|failed| failed.uuids.iter().copied())
+            .chain(ahead.iter().flat_map(|record| record.uuids()))
+            .collect();
         recovery.removed.extend(self.remove_leftovers(&kept)?);
         Ok(recovery)
     }

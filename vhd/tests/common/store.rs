@@ -90,18 +90,22 @@ pub fn snap_group(
     sources: &[u128],
     written: &[u128],
 ) -> Result<Change> {
-    let metadata = json!({ "name": "one of a group" });
-    let requests: Vec<Snapshot<'_>> = sources
-        .iter()
-        .zip(N..)
-        .map(|(source, new)| Snapshot {
-            op: id(OP),
-            source: id(*source),
-            new: id(new),
-            new_metadata: &metadata,
-            allow_copy: true,
-        })
-        .collect();
+    snap_named(tree, guard, sources, written, "one of a group")
+}
+
+pub fn snap_group_as(tree: &Tree, guard: &Guard, sources: &[u128], name: &str) -> Result<Change> {
+    snap_named(tree, guard, sources, &[], name)
+}
+
+fn snap_named(
+    tree: &Tree,
+    guard: &Guard,
+    sources: &[u128],
+    written: &[u128],
+    name: &str,
+) -> Result<Change> {
+    let metadata = json!({ "name": name });
+    let requests = group_of(sources, &metadata);
     let guests = Guests(written.iter().map(|disk| Guest { tree, disk: *disk }).collect());
     let writer = (!written.is_empty()).then_some(&guests as &dyn Writer);
     let go_on = &mut |_| ControlFlow::Continue(());
@@ -109,6 +113,29 @@ pub fn snap_group(
     assert_eq!(changes.len(), sources.len());
     assert!(changes.iter().all(|change| change.outcome == changes[0].outcome));
     Ok(changes[0])
+}
+
+fn group_of<'a>(sources: &[u128], metadata: &'a Value) -> Vec<Snapshot<'a>> {
+    let pairs = sources.iter().zip(N..);
+    pairs
+        .map(|(source, new)| Snapshot {
+            op: id(OP),
+            source: id(*source),
+            new: id(new),
+            new_metadata: metadata,
+            allow_copy: true,
+        })
+        .collect()
+}
+
+/// As [`snap_group`], with all that takes time done ahead.
+fn snap_prepared(tree: &Tree, guard: &Guard, sources: &[u128], written: &[u128]) -> Result<Change> {
+    prepare(tree, guard, sources)?;
+    snap_group(tree, guard, sources, written)
+}
+
+pub fn prepare(tree: &Tree, guard: &Guard, sources: &[u128]) -> Result<()> {
+    tree.prepare_group(guard, &group_of(sources, &json!({ "name": "one of a group" })))
 }
 
 /// As [`snap`], of a disk that is being written.
@@ -296,6 +323,8 @@ pub const SCENARIOS: &[Scenario] = &[
     ("snapshot_group_empty", |t, g| snap_group(t, g, &[S, R, R2], &[])),
     // The second one gets data before its guest stops.
     ("snapshot_group_written", |t, g| snap_group(t, g, &[A, E, D], &[A, E])),
+    ("snapshot_group_prepared", |t, g| snap_prepared(t, g, &[A, S, C], &[])),
+    ("snapshot_group_prepared_written", |t, g| snap_prepared(t, g, &[A, E, D], &[A, E])),
     ("revert_empty", |t, g| revert(t, g, OP, A, S)),
     ("revert_data", |t, g| revert(t, g, OP, A, C)),
     ("revert_collects", |t, g| revert(t, g, OP, D, S)),

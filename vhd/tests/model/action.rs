@@ -32,8 +32,15 @@ pub(crate) enum Action {
         source: Uuid,
         new: Uuid,
     },
-    /// Sources and the snapshots' names.
+    /// Sources and the snapshots' names; with `ahead`, what takes time is done first, and the lock
+    /// given back.
     Group {
+        op: Uuid,
+        members: Vec<(Uuid, Uuid)>,
+        ahead: bool,
+    },
+    /// Only that; the group comes later, or never.
+    Prepare {
         op: Uuid,
         members: Vec<(Uuid, Uuid)>,
     },
@@ -94,19 +101,17 @@ impl Action {
                 };
                 tree.snapshot(&lock()?, &request, &mut go).map(drop)
             }
-            Self::Group { op, members } => {
+            Self::Group { op, members, ahead } => {
                 let metadata = json!({});
-                let requests: Vec<Snapshot<'_>> = members
-                    .iter()
-                    .map(|(source, new)| Snapshot {
-                        op: *op,
-                        source: *source,
-                        new: *new,
-                        new_metadata: &metadata,
-                        allow_copy: true,
-                    })
-                    .collect();
+                let requests = requests(*op, members, &metadata);
+                if *ahead {
+                    tree.prepare_group(&lock()?, &requests)?;
+                }
                 tree.snapshot_group(&lock()?, &requests, None, &mut go).map(drop)
+            }
+            Self::Prepare { op, members } => {
+                let metadata = json!({});
+                tree.prepare_group(&lock()?, &requests(*op, members, &metadata))
             }
             Self::Revert { op, vdi, to } => {
                 let request = Revert {
@@ -164,6 +169,21 @@ impl Action {
             Self::Claim { uuid, open: false } => tree.unclaim(&lock()?, *uuid, "somebody"),
         }
     }
+}
+
+fn requests<'a>(
+    op: Uuid,
+    members: &[(Uuid, Uuid)],
+    metadata: &'a serde_json::Value,
+) -> Vec<Snapshot<'a>> {
+    let request = |(source, new): &(Uuid, Uuid)| Snapshot {
+        op,
+        source: *source,
+        new: *new,
+        new_metadata: metadata,
+        allow_copy: true,
+    };
+    members.iter().map(request).collect()
 }
 
 /// Whoever has disks open does what he is told.

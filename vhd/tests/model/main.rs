@@ -44,13 +44,15 @@ struct World {
     writes: u64,
     ids: u128,
     volumes: bool,
+    /// A group that was done ahead in part, and its members.
+    prepared: Option<(Uuid, Vec<(Uuid, Uuid)>)>,
 }
 
 impl World {
     fn new(volumes: bool) -> Self {
         let store = Simulated::new(volumes);
         let tree = Tree::on(Box::new(store.clone()));
-        Self { store, tree, disks: Vec::new(), writes: 0, ids: 0, volumes }
+        Self { store, tree, disks: Vec::new(), writes: 0, ids: 0, volumes, prepared: None }
     }
 
     fn id(&mut self) -> Uuid {
@@ -323,11 +325,22 @@ impl World {
         let mut expected: Vec<Uuid> = self.disks.iter().map(|disk| disk.uuid).collect();
         expected.sort();
         assert_eq!(leaves, expected);
-        assert!(!listing.unfinished, "something is left over");
+        assert!(!listing.unfinished || self.prepared.is_some(), "something is left over");
     }
 }
 
 impl World {
+    fn group(&mut self, disk: usize, count: usize) -> Option<(Uuid, Vec<(Uuid, Uuid)>)> {
+        let first = self.pick(disk)?;
+        if count > self.disks.len() || self.disks.len() + count > 8 {
+            return None;
+        }
+        let sources: Vec<Uuid> =
+            (0..count).map(|n| self.disks[(first + n) % self.disks.len()].uuid).collect();
+        let op = self.id();
+        Some((op, sources.iter().map(|of| (*of, self.id())).collect()))
+    }
+
     fn prepare(&mut self, step: &Step) -> Option<Action> {
         Some(match step {
             Step::Create { .. } | Step::Snapshot { .. } if self.disks.len() >= 8 => return None,
@@ -354,15 +367,26 @@ impl World {
                 let source = self.disks[self.pick(*disk)?].uuid;
                 Action::Snapshot { op: self.id(), source, new: self.id() }
             }
-            Step::Group { disk, count } => {
-                let first = self.pick(*disk)?;
-                if *count > self.disks.len() || self.disks.len() + count > 8 {
-                    return None;
+            Step::Group { disk, count, ahead } => {
+                let there = |uuid: &Uuid| self.disks.iter().any(|disk| disk.uuid == *uuid);
+                match self.prepared.take() {
+                    // What happened since may have taken it back, or not.
+                    Some((op, members))
+                        if members.iter().all(|(source, _)| there(source))
+                            && self.disks.len() + members.len() <= 8 =>
+                    {
+                        Action::Group { op, members, ahead: false }
+                    }
+                    _ => {
+                        let (op, members) = self.group(*disk, *count)?;
+                        Action::Group { op, members, ahead: *ahead }
+                    }
                 }
-                let sources: Vec<Uuid> =
-                    (0..*count).map(|n| self.disks[(first + n) % self.disks.len()].uuid).collect();
-                let op = self.id();
-                Action::Group { op, members: sources.iter().map(|of| (*of, self.id())).collect() }
+            }
+            Step::Prepare { disk, count } => {
+                let (op, members) = self.group(*disk, *count)?;
+                self.prepared = Some((op, members.clone()));
+                Action::Prepare { op, members }
             }
             Step::Revert { disk, to } => {
                 let vdi = self.disks[self.pick(*disk)?].uuid;

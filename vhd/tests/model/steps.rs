@@ -38,6 +38,12 @@ pub(crate) enum Step {
     Group {
         disk: usize,
         count: usize,
+        ahead: bool,
+    },
+    /// What takes time of such a group; the next group is this one, if its disks are still there.
+    Prepare {
+        disk: usize,
+        count: usize,
     },
     Revert {
         disk: usize,
@@ -104,7 +110,9 @@ fn plain() -> BoxedStrategy<Step> {
             .prop_map(|(disk, place, sectors)| Step::Zero { disk, place, sectors }),
         1 => disk().prop_map(|disk| Step::Flush { disk }),
         5 => disk().prop_map(|disk| Step::Snapshot { disk }),
-        4 => (disk(), 2..4_usize).prop_map(|(disk, count)| Step::Group { disk, count }),
+        4 => (disk(), 2..4_usize, any::<bool>())
+            .prop_map(|(disk, count, ahead)| Step::Group { disk, count, ahead }),
+        2 => (disk(), 2..4_usize).prop_map(|(disk, count)| Step::Prepare { disk, count }),
         2 => (disk(), disk()).prop_map(|(disk, to)| Step::Revert { disk, to }),
         1 => (disk(), 1..6_u64).prop_map(|(disk, blocks)| Step::Resize { disk, blocks }),
         4 => disk().prop_map(|disk| Step::Delete { disk }),

@@ -15,7 +15,9 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table) -> Result<()> {
     let world = World::new(setting, vendor, "clone").await?;
-    let used = if setting.quick { 256 * MIB } else { 7 * GIB };
+    // Where a clone shares its pages, how many there are changes nothing: one array shows that.
+    let whole = matches!(vendor, Vendor::TrueNas | Vendor::EqualLogic) && !setting.quick;
+    let used = if whole { 7 * GIB } else { 256 * MIB };
     let disk = world.create("server", 40 * GIB).await?;
     let (array, volume) = (world.array.clone(), world.volume(&disk)?);
     let target = volume.clone();
@@ -56,10 +58,7 @@ pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table
         note: note.to_owned(),
     };
     let copied = amount(space()?.saturating_sub(before)) / amount(MIB);
-    if vendor == Vendor::TrueNas {
-        table.push(row("", "s", took, Some(Bar::Most(1.0)), "0 bytes through this host"));
-        table.push(row(", new pages", "MiB", copied, Some(Bar::Most(0.0)), "copy-on-write"));
-    } else {
+    if vendor == Vendor::EqualLogic {
         let most = amount(used) / amount(MIB) + 1.0;
         let note = "0 bytes through this host; the simulator's own copying";
         table.push(row("", "s", took, None, note));
@@ -73,6 +72,9 @@ pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table
         let shown = f64::from(steps.load(Ordering::Relaxed));
         let bar = (!setting.quick).then_some(Bar::Least(3.0));
         table.push(row(", steps of progress shown", "", shown, bar, ""));
+    } else {
+        table.push(row("", "s", took, Some(Bar::Most(1.0)), "0 bytes through this host"));
+        table.push(row(", new pages", "MiB", copied, Some(Bar::Most(0.0)), "copy-on-write"));
     }
     world.close().await;
     Ok(())

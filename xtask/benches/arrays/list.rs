@@ -9,7 +9,7 @@ use crate::table::{Bar, Row, Table};
 use crate::world::{Vendor, World, milliseconds, number};
 use crate::{LATENCY, Result, Setting};
 
-/// Objects that one answer of a TrueNAS brings to the driver; a group's listing is one.
+/// Objects that one answer brings to the driver; a PS group's listing is one, whatever it has.
 const PAGE: usize = 1000;
 
 pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table) -> Result<()> {
@@ -24,7 +24,12 @@ pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table
         .buffer_unordered(16)
         .try_for_each(|_| async { Ok(()) })
         .await?;
-    let pages = if vendor == Vendor::TrueNas { volumes.div_ceil(PAGE) } else { 1 };
+    let pages = match vendor {
+        Vendor::EqualLogic => 1,
+        // Its texts are tags, which are listed by themselves.
+        Vendor::PureStorage => 2 * volumes.div_ceil(PAGE),
+        _ => volumes.div_ceil(PAGE),
+    };
     world.latency(LATENCY)?;
     world.sr.detach(&Op::new()).await?;
     world.sr.attach(&Op::new()).await?;
@@ -42,7 +47,7 @@ pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table
         }
         let when = if first { "first after an attach of the SR" } else { "any other" };
         // A group lists no descriptions: its first listing asks for each.
-        let has_bar = !first || vendor == Vendor::TrueNas;
+        let has_bar = !first || vendor != Vendor::EqualLogic;
         table.push(Row {
             name: format!("{}: list of {volumes} volumes, {when}, requests", vendor.name()),
             unit: "",

@@ -83,7 +83,7 @@ fn run() -> Result<bool> {
 async fn measure(setting: &Setting) -> Result<Table> {
     let mut table = Table::default();
     let chosen = |what: &str| setting.only.as_deref().is_none_or(|only| only == what);
-    for vendor in [Vendor::TrueNas, Vendor::EqualLogic] {
+    for vendor in Vendor::ALL {
         if chosen("operations") {
             eprintln!("measuring operations, {}", vendor.name());
             Box::pin(operations::measure(setting, vendor, &mut table)).await?;

@@ -11,19 +11,16 @@ use crate::{LATENCY, Result, Setting};
 
 const GIB: u64 = 1 << 30;
 
-/// An operation's name, how many requests it may take, and whether its time has a bar.
-type Known = (&'static str, [f64; 2], bool);
-
-/// TrueNAS, then EqualLogic: what the tables of the drivers' documents have.
-const OPERATIONS: [Known; 8] = [
-    ("create", [1.0, 1.0], true),
-    ("snapshot", [2.0, 7.0], true),
-    ("clone of a disk", [3.0, 6.0], true),
-    ("clone of a snapshot", [3.0, 7.0], true),
-    ("resize", [2.0, 3.0], false),
-    ("revert", [7.0, 12.0], false),
-    ("destroy of a snapshot", [4.0, 4.0], false),
-    ("destroy of a disk", [3.0, 5.0], false),
+/// An operation's name in the tables of the drivers' documents, and whether its time has a bar.
+const OPERATIONS: [(&str, bool); 8] = [
+    ("vdi create", true),
+    ("vdi snapshot", true),
+    ("vdi clone of a disk", true),
+    ("vdi clone of a snapshot", true),
+    ("vdi resize", false),
+    ("vdi revert", false),
+    ("vdi destroy of a snapshot", false),
+    ("vdi destroy", false),
 ];
 
 /// Requests, and milliseconds beside them, of each round of an operation.
@@ -49,14 +46,16 @@ pub(crate) async fn measure(setting: &Setting, vendor: Vendor, table: &mut Table
             }
         }
     }
-    let which = usize::from(vendor == Vendor::EqualLogic);
-    for ((name, most, has_bar), own) in OPERATIONS.iter().zip(taken) {
+    for ((name, has_bar), own) in OPERATIONS.iter().zip(taken) {
+        let most = vendor.documented(name).ok_or_else(|| {
+            format!("the document of {} does not say how many requests {name} takes", vendor.name())
+        })?;
         table.push(Row {
             name: format!("{}: {name}, requests", vendor.name()),
             unit: "",
             ours: own.requests.clone(),
             peer: None,
-            bar: most.get(which).map(|most| Bar::Most(*most)),
+            bar: Some(Bar::Most(most)),
             note: String::new(),
         });
         let (requests, wall) = (median(&own.requests), median(&own.wall));

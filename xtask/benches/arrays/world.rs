@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use array_sim::core::{Array, Asked, Options};
 use array_sim::equallogic::{Group, plan};
-use array_sim::truenas::{PASSWORD, TrueNas, USER};
-use array_sim::{Plan, Simulator};
+use array_sim::http::Web;
+use array_sim::{Plan, Simulator, ontap, powerstore, purestorage, truenas};
 use camino::Utf8Path;
 use sm_core::model::Bytes;
 use sm_core::model::vdi::VdiInfo;
@@ -24,13 +24,22 @@ const POOL: u64 = 1 << 50;
 pub(crate) enum Vendor {
     TrueNas,
     EqualLogic,
+    PowerStore,
+    PureStorage,
+    Ontap,
 }
 
 impl Vendor {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::TrueNas, Self::EqualLogic, Self::PowerStore, Self::PureStorage, Self::Ontap];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::TrueNas => "truenas",
             Self::EqualLogic => "equallogic",
+            Self::PowerStore => "powerstore",
+            Self::PureStorage => "purestorage",
+            Self::Ontap => "ontap",
         }
     }
 
@@ -38,14 +47,31 @@ impl Vendor {
         match self {
             Self::TrueNas => "tank",
             Self::EqualLogic => "default",
+            Self::PowerStore => "pool",
+            Self::PureStorage => "flash1",
+            Self::Ontap => "vol1",
         }
+    }
+
+    /// Requests that an operation may take: its row in the table of the driver's document.
+    pub(crate) fn documented(self, operation: &str) -> Option<f64> {
+        let document = match self {
+            Self::TrueNas => include_str!("../../../docs/drivers/truenas.md"),
+            Self::EqualLogic => include_str!("../../../docs/drivers/equallogic.md"),
+            Self::PowerStore => include_str!("../../../docs/drivers/powerstore.md"),
+            Self::PureStorage => include_str!("../../../docs/drivers/purestorage.md"),
+            Self::Ontap => include_str!("../../../docs/drivers/ontap.md"),
+        };
+        let start = format!("| {operation} | ");
+        let row = document.lines().find_map(|line| line.strip_prefix(&start))?;
+        row.split_once(' ')?.0.parse().ok()
     }
 }
 
 /// What serves.
 enum Running {
-    TrueNas(Simulator),
-    EqualLogic(Group),
+    Web(Simulator),
+    Group(Group),
 }
 
 /// A simulated array with an SR.
@@ -62,8 +88,8 @@ impl World {
         let folder = setting.work.join(format!("{part}-{}", vendor.name()));
         let (running, config) = start(vendor, &folder).await?;
         let array = match &running {
-            Running::TrueNas(simulator) => simulator.array.clone(),
-            Running::EqualLogic(group) => group.array.clone(),
+            Running::Web(simulator) => simulator.array.clone(),
+            Running::Group(group) => group.array.clone(),
         };
         let driver = format!("libsm_driver_{}.so", vendor.name());
         let manager = StorageManager::builder(utf8(&folder.join("state"))?)
@@ -108,7 +134,7 @@ impl World {
     pub(crate) fn asked(&self) -> Vec<Asked> {
         let mut all = self.array.requests().all();
         self.array.requests().clear();
-        let of_login = ["settings", "other", "group.show", "auth.", "session", "system."];
+        let of_login = ["settings", "other", "group.show", "auth.", "session", "system.", "login"];
         all.retain(|one| !of_login.iter().any(|start| one.call.starts_with(start)));
         all
     }
@@ -119,48 +145,62 @@ impl World {
     }
 }
 
-async fn start(vendor: Vendor, folder: &Path) -> Result<(Running, Vec<(String, String)>)> {
+type Config = Vec<(String, String)>;
+
+async fn start(vendor: Vendor, folder: &Path) -> Result<(Running, Config)> {
     let place = folder.join("array");
-    let own = |pairs: &[(&str, String)]| {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+    let key = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let web = |web: Arc<dyn Web>| {
+        let options = Options {
+            page: 64 << 10,
+            pools: vec![(vendor.pool().to_owned(), POOL)],
+            ..Options::default()
+        };
+        let plan = Plan { options, tls: true, ..Plan::default() };
+        let place = &place;
+        async move { Simulator::start(web, place, &plan).await }
     };
-    let initiator = ("initiator", "iqn.2004-01.example:bench".to_owned());
-    match vendor {
-        Vendor::TrueNas => {
-            let options = Options {
-                page: 64 << 10,
-                pools: vec![(vendor.pool().to_owned(), POOL)],
-                ..Options::default()
-            };
-            let plan = Plan { options, tls: true, ..Plan::default() };
-            let simulator = Simulator::start(Arc::new(TrueNas), &place, &plan).await?;
-            let certificate = simulator.certificate().ok_or("the array has no certificate")?;
-            let config = own(&[
-                ("target", simulator.url()),
-                ("pool", vendor.pool().to_owned()),
-                ("username", USER.to_owned()),
-                ("password", PASSWORD.to_owned()),
-                ("fingerprint", certificate.fingerprint()?),
-                initiator,
-            ]);
-            Ok((Running::TrueNas(simulator), config))
-        }
+    let (running, mut config) = match vendor {
         Vendor::EqualLogic => {
             let group = Group::start(&place, &plan(POOL)).await?;
             let line = &group.command_line;
-            let config = own(&[
-                ("target", "127.0.0.1".to_owned()),
-                ("port", line.address.port().to_string()),
-                ("username", "grpadmin".to_owned()),
-                ("password", "grpadmin".to_owned()),
-                ("storagepool", vendor.pool().to_owned()),
-                ("host-key-fingerprint", line.fingerprint.clone()),
-                ("session-directory", folder.join("locks").display().to_string()),
-                initiator,
-            ]);
-            Ok((Running::EqualLogic(group), config))
+            let config = vec![
+                key("target", "127.0.0.1"),
+                key("port", &line.address.port().to_string()),
+                key("username", "grpadmin"),
+                key("password", "grpadmin"),
+                key("storagepool", vendor.pool()),
+                key("host-key-fingerprint", &line.fingerprint),
+                key("session-directory", &folder.join("locks").display().to_string()),
+            ];
+            (Running::Group(group), config)
         }
+        Vendor::TrueNas => {
+            let user = [key("username", truenas::USER), key("password", truenas::PASSWORD)];
+            let own = [key("pool", vendor.pool())];
+            (Running::Web(web(Arc::new(truenas::TrueNas)).await?), [&user[..], &own].concat())
+        }
+        Vendor::PowerStore => {
+            let user = [key("username", powerstore::USER), key("password", powerstore::PASSWORD)];
+            (Running::Web(web(Arc::new(powerstore::PowerStore)).await?), user.to_vec())
+        }
+        Vendor::PureStorage => {
+            let token = vec![key("api-token", purestorage::API_TOKEN)];
+            (Running::Web(web(Arc::new(purestorage::PureStorage)).await?), token)
+        }
+        Vendor::Ontap => {
+            let user = [key("username", ontap::USER), key("password", ontap::PASSWORD)];
+            let own = [key("svm", ontap::SVM), key("volume", vendor.pool())];
+            (Running::Web(web(Arc::new(ontap::Ontap)).await?), [&user[..], &own].concat())
+        }
+    };
+    if let Running::Web(simulator) = &running {
+        let certificate = simulator.certificate().ok_or("the array has no certificate")?;
+        config.push(key("target", &simulator.url()));
+        config.push(key("fingerprint", &certificate.fingerprint()?));
     }
+    config.push(key("initiator", "iqn.2004-01.example:bench"));
+    Ok((running, config))
 }
 
 fn utf8(path: &Path) -> Result<&Utf8Path> {

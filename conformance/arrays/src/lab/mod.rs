@@ -1,10 +1,11 @@
 //! A real LUN of a simulated array, in guests of the lab: by `smctl`, with the kernel's initiator.
 //!
-//! A driver's test says in a [`Station`] how its array is started there; [`luns`] does the rest.
+//! A [`Station`] says how an array is started there; [`luns`] does the rest.
 //! What only one vendor has is done with the same [`Place`] before everything is removed.
 
 mod luns;
 mod place;
+pub mod stations;
 
 pub use luns::{luns, told};
 pub use place::Place;

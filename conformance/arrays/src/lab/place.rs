@@ -1,6 +1,7 @@
 //! An array with two networks, and a host.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use ::lab::kit::iscsi::Initiator;
@@ -40,15 +41,20 @@ impl Place {
     pub fn new<S: Station>(lab: &Lab) -> Result<Self> {
         // Built before any guest runs, which could read it half written.
         let library = format!("libsm_driver_{}.so", S::DRIVER);
-        let programs = ["array-sim", "smctl", &library].map(artefact);
+        let [array, _, _] = ["array-sim", "smctl", &library].map(artefact);
+        Self::of::<S>(lab, &array, 384)
+    }
+
+    /// As [`Place::new`], of a program that is there, and a host with so many mebibytes.
+    pub fn of<S: Station>(lab: &Lab, array: &Path, memory: u64) -> Result<Self> {
         let networks = [lab.network()?, lab.network()?];
         let guest = |name| lab.guest(name).network(&networks[0]).network(&networks[1]);
-        let [nas, host] = lab.boot([guest("nas"), guest("host")])?;
+        let [nas, host] = lab.boot([guest("nas"), guest("host").memory(memory)])?;
         let addresses = [nas.address(&networks[0])?, nas.address(&networks[1])?];
-        let program = programs[0].display().to_string();
+        let program = array.display().to_string();
         let listen = format!("{}:{MANAGEMENT}", addresses[0]);
         let luns = if S::BOTH_NETWORKS { Ipv4Addr::UNSPECIFIED } else { addresses[0] };
-        let (luns, admin) = (format!("{luns}:3260"), format!("127.0.0.1:{ADMIN}"));
+        let (luns, admin) = (format!("{luns}:3260"), format!("{}:{ADMIN}", addresses[0]));
         let words = std::iter::once(program.as_str()).chain(S::ARRAY.iter().copied());
         let places = ["--state", "/srv/array", "--listen", &listen, "--iscsi", &luns];
         let array = nas.command(words.chain(places).chain(["--admin", &admin])).start()?;
@@ -70,6 +76,11 @@ impl Place {
     /// Where the array is managed.
     pub fn management(&self) -> (Ipv4Addr, u16) {
         (self.addresses[0], MANAGEMENT)
+    }
+
+    /// Where the simulator is, beside what it simulates.
+    pub fn admin(&self) -> (Ipv4Addr, u16) {
+        (self.addresses[0], ADMIN)
     }
 
     /// What an administrator of the array does over HTTP; `headers` are whole lines.
@@ -119,10 +130,7 @@ impl Place {
         path: &str,
         body: &[u8],
     ) -> Result<Vec<u8>> {
-        let address = match port {
-            ADMIN => Ipv4Addr::LOCALHOST,
-            _ => self.addresses[0],
-        };
+        let address = self.addresses[0];
         let headers = [headers, &[""]].concat().join("\r\n");
         let mut request = format!(
             "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\

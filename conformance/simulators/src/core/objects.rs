@@ -60,6 +60,12 @@ impl View {
         table.iter().filter_map(|(key, entry)| Some((key.clone(), entry.typed()?))).collect()
     }
 
+    /// As [`all`](Self::all), one after the other.
+    pub(super) fn each<R: Record>(&self) -> impl Iterator<Item = (&str, Arc<R>)> {
+        let table = self.tables.get(R::TABLE).map(|table| table.iter());
+        table.into_iter().flatten().filter_map(|(key, entry)| Some((key.as_str(), entry.typed()?)))
+    }
+
     /// The records whose keys begin so, by key.
     pub fn starting<R: Record>(&self, prefix: &str) -> Vec<(String, Arc<R>)> {
         let Some(table) = self.tables.get(R::TABLE) else { return Vec::new() };

@@ -63,12 +63,11 @@ impl State {
     pub(super) fn space(&self, pool: &str) -> Result<Space, Trouble> {
         let missing = || Trouble::Missing("pool", pool.to_owned());
         let capacity = self.objects.now.get::<Pool>(pool).ok_or_else(missing)?.capacity;
-        let layers = self.objects.now.all::<Layer>();
-        let of_pool = layers.iter().filter(|(_, layer)| layer.pool == pool);
+        let now = &self.objects.now;
+        let of_pool = now.each::<Layer>().filter(|(_, layer)| layer.pool == pool);
         let used =
             of_pool.filter_map(|(key, _)| Some(self.contents.bytes(key.parse().ok()?))).sum();
-        let volumes = self.objects.now.all::<Volume>();
-        let thick = volumes.iter().filter(|(_, volume)| volume.thick && volume.pool == pool);
+        let thick = now.each::<Volume>().filter(|(_, volume)| volume.thick && volume.pool == pool);
         let reserved = thick
             .map(|(_, volume)| volume.size.saturating_sub(self.contents.bytes(volume.layer)))
             .sum();

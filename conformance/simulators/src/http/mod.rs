@@ -83,6 +83,10 @@ pub trait Web: Vendor {
 
 /// A conversation over a WebSocket.
 pub trait Talk: Send {
+    /// How many messages are carried out at the same time, and how many may be open before one more
+    /// is refused with status 429.
+    fn at_once(&self) -> (usize, usize);
+
     /// The vendor's name of what a message asks.
     fn call(&self, message: &str) -> String;
 

@@ -21,20 +21,21 @@ pub(super) fn rows<R: Row>(array: &Array, query: &Query) -> Result<Value, Failur
     query.run(all.collect())
 }
 
-/// Portals say the port at which LUNs are really served.
+/// A portal says the port at which LUNs are really served.
+fn shown(array: &Array, row: &Portal) -> Value {
+    let port = array.portal().map_or(3260, |served| served.port());
+    let mut fields = row.fields().clone();
+    let listen = row.list("listen").iter().map(|listen| {
+        let ip = listen.get("ip").and_then(Value::as_str).unwrap_or("0.0.0.0");
+        json!({"ip": ip, "port": port})
+    });
+    fields.insert("listen".to_owned(), listen.collect());
+    Value::Object(fields)
+}
+
 pub(super) fn portals(array: &Array, query: &Query) -> Result<Value, Failure> {
     let view = array.view();
-    let served = array.portal();
-    let all = view.all::<Portal>().into_iter().map(|(_, row)| {
-        let mut fields = row.fields().clone();
-        let listen = row.list("listen").iter().map(|listen| {
-            let ip = listen.get("ip").and_then(Value::as_str).unwrap_or("0.0.0.0");
-            json!({"ip": ip, "port": served.map_or(3260, |served| served.port())})
-        });
-        fields.insert("listen".to_owned(), listen.collect());
-        Value::Object(fields)
-    });
-    query.run(all.collect())
+    query.run(view.all::<Portal>().iter().map(|(_, row)| shown(array, row)).collect())
 }
 
 fn with_defaults(body: &Value, defaults: Value) -> Map<String, Value> {
@@ -88,12 +89,13 @@ pub(super) fn keep_portal(array: &Array, id: Option<i64>, body: &Value) -> Resul
     let made =
         keep::<Portal>(array, id, body, PORTAL, |_, _, _, _| Ok(()), json!({"comment": ""}))?;
     let id = made.get("id").and_then(Value::as_i64).unwrap_or(0);
-    array.change(|change| {
+    let portal = array.change(|change| {
         let mut portal = find::<Portal>(change, id)?;
         portal.0.insert("tag".to_owned(), json!(id));
         change.put::<_, Failure>(&key(id), &portal)?;
-        Ok(Value::Object(portal.0))
-    })
+        Ok::<_, Failure>(portal)
+    })?;
+    Ok(shown(array, &portal))
 }
 
 pub(super) fn keep_initiator(
@@ -119,7 +121,9 @@ pub(super) fn keep_auth(array: &Array, id: Option<i64>, body: &Value) -> Result<
 }
 
 pub(super) fn keep_target(array: &Array, id: Option<i64>, body: &Value) -> Result<Value, Failure> {
-    let defaults = json!({"alias": null, "mode": "ISCSI", "groups": [], "auth_networks": []});
+    let defaults = json!({
+        "alias": null, "mode": "ISCSI", "groups": [], "auth_networks": [], "iscsi_parameters": null,
+    });
     keep::<Target>(array, id, body, TARGET, check_target, defaults)
 }
 
@@ -149,6 +153,11 @@ fn check_target(
         if alias.is_some_and(|alias| other.text("alias") == alias) {
             return fails("alias", "Target with this alias already exists");
         }
+    }
+    if !row.contains_key("rel_tgt_id") {
+        let all = change.all::<Target>();
+        let last = all.iter().filter_map(|(_, one)| one.number("rel_tgt_id")).max();
+        row.insert("rel_tgt_id".to_owned(), json!(last.unwrap_or(0) + 1));
     }
     let mut groups = row.get("groups").and_then(Value::as_array).cloned().unwrap_or_default();
     for (number, group) in groups.iter_mut().enumerate() {

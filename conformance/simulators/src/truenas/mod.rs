@@ -4,6 +4,7 @@
 //! Settings of this vendor: `version` (`25.04.2`; before 25.04 there is no JSON-RPC), `user`,
 //! `password`, `api_key`.
 
+mod answers;
 mod block;
 mod dataset;
 mod failure;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::query::Query;
-use super::{block, dataset, methods, snapshot, system};
+use super::{answers, block, dataset, methods, snapshot, system};
 use crate::core::{Array, Effect};
 use crate::http::{Ask, Say};
 
@@ -107,7 +107,8 @@ pub(super) fn answer(array: &Array, ask: &Ask, effect: Option<&Effect>) -> Say {
             }
         }
     };
-    match carry_out(array, ask, &route, body, effect) {
+    let answer = carry_out(array, ask, &route, body, effect);
+    match answer.and_then(|value| answers::check(&route.method, &value).map(|()| value)) {
         Ok(value) => Say::json(200, &value),
         Err(failure) => failure.say(),
     }

@@ -3,9 +3,13 @@
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use super::{methods, system};
+use super::{answers, methods, system};
 use crate::core::{Array, Effect, Job};
 use crate::http::Talk;
+
+/// Calls of a connection that are carried out at the same time, and those that may be open: the
+/// soft and the hard limit of the middleware's `RpcWebSocketHandler`.
+const AT_ONCE: (usize, usize) = (10, 20);
 
 /// A conversation.
 #[derive(Default)]
@@ -44,6 +48,10 @@ fn failed(id: &Value, error: &Value) -> String {
 }
 
 impl Talk for Conversation {
+    fn at_once(&self) -> (usize, usize) {
+        AT_ONCE
+    }
+
     fn call(&self, message: &str) -> String {
         parse(message).map_or_else(|| "nonsense".to_owned(), |(_, method, _)| method)
     }
@@ -57,7 +65,8 @@ impl Talk for Conversation {
         match status {
             401 => failed(&id, &Failure::NotAuthenticated.error()),
             429 | 503 => {
-                let text = "Maximum number of concurrent calls (20) has exceeded";
+                let text =
+                    format!("Maximum number of concurrent calls ({}) has exceeded", AT_ONCE.1);
                 failed(&id, &json!({"code": -32000, "message": text}))
             }
             _ => failed(&id, &Failure::call("Internal error").error()),
@@ -74,7 +83,9 @@ impl Talk for Conversation {
         {
             array.sessions().close(token);
         }
-        let answer = match self.call_method(array, &method, &params, effect) {
+        let answer = self.call_method(array, &method, &params, effect);
+        let checked = answer.and_then(|result| answers::check(&method, &result).map(|()| result));
+        let answer = match checked {
             Ok(result) => json!({"jsonrpc": "2.0", "result": result, "id": id}).to_string(),
             Err(failure) => failed(&id, &failure.error()),
         };
@@ -127,7 +138,12 @@ impl Conversation {
         let session = self.session.as_ref().and_then(|(_, token)| array.sessions().touch(token));
         let Some(session) = session else { return Err(Failure::NotAuthenticated) };
         match method {
-            "auth.me" => Ok(json!({"pw_name": session.user})),
+            "auth.me" => Ok(json!({
+                "pw_name": session.user, "pw_gecos": "", "pw_dir": "/root", "pw_shell": "/bin/sh",
+                "pw_uid": 0, "pw_gid": 0, "grouplist": null, "sid": null, "source": "LOCAL",
+                "local": true, "attributes": {}, "two_factor_config": {}, "privilege": {},
+                "account_attributes": ["LOCAL"],
+            })),
             "auth.logout" => {
                 if let Some((_, token)) = self.session.take() {
                     array.sessions().close(&token);

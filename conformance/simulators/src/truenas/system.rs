@@ -73,9 +73,9 @@ pub(super) fn pools(array: &Array, query: &Query) -> Result<Value, Failure> {
         Some(json!({
             "id": id, "name": name, "guid": format!("{:020}", 7_000_000_000_000_000_000_u64 + id),
             "path": format!("/mnt/{name}"), "status": "ONLINE", "healthy": true, "warning": false,
-            "status_code": "OK", "status_detail": null, "is_decrypted": true, "is_upgraded": true,
+            "status_code": "OK", "status_detail": null, "is_upgraded": true,
             "size": space.capacity, "allocated": allocated, "free": space.capacity - allocated,
-            "freeing": 0, "fragmentation": "0", "scan": null, "expand": null,
+            "freeing": 0, "fragmentation": "0", "scan": {"function": null, "state": null}, "expand": {},
             "autotrim": {"value": "off", "rawvalue": "off", "parsed": "off", "source": "DEFAULT"},
             "topology": {"data": [], "log": [], "cache": [], "spare": [], "special": [], "dedup": []},
         }))

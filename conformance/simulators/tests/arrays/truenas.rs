@@ -1,6 +1,7 @@
 //! What TrueNAS answers, and what it refuses, over REST and JSON-RPC.
 
 use crate::common::{Nas, SIZE, ask, client, plan};
+use array_sim::core::{Effect, Fault};
 use array_sim::truenas::{API_KEY, PASSWORD, USER};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -319,7 +320,7 @@ async fn a_job_ends_by_the_arrays_clock_and_may_fail_after_its_work() {
     let job = nas.must(&path, Value::Null).await;
     assert_eq!((&job[0]["state"], &job[0]["result"]), (&json!("SUCCESS"), &json!(["tank/v@a"])));
     let error = "the disk shelf is gone".to_owned();
-    let effect = array_sim::core::Effect::JobFails { error: error.clone() };
+    let effect = Effect::JobFails { error: error.clone() };
     nas.fault("pool.dataset.destroy_snapshots", effect);
     let body = json!({"name": "tank/v", "snapshots": {"all": true}});
     let id = nas.must("POST /pool/dataset/destroy_snapshots", body).await;
@@ -340,9 +341,13 @@ impl Line {
     }
 
     async fn call(&mut self, method: &str, params: Value) -> Value {
-        let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        self.0.send(Message::text(call.to_string())).await.unwrap();
+        self.send(1, method, params).await;
         self.next().await
+    }
+
+    async fn send(&mut self, id: u64, method: &str, params: Value) {
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.0.send(Message::text(call.to_string())).await.unwrap();
     }
 
     async fn next(&mut self) -> Value {
@@ -379,6 +384,139 @@ async fn both_protocols_show_the_same_objects() {
     assert_eq!(news["method"], "collection_update");
     assert_eq!(news["params"]["id"], job["result"]);
     assert_eq!(news["params"]["fields"]["state"], "SUCCESS");
+}
+
+/// Longer than anybody waits for a test.
+const FOREVER: Effect = Effect::Delay { milliseconds: 3_600_000 };
+
+#[tokio::test]
+async fn calls_of_one_connection_are_carried_out_beside_each_other() {
+    let nas = Nas::start().await;
+    let mut line = Line::open(&nas).await;
+    line.call("auth.login_with_api_key", json!([API_KEY])).await;
+    nas.fault("pool.query", FOREVER);
+    line.send(7, "pool.query", json!([])).await;
+    line.send(8, "system.version", json!([])).await;
+    assert_eq!(line.next().await["id"], 8);
+    let asked = nas.sim.array.requests().all();
+    let slow = asked.iter().find(|one| one.call == "pool.query").unwrap();
+    assert_eq!((slow.status, slow.microseconds), (0, 0), "it is still under way");
+    // What is asked for goes on without the connection, and ends with the array.
+    nas.fault("pool.dataset.create", Effect::Delay { milliseconds: 50 });
+    let new = json!([{"name": "tank/v", "type": "VOLUME", "volsize": SIZE, "sparse": true}]);
+    line.send(9, "pool.dataset.create", new).await;
+    line.call("system.version", json!([])).await;
+    drop(line);
+    while nas.ask("GET /pool/dataset/id/tank%2Fv", None).await.0 != 200 {}
+}
+
+#[tokio::test]
+async fn a_connection_has_twenty_open_calls_at_most() {
+    let nas = Nas::start().await;
+    let mut line = Line::open(&nas).await;
+    line.call("auth.login_with_api_key", json!([API_KEY])).await;
+    let (call, after, times, effect) = ("pool.query".to_owned(), 0, 0, FOREVER);
+    nas.sim.array.faults().add(Fault { call, after, times, effect });
+    for id in 0..21 {
+        line.send(id, "pool.query", json!([])).await;
+    }
+    let refused = line.next().await;
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!(20), &json!(-32000)));
+    let text = "Maximum number of concurrent calls (20) has exceeded";
+    assert_eq!(refused["error"]["message"], text);
+    // Others have connections of their own.
+    let mut other = Line::open(&nas).await;
+    assert_eq!(other.call("core.ping", json!([])).await["result"], "pong");
+}
+
+/// Each call fails whose answer is not in the vendor's document, so it is enough to make them.
+#[tokio::test]
+async fn answers_are_those_of_the_document() {
+    let nas = Nas::start().await;
+    let mut line = Line::open(&nas).await;
+    let user = json!({"mechanism": "PASSWORD_PLAIN", "username": USER, "password": PASSWORD});
+    let calls = [
+        (
+            "auth.login_ex",
+            json!([{"mechanism": "PASSWORD_PLAIN", "username": USER, "password": "no"}]),
+        ),
+        ("auth.login_ex", json!([user])),
+        ("auth.login", json!([USER, PASSWORD])),
+        ("auth.me", json!([])),
+        ("core.subscribe", json!(["core.get_jobs"])),
+        ("core.ping", json!([])),
+        ("system.info", json!([])),
+        ("system.version", json!([])),
+        ("system.ready", json!([])),
+        ("pool.query", json!([])),
+        ("pool.dataset.create", json!([{"name": "tank/sr"}])),
+        (
+            "pool.dataset.create",
+            json!([{"name": "tank/sr/v", "type": "VOLUME", "volsize": SIZE, "sparse": true,
+            "comments": "a disk", "user_properties": [{"key": "our:id", "value": "7"}]}]),
+        ),
+        ("pool.dataset.update", json!(["tank/sr/v", {"volsize": 2 * SIZE}])),
+        ("pool.dataset.query", json!([])),
+        ("pool.dataset.query", json!([[], {"count": true}])),
+        ("pool.dataset.query", json!([[["id", "=", "tank/sr/v"]], {"select": ["id", "volsize"]}])),
+        ("pool.dataset.get_instance", json!(["tank/sr"])),
+        ("zfs.snapshot.create", json!([{"dataset": "tank/sr", "name": "s", "recursive": true}])),
+        (
+            "zfs.snapshot.update",
+            json!(["tank/sr/v@s",
+            {"user_properties_update": [{"key": "our:id", "value": "8"}]}]),
+        ),
+        ("zfs.snapshot.query", json!([])),
+        ("zfs.snapshot.get_instance", json!(["tank/sr/v@s"])),
+        ("zfs.snapshot.hold", json!(["tank/sr/v@s"])),
+        ("zfs.snapshot.release", json!(["tank/sr/v@s"])),
+        ("zfs.snapshot.rollback", json!(["tank/sr/v@s"])),
+        ("zfs.snapshot.clone", json!([{"snapshot": "tank/sr/v@s", "dataset_dst": "tank/sr/c"}])),
+        ("pool.dataset.promote", json!(["tank/sr/c"])),
+        ("pool.dataset.promote", json!(["tank/sr/v"])),
+        ("pool.dataset.delete", json!(["tank/sr/c"])),
+        ("iscsi.global.config", json!([])),
+        ("iscsi.global.update", json!([{"pool_avail_threshold": 80}])),
+        ("iscsi.portal.create", json!([{"listen": [{"ip": "127.0.0.2"}]}])),
+        ("iscsi.portal.update", json!([2, {"comment": "second"}])),
+        ("iscsi.portal.query", json!([])),
+        ("iscsi.portal.get_instance", json!([2])),
+        ("iscsi.portal.delete", json!([2])),
+        ("iscsi.initiator.create", json!([{"initiators": ["iqn.2000-01.com.example:we"]}])),
+        ("iscsi.initiator.update", json!([1, {"comment": "we"}])),
+        ("iscsi.initiator.query", json!([])),
+        ("iscsi.auth.create", json!([{"tag": 1, "user": "u", "secret": "twelveletters"}])),
+        ("iscsi.auth.query", json!([])),
+        ("iscsi.target.create", json!([{"name": "t", "groups": [{"portal": 1, "initiator": 1}]}])),
+        ("iscsi.target.update", json!([1, {"alias": "a"}])),
+        ("iscsi.target.query", json!([])),
+        ("iscsi.extent.create", json!([{"name": "e", "disk": "zvol/tank/sr/v"}])),
+        ("iscsi.extent.update", json!([1, {"comment": "c"}])),
+        ("iscsi.extent.query", json!([])),
+        ("iscsi.targetextent.create", json!([{"target": 1, "extent": 1}])),
+        ("iscsi.targetextent.query", json!([])),
+        ("iscsi.global.sessions", json!([])),
+        ("iscsi.targetextent.delete", json!([1])),
+        ("iscsi.extent.delete", json!([1])),
+        ("iscsi.target.delete", json!([1])),
+        ("iscsi.auth.delete", json!([1])),
+        ("iscsi.initiator.delete", json!([1])),
+        ("service.query", json!([])),
+        ("service.restart", json!(["iscsitarget"])),
+        ("service.stop", json!(["iscsitarget"])),
+        ("zfs.snapshot.delete", json!(["tank/sr@s"])),
+        ("pool.dataset.destroy_snapshots", json!(["tank/sr/v", {"all": true}])),
+        ("core.get_jobs", json!([])),
+        ("pool.dataset.delete", json!(["tank/sr", {"recursive": true}])),
+        ("auth.logout", json!([])),
+    ];
+    for (method, params) in calls {
+        let mut answer = line.call(method, params).await;
+        while answer["method"] == "collection_update" {
+            answer = line.next().await;
+        }
+        assert!(answer.get("result").is_some(), "{method}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -95,6 +95,9 @@ pub(super) const CHECKS: &[Check] = &[
             destroys 2 s, of five listings 1 s. All times of all calls are in the certificate.",
         setup: Setup::Sr,
         run: |world| {
+            if let Some(why) = &world.bench.config.suite.slow {
+                return Err(Stop::NotApplicable(why.clone()));
+            }
             for _ in 0..5 {
                 let (vdi, _) = world.filled("timed")?;
                 world.list()?;

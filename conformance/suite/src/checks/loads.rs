@@ -217,7 +217,7 @@ pub(crate) fn undeclared(world: &mut World<'_>, operation: Operation) -> Verdict
         "vdi": world.new_vdi(), "uuid": world.new_vdi(), "snapshot": world.new_vdi(),
         "from": world.new_vdi(), "to": world.new_vdi(), "name": "n", "description": "",
         "virtual_size": 4 << 20, "snapshots": [], "time": 1, "mode": "read_only", "enabled": true,
-        "vdi_type": "user", "keys": {},
+        "vdi_type": "user", "keys": {}, "host": "other",
     });
     let answer = world.bench.runtime.block_on(port.call(call, request.to_string().into_bytes()));
     world.note(operation.name(), "undeclared", &format!("{answer:?}"));

@@ -5,6 +5,7 @@ use sm_model::{Changed, Operation};
 
 use super::{Check, DATA, DISKS, Needs, Setup};
 use crate::bench::Opening;
+use crate::oracle::Content;
 use crate::verdict::{Verdict, must, same};
 use crate::world::{HOST, World};
 
@@ -92,17 +93,13 @@ pub(super) const CHECKS: &[Check] = &[
         setup: Setup::Sr,
         run: |world| {
             let (vdi, content) = world.filled("here")?;
-            let mut second = World::bare(world.bench, "B21-second")?;
-            second.make_sr()?;
-            let (other, of_other) = second.filled("there")?;
-            let listed: Vec<_> = second.list()?.into_keys().collect();
-            same("the listing of the second SR", listed, vec![other])?;
-            let listed: Vec<_> = world.list()?.into_keys().collect();
-            same("the listing of the first SR", listed, vec![vdi])?;
-            second.verify(other, &of_other, "a VDI of the second SR")?;
-            second.destroy(other)?;
-            world.verify(vdi, &content, "a VDI of the first SR")?;
-            second.finish_quietly()
+            let mut second = World::second(world.bench, "B21-second")?;
+            let verdict = apart(world, &mut second, vdi, &content);
+            // Else it is gone, and all of the place would go with what is left of it.
+            if verdict.is_err() {
+                second.wipe();
+            }
+            verdict
         },
     },
     Check {
@@ -275,6 +272,25 @@ pub(super) const CHECKS: &[Check] = &[
         },
     },
 ];
+
+/// Two SRs, with a VDI in the first.
+fn apart(
+    world: &mut World<'_>,
+    second: &mut World<'_>,
+    vdi: sm_model::VdiUuid,
+    content: &Content,
+) -> Verdict {
+    second.make_sr()?;
+    let (other, of_other) = second.filled("there")?;
+    let listed: Vec<_> = second.list()?.into_keys().collect();
+    same("the listing of the second SR", listed, vec![other])?;
+    let listed: Vec<_> = world.list()?.into_keys().collect();
+    same("the listing of the first SR", listed, vec![vdi])?;
+    second.verify(other, &of_other, "a VDI of the second SR")?;
+    second.destroy(other)?;
+    world.verify(vdi, content, "a VDI of the first SR")?;
+    second.finish_quietly()
+}
 
 fn probe(world: &mut World<'_>) -> Verdict<sm_model::sr::SrProbed> {
     let opening = Opening { host: HOST, ..Opening::default() };

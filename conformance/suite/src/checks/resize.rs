@@ -147,7 +147,8 @@ pub(super) const CHECKS: &[Check] = &[
         needs: RESIZES,
         sentences: &["DRV-IDEM-1", "DRV-IDEM-6"],
         explain: "A resize whose answer was lost comes again with its operation id, at once and \
-            after a later resize: it must never grow twice, and never undo the later one.",
+            after a later resize: it must never grow twice, and never undo the later one. A driver \
+            that has no record of the first may refuse it as the shrinking that it then is.",
         setup: Setup::Sr,
         run: |world| {
             let vdi = world.create("disk")?.uuid;
@@ -164,7 +165,10 @@ pub(super) const CHECKS: &[Check] = &[
             same("changed of a retry", again.changed, Changed::Already)?;
             let size = world.call_as(second, &large)?.vdi.virtual_size;
             world.reopen()?;
-            world.call_as(first, &small)?;
+            match world.call_as(first, &small) {
+                Err(error) if error.kind == sm_model::Kind::Limit => {}
+                answer => drop(answer?),
+            }
             same("the size after a late retry", world.stat(vdi)?.virtual_size, size)
         },
     },

@@ -177,8 +177,14 @@ fn follow(world: &mut World<'_>, steps: &[Step]) -> Verdict {
                 let (from, content, size) =
                     (snapshot.uuid, snapshot.content.clone(), snapshot.size);
                 let Some(of) = snapshot.snapshot_of else { continue };
+                let newest = nodes.iter().rev().find(|node| node.snapshot_of == Some(of));
+                let newest = newest.is_some_and(|node| node.uuid == from);
                 let Some(node) = nodes.iter_mut().find(|node| node.uuid == of) else { continue };
-                world.call(VdiRevert { vdi: of, snapshot: from })?;
+                match world.call(VdiRevert { vdi: of, snapshot: from }) {
+                    // Then nothing has changed (DRV-SNAP-13).
+                    Err(error) if error.kind == sm_model::Kind::InUse && !newest => continue,
+                    answer => answer?,
+                };
                 (node.content, node.size) = (content, size);
             }
             Step::Grow { disk } if world.can("vdi_resize") => {
@@ -205,7 +211,7 @@ fn follow(world: &mut World<'_>, steps: &[Step]) -> Verdict {
             }
             Step::Destroy { disk } => {
                 let Some(at) = known(*disk) else { continue };
-                world.destroy(nodes.swap_remove(at).uuid)?;
+                world.destroy(nodes.remove(at).uuid)?;
             }
             Step::Maintain if world.can("sr_maintain") => {
                 world.call(sm_model::sr::SrMaintain::default())?;

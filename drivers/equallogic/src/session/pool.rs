@@ -180,7 +180,7 @@ impl Shared {
         loop {
             let idle = lock(&self.idle).pop();
             let Some((_, mut shell)) = idle else { break };
-            if shell.is_ready().await {
+            if shell.is_ready() {
                 return Ok(shell);
             }
             shell.close().await;

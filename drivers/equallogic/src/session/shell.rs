@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use array_kit::outcome::{Class, Failure, Outcome};
 use array_kit::session::Slot;
+use futures_util::FutureExt as _;
 use plugin_sdk::Cx;
+use plugin_sdk::tokio::task::unconstrained;
 use plugin_sdk::tokio::time::timeout;
 use russh::client::Msg;
 use russh::{Channel, ChannelMsg};
@@ -123,12 +125,13 @@ impl Shell {
     }
 
     /// Whether it can be used: the session lives, and nothing came that belongs to an earlier reply.
-    pub async fn is_ready(&mut self) -> bool {
+    pub fn is_ready(&mut self) -> bool {
         if self.connection.is_closed() {
             return false;
         }
-        // What has come already, without waiting for more.
-        while let Ok(message) = timeout(Duration::ZERO, self.channel.wait()).await {
+        // What has come already, without waiting for more: a timer of no time would take a
+        // millisecond, for each command.
+        while let Some(message) = unconstrained(self.channel.wait()).now_or_never() {
             match message {
                 Some(ChannelMsg::Data { data }) => {
                     self.screen.push(&data);

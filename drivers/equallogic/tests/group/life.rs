@@ -1,6 +1,7 @@
 //! The life of an SR, as far as this command line is peculiar.
 
 use array_matrix::life::live;
+use array_matrix::wishes::{rename, snapshot};
 use plugin_sdk::prelude::*;
 
 use crate::support::{Fixture, MIB, Ps, counts, create, name, run, vdi};
@@ -85,6 +86,49 @@ fn a_scan_takes_four_commands_and_sees_what_was_done_by_hand() {
         sr.driver =
             array_matrix::sr::open::<Ps, false>(&sr.host, &sr.simulated.config.clone()).await?;
         assert_eq!(sr.listed().await?[&vdi(5)].name, "web");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// What is kept with a snapshot of a set has room beside a name that people give; where it has not,
+/// that is said before anything is taken.
+#[test]
+fn a_set_fits_into_a_description_or_is_refused_before_it_is_taken() {
+    run(async {
+        let mut sr = Fixture::new().sr().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(create(1, 30 * MIB)).await?;
+        let (key, value) = ("sm:set".to_owned(), "XyLg8A5NT1ydC2uPax96EQqRb4/wf8".to_owned());
+        let mut take = snapshot(1, 2);
+        take.snapshots[0].name = "x".repeat(40);
+        let ahead = |take: &VdiSnapshot| VdiSnapshotPrepare {
+            snapshots: take.snapshots.clone(),
+            keys: [(key.clone(), value.clone())].into(),
+            abandon: false,
+        };
+        let before = sr.simulated.objects();
+        let error = sr.driver.call(ahead(&take)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Limit);
+        let room = " bytes on the array, which has room for 127";
+        assert!(error.message.starts_with("name, description and keys take "), "{error}");
+        assert!(error.message.ends_with(room), "{error}");
+        assert_eq!(
+            error.hint.as_deref(),
+            Some("shorten the name or the description, or remove keys")
+        );
+        assert_eq!(sr.simulated.objects(), before);
+
+        take.snapshots[0].name = "nightly".into();
+        let id = OperationId::from_halves([79, 1]);
+        sr.driver.call(ahead(&take)).operation_id(id).await?;
+        sr.driver.call(take).operation_id(id).await?;
+        let mut mark = rename(2, "");
+        (mark.name, mark.keys) = (None, [(key.clone(), Some(value.clone()))].into());
+        sr.until_done(mark).await?;
+        let listed = sr.holds(&[1, 2], "marked").await?;
+        assert_eq!(listed[&vdi(2)].keys[&key], value);
+        sr.driver.close().await;
         Ok(())
     })
     .unwrap();

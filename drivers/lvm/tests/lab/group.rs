@@ -1,5 +1,6 @@
 //! Snapshots of several volumes at one instant, while they are written.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -101,7 +102,8 @@ fn what_a_program_writes_in_order_is_in_order_in_a_group_and_a_part_is_never_kep
                 let id = OperationId::random();
                 if round % 2 == 0 {
                     let snapshots = request.snapshots.clone();
-                    let ahead = VdiSnapshotPrepare { snapshots, abandon: false };
+                    let keys = BTreeMap::new();
+                    let ahead = VdiSnapshotPrepare { snapshots, keys, abandon: false };
                     bench.called(id, ahead);
                     assert_eq!(bench.scan().len(), 3, "what is prepared is not shown");
                     program.moves_on();
@@ -138,7 +140,8 @@ fn what_a_program_writes_in_order_is_in_order_in_a_group_and_a_part_is_never_kep
             // Somebody has taken the third one's device out of the pool meanwhile: the kernel refuses.
             let (id, request) = (OperationId::random(), group(&[a, b, idle]));
             let snapshots = request.snapshots.clone();
-            bench.called(id, VdiSnapshotPrepare { snapshots, abandon: false });
+            let keys = BTreeMap::new();
+            bench.called(id, VdiSnapshotPrepare { snapshots, keys, abandon: false });
             let pool = sh(&["sh", "-c", "dmsetup ls | grep -o '^[^[:space:]]*pool-tpool'"]);
             let volume = format!("sm-{}/vdi-{idle}", bench.sr);
             let third = sh(&["lvs", "--noheadings", "-o", "thin_id", &volume]);
@@ -149,8 +152,11 @@ fn what_a_program_writes_in_order_is_in_order_in_a_group_and_a_part_is_never_kep
             assert_eq!(refused.unwrap_err().message, "dmsetup exited with status 1");
             program.moves_on();
             assert_eq!(bench.scan().keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
-            let ahead =
-                |abandon| VdiSnapshotPrepare { snapshots: group(&[a, b]).snapshots, abandon };
+            let ahead = |abandon| VdiSnapshotPrepare {
+                snapshots: group(&[a, b]).snapshots,
+                keys: BTreeMap::new(),
+                abandon,
+            };
             let (id, mut request) = (OperationId::random(), ahead(false));
             bench.called(id, request.clone());
             request.abandon = true;

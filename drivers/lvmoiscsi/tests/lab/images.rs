@@ -68,7 +68,7 @@ fn disks_are_vhds_in_xenservers_layout_and_only_what_is_used_is_active() -> Resu
         Ok(commands)
     };
     // One of them is for the limits of the disk, which the core reads first.
-    counted(&["vdi", "attach", &disk], 6)?;
+    counted(&["vdi", "attach", &disk], 5)?;
     // Again is the same.
     let uri = attach(host, "disk", &[]);
     io(host, &uri, true, 0xa1, 0, 1024);

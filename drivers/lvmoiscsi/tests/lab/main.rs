@@ -5,6 +5,7 @@
 mod array;
 mod cuts;
 mod faults;
+mod fence;
 mod hosts;
 mod images;
 mod life;

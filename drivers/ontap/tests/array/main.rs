@@ -22,3 +22,8 @@ fn guests_wait_for_one_request() {
 fn a_driver_that_is_killed_anywhere_makes_one_object_and_leaves_none() {
     array_matrix::kills::at_each_step::<world::Ontap>();
 }
+
+#[test]
+fn a_group_that_was_never_finished_leaves_nothing_wherever_that_is_cut_off() {
+    array_matrix::kills::cleanup_of_a_group::<world::Ontap>();
+}

@@ -140,7 +140,7 @@ fn a_group_with_others_in_it_is_not_used() {
         sr.driver = sr.host.open(SR, &keys).await?;
         let error = sr.driver.call(SrAttach {}).await.unwrap_err();
         assert_eq!(error.kind, Kind::Exists, "{error:?}");
-        let end = "it does not hold this host's initiator alone";
+        let end = "it has other initiators than this host's, which would reach the same volumes";
         assert!(error.message.ends_with(end), "{}", error.message);
         sr.driver.close().await;
         Ok(())

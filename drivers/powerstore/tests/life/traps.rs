@@ -1,9 +1,9 @@
 //! What makes drivers of this array wrong.
 
-use array_matrix::Sr;
 use array_matrix::wishes::{
     MIB, attach, clone, create, destroy, detach, revert, snapshot, snapshots, vdi,
 };
+use array_matrix::{Simulated, Sr};
 use array_sim::core::{Effect, Snapshot};
 use plugin_sdk::model::vdi::{Qos, Rate, VdiQos};
 use plugin_sdk::prelude::*;
@@ -276,4 +276,26 @@ fn an_older_release_is_not_asked_for_what_it_does_not_have() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_hidden_disk_goes_with_the_sr_wherever_that_is_cut_off() {
+    let ask = async |simulated: &Simulated, method: &str, path: &str, body: Value| {
+        let said = managed(simulated, &[(method, path, body)]).await;
+        assert!(said[0].0 < 300, "{said:?}");
+    };
+    array_matrix::kills::hidden_disks_go_with_the_sr::<Array>(
+        async |simulated, volume| {
+            let path = format!("volume/{volume}/snapshot");
+            ask(simulated, "POST", &path, json!({ "name": "nightly" })).await;
+        },
+        async |simulated, _| {
+            ask(simulated, "DELETE", "volume/name:nightly", json!({})).await;
+        },
+    );
+}
+
+#[test]
+fn a_group_that_was_never_finished_leaves_nothing_wherever_that_is_cut_off() {
+    array_matrix::kills::cleanup_of_a_group::<Array>();
 }

@@ -265,3 +265,31 @@ fn a_group_is_caught_at_one_instant_and_its_snapshots_go_one_by_one() {
     })
     .unwrap();
 }
+
+/// Half destroyed it has another name, by which no listing shows it.
+fn a_hidden_disk<V: Vendor>() {
+    array_matrix::kills::hidden_disks_go_with_the_sr::<V>(
+        async |simulated, volume| {
+            let path = format!("volume-snapshots?source_names={volume}");
+            let suffix = json!({ "suffix": "nightly" });
+            Console::new(simulated).await.ask("POST", &path, &suffix).await;
+        },
+        async |simulated, volume| {
+            let console = Console::new(simulated).await;
+            let path = format!("volume-snapshots?names={volume}.nightly");
+            console.ask("PATCH", &path, &json!({ "destroyed": true })).await;
+            console.ask("DELETE", &path, &Value::Null).await;
+        },
+    );
+}
+
+#[test]
+fn a_hidden_disk_goes_with_the_sr_wherever_that_is_cut_off() {
+    a_hidden_disk::<Newer>();
+    a_hidden_disk::<Older>();
+}
+
+#[test]
+fn a_group_that_was_never_finished_leaves_nothing_wherever_that_is_cut_off() {
+    array_matrix::kills::cleanup_of_a_group::<Newer>();
+}

@@ -4,67 +4,12 @@
 
 use std::time::Duration;
 
-use array_kit::http::basic;
-use array_matrix::lab::{Place, Station, luns, told};
+use array_matrix::lab::stations::{TrueNas, managed};
+use array_matrix::lab::{Place, luns, told};
 use array_matrix::wishes::MIB;
-use array_sim::truenas::{PASSWORD, USER};
 use lab::Result;
 use lab::kit::{multipath, udev};
-use plugin_sdk::Secret;
 use serde_json::{Value, json};
-
-struct TrueNas;
-
-/// What an administrator of the array does.
-fn managed(place: &Place, method: &str, path: &str, body: &Value) -> Result<Value> {
-    let authorization = basic(USER, &Secret::from(PASSWORD));
-    let header = format!("authorization: {}", authorization.reveal());
-    place.managed(&[&header], method, &format!("/api/v2.0/{path}"), body)
-}
-
-impl Station for TrueNas {
-    const DRIVER: &'static str = "truenas";
-    const SCSI_ID: &'static str = "36589cfc000000";
-    const ARRAY: &'static [&'static str] = &["truenas", "--pool", "tank=1073741824"];
-    const BOTH_NETWORKS: bool = true;
-    const THEIRS: &'static str = "tank/theirs";
-
-    /// A dataset for SRs, a LUN of somebody else's, and a portal for each of two ways to reach this:
-    /// 1 at any address, 2 at both of them.
-    fn furnish(place: &Place) -> Result<()> {
-        let theirs = json!({ "name": "tank/theirs", "type": "VOLUME", "volsize": MIB,
-            "sparse": true, "volblocksize": "16K" });
-        let listen: Vec<Value> =
-            place.addresses.iter().map(|ip| json!({ "ip": ip.to_string() })).collect();
-        for (path, body) in [
-            ("pool/dataset", json!({ "name": "tank/vms", "type": "FILESYSTEM" })),
-            ("pool/dataset", theirs),
-            ("iscsi/portal", json!({ "listen": listen })),
-            ("iscsi/initiator", json!({ "initiators": ["iqn.2000-01.com.example:them"] })),
-            (
-                "iscsi/target",
-                json!({ "name": "theirs", "alias": null, "mode": "ISCSI", "groups": [
-                    { "portal": 1, "initiator": 1, "authmethod": "NONE", "auth": null }] }),
-            ),
-            ("iscsi/extent", json!({ "name": "theirs", "disk": "zvol/tank/theirs" })),
-            ("iscsi/targetextent", json!({ "target": 1, "extent": 1, "lunid": 0 })),
-        ] {
-            managed(place, "POST", path, &body)?;
-        }
-        Ok(())
-    }
-
-    fn config(place: &Place) -> Vec<String> {
-        let (address, port) = place.management();
-        vec![
-            format!("target=http://{address}:{port}"),
-            "pool=tank/vms".to_owned(),
-            format!("username={USER}"),
-            format!("password={PASSWORD}"),
-            "portal=1".to_owned(),
-        ]
-    }
-}
 
 #[test]
 fn luns_are_reached_by_what_they_are_and_leave_nothing_behind() -> Result<()> {

@@ -7,7 +7,7 @@ use plugin_sdk::{Cx, Result, step};
 use serde::{Deserialize, Serialize};
 
 use super::{Connector, Lun, Offload, Product};
-use crate::array::{Array, Initiator, Mapping, Volume};
+use crate::array::{Initiator, Mapping, Masking as _, Volume};
 use crate::outcome::{Class, OrAbsent as _, Outcome};
 
 /// What is attached, in the host's state: a detach must find the device also when the volume is gone

@@ -1,5 +1,6 @@
 //! A VDI is destroyed, with all that only it needed.
 
+use futures_util::future::BoxFuture;
 use plugin_sdk::model::vdi::VdiDestroyed;
 use plugin_sdk::model::{Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
@@ -7,7 +8,7 @@ use plugin_sdk::{Cx, Result, step};
 use super::item::Item;
 use super::recent::Happened;
 use super::{Offload, Product};
-use crate::array::{Array as _, CloneKind, Volume};
+use crate::array::{Array as _, CloneKind, Masking as _, Volume};
 use crate::ledger::{Intent, What};
 use crate::names::Role;
 use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
@@ -44,12 +45,7 @@ impl<P: Product> Offload<P> {
         {
             return self.hide(cx, item).await;
         }
-        let volume = &item.volume;
-        // One that shares its name with others is known by its UUID.
-        let name = &match self.read_snapshot(volume) {
-            Some((Role::Group, _)) if item.is_snapshot => self.snapshot_name(Role::Snapshot, vdi.0),
-            _ => volume.name.clone(),
-        };
+        let (volume, name) = (&item.volume, &self.intent_of(&item));
         let object = Some(serde_json::json!(volume));
         let removed = ledger
             .delete(name, object, |cx| async move {
@@ -212,8 +208,7 @@ impl<P: Product> Offload<P> {
         Ok(())
     }
 
-    /// Removes a volume that was kept for its snapshots, if it has none any more. With an intent of its
-    /// own: half removed it may have another name, by which nobody would find it.
+    /// Removes a volume that was kept for its snapshots, if it has none any more.
     async fn reap(&self, cx: &Cx, name: &str) -> Outcome<()> {
         let ledger = Self::ledger(cx);
         let volume = match self.array.get(cx, name).await.or_absent()? {
@@ -232,20 +227,30 @@ impl<P: Product> Offload<P> {
                 _ => return Ok(()),
             },
         };
-        ledger.intend(name, What::Delete, Some(serde_json::json!(volume))).await?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match Box::pin(self.remove_volume(cx, &volume, false)).await {
-                Err(failure) if failure.class == Class::InUse => break,
-                // Removing twice is removing once.
-                Err(failure) if !failure.class.is_certain() && tries < P::SETTLE.tries => {
-                    cx.check()?;
-                }
-                Err(failure) => return Err(failure),
-                Ok(()) => break,
+        self.remove_unseen(cx, name, &volume).await.unless_in_use().map(drop)
+    }
+
+    /// What the intent to remove something is found by: its name. One that shares its name with others
+    /// is known by its UUID.
+    pub(super) fn intent_of(&self, item: &Item) -> String {
+        match self.read_snapshot(&item.volume) {
+            Some((Role::Group, _)) if item.is_snapshot => {
+                self.snapshot_name(Role::Snapshot, item.uuid.0)
             }
+            _ => item.volume.name.clone(),
         }
-        ledger.conclude(name).await
+    }
+
+    /// Removes what no user sees, under an intent of its own: half removed it may have another name, by
+    /// which nobody would find it.
+    pub(super) async fn remove_unseen(&self, cx: &Cx, name: &str, volume: &Volume) -> Outcome<()> {
+        let object = Some(serde_json::json!(volume));
+        let remove = |cx: Cx| async move { self.removal(&cx, volume).await };
+        Self::ledger(cx).delete(name, object, remove).await.map(drop)
+    }
+
+    /// [`Self::remove_volume`] in a box, because what it removes may keep something else.
+    fn removal<'a>(&'a self, cx: &'a Cx, volume: &'a Volume) -> BoxFuture<'a, Outcome<()>> {
+        Box::pin(self.remove_volume(cx, volume, volume.snapshot_of.is_some()))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Guests may be stopped from before the instant until after it, so between the call and the request
 //! that takes the snapshots nothing is asked of the array that could have been asked earlier
-//! ([`Offload::prepare`]); the texts are written afterwards, all at once.
+//! ([`Offload::prepare`]); once that request is answered the host is told, and guests may go on; the
+//! texts are written afterwards, all at once.
 //!
 //! Until the last text is written the intent is open, and no listing shows a part. A group that was cut
 //! is complete if all its snapshots have their texts, else it is removed.
@@ -10,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use plugin_sdk::model::vdi::{
@@ -57,6 +58,16 @@ impl Ahead {
     }
 }
 
+/// A snapshot of which the host was told that it has what it is to have is not taken again: it would
+/// hold what was written since. The array is looked at for it instead.
+pub(super) fn once(caught: &AtomicBool) -> Outcome<()> {
+    if !caught.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    Err(Failure::new(Class::AlreadyExists)
+        .fact("a snapshot that the array has taken is gone again"))
+}
+
 /// What an intent remembers of a group.
 #[derive(Debug, Serialize, Deserialize)]
 struct Begun {
@@ -83,6 +94,7 @@ impl<P: Product> Offload<P> {
             return Ok(VdiSnapshotPrepared::default());
         }
         let sources = self.sources(cx, &specs).await?;
+        self.refuse_without_room(&specs, &sources, &request.keys)?;
         if specs.len() > 1 {
             let parts = self.parts(operation, &specs, &sources);
             // The object has the name of the operation, and goes with it: found again after a crash.
@@ -125,6 +137,25 @@ impl<P: Product> Offload<P> {
             self.snapshot_document(spec, source, 0)?;
         }
         Ok(sources)
+    }
+
+    /// Error kind `limit` where a snapshot could not be described as it is to be in the end. After the
+    /// instant it would be too late to say so.
+    fn refuse_without_room(
+        &self,
+        specs: &[SnapshotSpec],
+        sources: &[Item],
+        keys: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let shared = specs.len() > 1 && self.array.group_naming() == GroupNaming::Shared;
+        for (spec, source) in specs.iter().zip(sources) {
+            let mut document = self.snapshot_document(spec, source, time)?;
+            document.itself = shared.then_some(spec.uuid);
+            document.keys.extend(keys.clone());
+            self.text(&document).map_err(|error| error.context("vdi", spec.vdi))?;
+        }
+        Ok(())
     }
 
     fn group_name(&self, operation: OperationId) -> String {
@@ -174,6 +205,7 @@ impl<P: Product> Offload<P> {
         let begin = if prepared { Begin::Ahead } else { Begin::Now(Some(begun)) };
         // A look in between removes what was prepared.
         let prepared = &AtomicBool::new(prepared);
+        let caught = &AtomicBool::new(false);
         let (changed, items) = Self::ledger(cx)
             .create_of(
                 &name,
@@ -187,8 +219,9 @@ impl<P: Product> Offload<P> {
                     })
                 },
                 |cx| async move {
+                    once(caught)?;
                     let prepared = prepared.swap(false, Ordering::Relaxed);
-                    self.take_group(&cx, group, documents, prepared).await
+                    self.take_group(&cx, group, documents, prepared, caught).await
                 },
             )
             .await?;
@@ -202,6 +235,7 @@ impl<P: Product> Offload<P> {
         group: &Group<'_>,
         documents: &[Document],
         prepared: bool,
+        caught: &AtomicBool,
     ) -> Outcome<Vec<Item>> {
         if !prepared {
             self.array.prepare_group(cx, group).await?;
@@ -223,6 +257,8 @@ impl<P: Product> Offload<P> {
             }
         };
         step!("array.group_taken");
+        caught.store(true, Ordering::Relaxed);
+        cx.snapshots_caught().await;
         let pairs = made.into_iter().zip(documents);
         let items = try_join_all(pairs.map(|(volume, text)| self.made(cx, volume, text))).await?;
         step!("array.group_described");
@@ -263,8 +299,13 @@ impl<P: Product> Offload<P> {
     async fn drop_group(&self, cx: &Cx, name: &str, parts: &[Part]) -> Outcome<()> {
         for part in parts {
             let found = self.array.get_snapshot(cx, &part.name, Some(&part.volume)).await;
-            if let Some(snapshot) = found.or_absent()? {
-                self.array.delete_snapshot(cx, &snapshot).await.or_absent()?;
+            if let Some(snapshot) = &found.or_absent()? {
+                // Under an intent of its own, as in `remove_unseen`; of those that share a name each.
+                let intent = format!("{}.{}", part.volume.name, part.name);
+                let object = Some(serde_json::json!(snapshot));
+                let remove =
+                    |cx: Cx| async move { self.array.delete_snapshot(&cx, snapshot).await };
+                Self::ledger(cx).delete(&intent, object, remove).await?;
                 step!("array.group_part_removed");
             }
         }

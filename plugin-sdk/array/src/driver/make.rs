@@ -1,5 +1,7 @@
 //! Disks, snapshots and clones are made and changed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use plugin_sdk::model::access::ImageFormat;
 use plugin_sdk::model::vdi::{
     SnapshotSpec, VdiClone, VdiCreate, VdiDone, VdiInfo, VdiQos, VdiResize, VdiRevert, VdiUpdate,
@@ -7,6 +9,7 @@ use plugin_sdk::model::vdi::{
 use plugin_sdk::model::{Bytes, Changed, Error, Kind, VdiUuid};
 use plugin_sdk::{Cx, Result, step};
 
+use super::group::once;
 use super::item::Item;
 use super::recent::Happened;
 use super::{Offload, Product, no_vdi};
@@ -158,7 +161,7 @@ impl<P: Product> Offload<P> {
             )
             .legacy_detail(79, "shrinking not allowed"));
         }
-        let first = std::sync::atomic::AtomicBool::new(true);
+        let first = AtomicBool::new(true);
         let (volume, first) = (&item.volume, &first);
         let (changed, size) = Self::ledger(cx)
             .resize(
@@ -168,12 +171,15 @@ impl<P: Product> Offload<P> {
                 capabilities.resize,
                 |cx| async move {
                     // It was read a moment ago.
-                    if first.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                    if first.swap(false, Ordering::Relaxed) {
                         return Ok(now);
                     }
                     Ok(self.array.get(&cx, &volume.name).await?.size)
                 },
-                |cx, from, to| async move { self.array.resize(&cx, volume, from, to).await },
+                |cx, from, to| async move {
+                    let now = Volume { size: from, ..volume.clone() };
+                    self.array.resize(&cx, &now, to).await
+                },
             )
             .await?;
         item.volume.size = size;
@@ -254,6 +260,7 @@ impl<P: Product> Offload<P> {
         let name = &self.snapshot_name(Role::Snapshot, spec.uuid.0);
         let (volume, text) = (&source.volume, &self.text(document)?);
         let ledger = Self::ledger(cx);
+        let caught = &AtomicBool::new(false);
         if self.array.capabilities().snapshots == SnapshotScope::Unnamed {
             let changed =
                 ledger
@@ -264,7 +271,12 @@ impl<P: Product> Offload<P> {
                             let all = self.array.snapshots(&cx, Some(volume)).await?;
                             Ok(all.into_iter().map(|snapshot| snapshot.name).collect())
                         },
-                        |cx| async move { self.array.snapshot_unnamed(&cx, volume).await },
+                        // Asked for once.
+                        |cx| async move {
+                            let made = self.array.snapshot_unnamed(&cx, volume).await?;
+                            cx.snapshots_caught().await;
+                            Ok(made)
+                        },
                         |cx, from| async move {
                             self.array.rename_snapshot(&cx, volume, &from, name).await
                         },
@@ -287,7 +299,11 @@ impl<P: Product> Offload<P> {
                 },
                 |item| of_source(spec, item).map_err(|error| error.message.clone()),
                 |cx| async move {
-                    let made = self.array.snapshot(&cx, volume, name, text).await?;
+                    once(caught)?;
+                    let made =
+                        self.array.snapshot(&cx, volume, &snapshot_of(volume, name, text)).await?;
+                    caught.store(true, Ordering::Relaxed);
+                    cx.snapshots_caught().await;
                     self.made(&cx, made, document).await
                 },
             )
@@ -362,7 +378,9 @@ impl<P: Product> Offload<P> {
                 // Of whichever volume: a promotion may have moved it.
                 |cx| async move { self.array.get_snapshot(&cx, name, None).await.or_absent() },
                 |_| Ok(()),
-                |cx| async move { self.array.snapshot(&cx, volume, name, "").await },
+                |cx| async move {
+                    self.array.snapshot(&cx, volume, &snapshot_of(volume, name, "")).await
+                },
             )
             .await?;
         step!("array.hidden_snapshot_made");
@@ -440,4 +458,9 @@ fn refuse_read_only(item: &Item, document: &Document) -> Result<()> {
     Err(Error::unsupported(format!("VDI {} is {what}", item.uuid))
         .legacy(46)
         .hint("clone it to get a disk that can be written"))
+}
+
+/// The snapshot of a volume that is to be made.
+fn snapshot_of<'a>(volume: &Volume, name: &'a str, metadata: &'a str) -> New<'a> {
+    New { name, size: volume.size, pool: None, metadata }
 }

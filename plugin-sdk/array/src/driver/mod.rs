@@ -17,6 +17,7 @@ mod destroy;
 mod group;
 mod item;
 mod make;
+pub mod probe;
 mod recent;
 mod record;
 
@@ -116,6 +117,9 @@ pub trait Product: Send + Sync + Sized + 'static {
     /// What it says of itself, made by [`array_manifest!`](crate::array_manifest).
     const MANIFEST: Manifest;
 
+    /// The key of the configuration that names the pool, if there is one.
+    const POOL_KEY: Option<&'static str> = None;
+
     /// How long its arrays may show stale lists.
     const SETTLE: Settle = Settle {
         stale: std::time::Duration::from_secs(5),
@@ -132,46 +136,59 @@ pub trait Product: Send + Sync + Sized + 'static {
         cx: &Cx,
     ) -> impl Future<Output = Result<(Self::Array, Self::Connector)>> + Send;
 
-    /// Looks for what an incomplete configuration leaves open: pools, portals, SRs.
+    /// Looks for what an incomplete configuration leaves open: pools, portals, SRs. This one is for
+    /// configurations that lack no more than the pool, which need not be there.
     fn probe(config: RawConfig, cx: &Cx) -> impl Future<Output = Result<SrProbed>> + Send {
-        let _ = (config, cx);
-        std::future::ready(Err(Error::unsupported(format!(
-            "the driver {} does not support sr_probe",
-            Self::MANIFEST.name
-        ))))
+        async move {
+            let pool = match Self::POOL_KEY {
+                Some(key) => config.get::<String>(key)?,
+                None => None,
+            };
+            let (array, _) = Self::open(config.complete()?, cx).await?;
+            probe::look::<Self>(array, cx, pool.as_deref()).await
+        }
     }
 }
 
 /// The manifest of an array's driver: `name`, `title`, then any other field of
-/// [`Manifest`]. The operations are those that [`Offload`] serves. Before them, `control_only` is for
-/// a driver whose [`Connector`] cannot reach a volume: it has no attach; `qos` for one whose array has
-/// a [rule](crate::array::Array::qos_rule) of limits.
+/// [`Manifest`]. The operations are those that [`Offload`] serves; `qos` before them is for a driver
+/// whose array has a [rule](crate::array::Array::qos_rule) of limits. Features after the title may be
+/// said by their names alone, with a limit and where it is from in brackets:
+/// `features: [RAW, THIN, QOS_OPERATIONS(1000, "REST 2.26")]`.
 #[macro_export]
 macro_rules! array_manifest {
-    (control_only, $($rest:tt)*) => {
-        $crate::array_manifest! { @operations [] $($rest)* }
-    };
     (qos, $($rest:tt)*) => {
-        $crate::array_manifest! {
-            @operations [vdi_qos, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,] $($rest)*
-        }
+        $crate::array_manifest! { @operations [vdi_qos] $($rest)* }
     };
-    (@operations [$($more:ident,)*]
+    (@feature $feature:ident) => {
+        plugin_sdk::Feature::new(plugin_sdk::model::manifest::feature::$feature)
+    };
+    (@feature $feature:ident $most:expr, $source:expr) => {
+        plugin_sdk::Feature::limit(
+            plugin_sdk::model::manifest::feature::$feature, $most, $source)
+    };
+    (@operations [$($more:ident)*] name: $name:expr, title: $title:expr,
+        features: [$($feature:ident $(($most:expr, $source:expr))?),* $(,)?]
+        $(, $field:ident: $value:expr)* $(,)?) => {
+        $crate::array_manifest! { @operations [$($more)*] name: $name, title: $title,
+            features: &[$($crate::array_manifest!(@feature $feature $($most, $source)?)),*]
+            $(, $field: $value)* }
+    };
+    (@operations [$($more:ident)*]
         name: $name:expr, title: $title:expr $(, $field:ident: $value:expr)* $(,)?) => {
         plugin_sdk::manifest! {
             name: $name,
             title: $title,
             operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
                 sr_stat, sr_update, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot,
-                vdi_snapshot_prepare, vdi_clone, vdi_revert, vdi_destroy, $($more),*],
+                vdi_snapshot_prepare, vdi_clone, vdi_revert, vdi_destroy, $($more,)* vdi_attach,
+                vdi_activate, vdi_deactivate, vdi_detach],
             services: &["kv"]
             $(, $field: $value)*
         }
     };
     ($($rest:tt)*) => {
-        $crate::array_manifest! {
-            @operations [vdi_attach, vdi_activate, vdi_deactivate, vdi_detach,] $($rest)*
-        }
+        $crate::array_manifest! { @operations [] $($rest)* }
     };
 }
 

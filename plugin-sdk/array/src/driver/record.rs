@@ -7,7 +7,7 @@ use plugin_sdk::{Cx, Result, step};
 
 use super::recent::Happened;
 use super::{Connector as _, Offload, Product};
-use crate::array::{Array as _, MetadataPlace, New, Volume};
+use crate::array::{Array as _, Masking as _, MetadataPlace, New, Volume};
 use crate::ledger::{Intent, What};
 use crate::metadata::Document;
 use crate::names::{Codec, Role};
@@ -133,14 +133,14 @@ impl<P: Product> Offload<P> {
         }
         // What is gone for the user and still there has something foreign hanging on it.
         for item in self.items(cx).await? {
-            self.remove_volume(cx, &item.volume, item.is_snapshot).await?;
+            self.remove_unseen(cx, &self.intent_of(&item), &item.volume).await?;
         }
         // A host that never detached the SR would leave its entry behind.
         let initiator = self.connector.initiator(cx).await?;
         self.array.revoke(cx, &initiator).await?;
         cx.kv().remove(HERE).await?;
         let changed = Self::ledger(cx)
-            .delete(&record.name, None, |cx| {
+            .delete(&record.name, Some(serde_json::json!(record)), |cx| {
                 let record = &record;
                 async move { self.array.delete(&cx, record).await }
             })
@@ -233,8 +233,7 @@ impl<P: Product> Offload<P> {
                     }
                 }
                 // Nobody was ever told of it.
-                let is_snapshot = volume.snapshot_of.is_some();
-                self.remove_volume(cx, &volume, is_snapshot).await?;
+                self.remove_unseen(cx, name, &volume).await?;
                 Ok(Settled::Undone)
             }
             What::Delete => {
@@ -261,7 +260,7 @@ impl<P: Product> Offload<P> {
                 });
                 // Several: none can be told to be ours.
                 if let [one] = new.as_slice() {
-                    self.remove_volume(cx, one, true).await?;
+                    self.remove_unseen(cx, name, one).await?;
                     return Ok(Settled::Undone);
                 }
                 Ok(Settled::Nothing)

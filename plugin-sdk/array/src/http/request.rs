@@ -70,7 +70,8 @@ pub struct Request {
 
 impl Request {
     /// A request of a vendor's operation, which is how its [table](crate::classify::Table) calls
-    /// it. `path` is sent as it is.
+    /// it. `path` is sent as it is; one that does not begin with `/` is below the
+    /// [root](crate::rest::Vendor::root) of the vendor's API.
     pub fn new(operation: &'static str, method: Method, path: &str) -> Self {
         Self {
             operation,
@@ -156,6 +157,14 @@ impl Request {
     #[must_use]
     pub fn reading(mut self) -> Self {
         self.mutating = false;
+        self
+    }
+
+    /// The request with its whole path.
+    pub(crate) fn below(mut self, root: &str) -> Self {
+        if !self.path.starts_with('/') {
+            self.path.insert_str(0, root);
+        }
         self
     }
 

@@ -9,7 +9,7 @@ use plugin_sdk::model::vdi::Qos;
 use super::memory::{Disk, MemoryArray};
 use crate::array::{
     Array, Capabilities, CloneKind, Group, GroupNaming, Identity, Initiator, LunAddressing,
-    Mapping, MetadataPlace, New, Part, Pool, Target, Volume,
+    Mapping, Masking, MetadataPlace, New, Part, Pool, Target, Volume,
 };
 use crate::ledger::ResizeKind;
 use crate::outcome::{Class, Failure, Outcome};
@@ -60,13 +60,8 @@ impl Array for MemoryArray {
         })
     }
 
-    async fn resize(
-        &self,
-        _: &Cx,
-        volume: &Volume,
-        from: Bytes,
-        to: Bytes,
-    ) -> Outcome<Option<Bytes>> {
+    async fn resize(&self, _: &Cx, volume: &Volume, to: Bytes) -> Outcome<Option<Bytes>> {
+        let from = volume.size;
         self.change("resize", |state, habits| {
             let disk = state
                 .now
@@ -111,7 +106,8 @@ impl Array for MemoryArray {
         .await
     }
 
-    async fn snapshot(&self, _: &Cx, volume: &Volume, name: &str, text: &str) -> Outcome<Volume> {
+    async fn snapshot(&self, _: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<Volume> {
+        let (name, text) = (new.name, new.metadata);
         self.change("snapshot", |state, habits| {
             let id = state.add_snapshot(&volume.id, name, text, habits)?;
             let disk = state.now.snapshots.get(&id);
@@ -324,7 +320,9 @@ impl Array for MemoryArray {
             Ok(texts)
         })
     }
+}
 
+impl Masking for MemoryArray {
     async fn map(&self, _: &Cx, volume: &Volume, to: &Initiator) -> Outcome<Mapping> {
         self.change("map", |state, habits| {
             let all = &mut state.now;

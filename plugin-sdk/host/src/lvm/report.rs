@@ -282,9 +282,11 @@ impl Group {
         self.volumes.iter().find(|volume| volume.name == name)
     }
 
-    /// A size as the group can have it: whole extents.
+    /// A size as the group can have it: whole extents. LVM counts those of a volume in 32 bits, and
+    /// silently makes less of a larger number.
     pub fn rounded(&self, bytes: u64) -> Option<u64> {
-        bytes.checked_next_multiple_of(self.extent)
+        let size = bytes.checked_next_multiple_of(self.extent)?;
+        u32::try_from(size / self.extent).is_ok().then_some(size)
     }
 }
 
@@ -363,6 +365,12 @@ mod tests {
         let [group] = &report.groups[..] else { panic!("{report:?}") };
         assert_eq!((group.size, group.free, group.extent), (528_482_304, 377_487_360, 4 << 20));
         assert_eq!(group.devices, ["/dev/ubda", "/dev/ubdb"]);
+        // 2^40 extents and one would be a volume of one.
+        let most = u64::from(u32::MAX) * (4 << 20);
+        assert_eq!((group.rounded(1), group.rounded(most)), (Some(4 << 20), Some(most)));
+        for size in [most + 1, (1 << 62) + 1, u64::MAX] {
+            assert_eq!(group.rounded(size), None);
+        }
         assert_eq!((group.tags.len(), group.missing), (2, 0));
         let disk = group.volume("vdi-11111111-2222-4333-8444-555555555551").unwrap();
         assert!(disk.is_thin && !disk.is_pool && disk.writable && disk.active && disk.suspended);

@@ -1,11 +1,10 @@
 //! Threads that may hang.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use plugin_sdk::tokio::sync::oneshot;
+use plugin_sdk::tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use plugin_sdk::{Cx, Error, Result, tokio, tracing};
 
 /// After a cancel, for work that looks at it now and then: what it has begun it ends or undoes.
@@ -23,32 +22,73 @@ pub enum Ended<T> {
 
 /// Runs work that can hang in the kernel, on threads of its own, so many at a time.
 ///
-/// What hangs is left behind, and counts until it ends: after so many, work is refused and not
-/// begun. A process whose threads hang can be killed, or ends when what they wait for answers.
+/// More work than that waits for its turn. What hangs is left behind, and counts until it ends: when
+/// all threads hang, work is refused and not begun. A process whose threads hang can be killed, or ends
+/// when what they wait for answers.
 #[derive(Debug)]
 pub struct Threads {
-    busy: Arc<AtomicUsize>,
+    free: Arc<Semaphore>,
+    /// Threads that were left behind.
+    left: Arc<Mutex<usize>>,
     most: usize,
 }
 
-/// Counts a thread as long as it is there.
-struct Counted(Arc<AtomicUsize>);
+/// Where a thread is with its work.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Runs,
+    Left,
+    Ended,
+}
+
+/// A thread's place among all, as long as it is there.
+struct Counted {
+    turn: Arc<Mutex<Turn>>,
+    left: Arc<Mutex<usize>>,
+    _place: OwnedSemaphorePermit,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        if std::mem::replace(&mut *lock(&self.turn), Turn::Ended) == Turn::Left {
+            *lock(&self.left) -= 1;
+        }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Threads {
     /// At most so many at a time, those that hang among them.
     pub fn new(most: usize) -> Self {
-        Self { busy: Arc::new(AtomicUsize::new(0)), most }
+        Self { free: Arc::new(Semaphore::new(most)), left: Arc::default(), most }
     }
 
     /// Threads that run or hang.
     pub fn busy(&self) -> usize {
-        self.busy.load(Ordering::SeqCst)
+        self.most - self.free.available_permits()
+    }
+
+    /// A place for a thread.
+    async fn place(&self, cx: &Cx, until: Instant) -> Result<OwnedSemaphorePermit> {
+        let most = self.most;
+        let none = || {
+            Error::busy(format!("{most} earlier calls still wait for the storage"))
+                .hint("they end when it answers, or with this process")
+        };
+        if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
+            return Ok(place);
+        }
+        if *lock(&self.left) >= most {
+            return Err(none());
+        }
+        tokio::select! {
+            place = Arc::clone(&self.free).acquire_owned() => place.map_err(|_| none()),
+            () = tokio::time::sleep_until(until.into()) => Err(none()),
+            () = cx.cancelled() => { cx.check()?; Err(none()) }
+        }
     }
 
     /// Runs work until a point in time; after a cancel of the call for 5 s more at most.
@@ -61,13 +101,10 @@ impl Threads {
         F: FnOnce(&Cx) -> Result<T> + Send + 'static,
     {
         cx.check()?;
-        let took = |busy| if busy < self.most { Some(busy + 1) } else { None };
-        if self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, took).is_err() {
-            let most = self.most;
-            return Err(Error::busy(format!("{most} earlier calls still wait for the storage"))
-                .hint("they end when it answers, or with this process"));
-        }
-        let counted = Counted(Arc::clone(&self.busy));
+        let place = self.place(cx, until).await?;
+        let turn = Arc::new(Mutex::new(Turn::Runs));
+        let counted =
+            Counted { turn: Arc::clone(&turn), left: Arc::clone(&self.left), _place: place };
         let (tell, told) = oneshot::channel();
         let (inner, span) = (cx.clone(), tracing::Span::current());
         let thread = std::thread::Builder::new().name("drv-storage".to_owned());
@@ -95,7 +132,67 @@ impl Threads {
             result = told => Ok(Ended::Done(
                 result.unwrap_or_else(|_| Err(Error::internal("work on the storage was lost"))),
             )),
-            () = stop => Ok(Ended::Left),
+            () = stop => {
+                let mut turn = lock(&turn);
+                if *turn == Turn::Runs {
+                    *turn = Turn::Left;
+                    *lock(&self.left) += 1;
+                }
+                Ok(Ended::Left)
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use plugin_sdk::testing::{TestHost, run};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn more_work_than_threads_waits_for_its_turn() -> Result<()> {
+        run(TestHost::new().with_cx(LONG, |cx| async move {
+            let (threads, until) = (Arc::new(Threads::new(2)), Instant::now() + LONG);
+            let calls = (0..40).map(|number| {
+                let (threads, cx) = (Arc::clone(&threads), cx.clone());
+                tokio::spawn(async move { threads.run(&cx, until, move |_| Ok(number)).await })
+            });
+            for (number, call) in calls.collect::<Vec<_>>().into_iter().enumerate() {
+                let ended = call.await.map_err(|_| Error::internal("a call is lost"))??;
+                assert!(matches!(ended, Ended::Done(Ok(answer)) if answer == number), "{number}");
+            }
+            assert_eq!(threads.busy(), 0);
+            Ok(())
+        }))
+    }
+
+    #[test]
+    fn work_is_refused_while_all_threads_hang_and_goes_on_when_one_ends() -> Result<()> {
+        run(TestHost::new().with_cx(LONG, |cx| async move {
+            let threads = Threads::new(1);
+            let (end, hangs) = mpsc::channel::<()>();
+            let hang = move |_: &Cx| {
+                let _ = hangs.recv();
+                Ok(())
+            };
+            assert!(matches!(threads.run(&cx, Instant::now(), hang).await?, Ended::Left));
+            let until = Instant::now() + LONG;
+            let refused = threads.run(&cx, until, |_| Ok(())).await.map(drop);
+            let refused =
+                refused.map_err(|error| (error.kind.name().to_owned(), error.message.clone()));
+            let words = "1 earlier calls still wait for the storage".to_owned();
+            assert_eq!(refused, Err(("busy".to_owned(), words)));
+            drop(end);
+            while threads.busy() > 0 {
+                tokio::task::yield_now().await;
+            }
+            assert!(matches!(threads.run(&cx, until, |_| Ok(())).await?, Ended::Done(Ok(()))));
+            Ok(())
+        }))
     }
 }

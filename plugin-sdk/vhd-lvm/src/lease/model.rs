@@ -330,7 +330,7 @@ fn hosts_that_come_at_once_to_the_same_place_get_slots_of_their_own() {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let different: std::collections::BTreeSet<_> = slots.iter().collect();
+        let different: BTreeSet<_> = slots.iter().collect();
         assert_eq!(different.len(), 6, "{seed}: {slots:?}");
     }
 }

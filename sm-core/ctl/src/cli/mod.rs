@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 pub(crate) mod driver;
 pub(crate) mod group;
+pub(crate) mod host;
 pub(crate) mod job;
 pub(crate) mod mirror;
 pub(crate) mod quiesce;
@@ -200,6 +201,9 @@ pub(crate) enum Command {
     /// Sets of snapshots: those that were taken together
     #[command(subcommand, arg_required_else_help = true)]
     SnapshotGroup(quiesce::SnapshotGroupCommand),
+    /// Other hosts that share an SR
+    #[command(subcommand, arg_required_else_help = true)]
+    Host(host::HostCommand),
     /// Imports, exports, copies and maintenance, running and past
     #[command(subcommand, arg_required_else_help = true)]
     Job(job::JobCommand),

@@ -84,6 +84,9 @@ pub(crate) enum VdiCommand {
         /// Description of the snapshot
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         description: String,
+        /// Keep this file with them: they become a set of `smctl snapshot-group`
+        #[arg(long, value_name = "FILE")]
+        metadata: Option<Utf8PathBuf>,
     },
     /// Make a writable VDI from a VDI or a snapshot, sharing its data
     #[command(after_help = "Prints the UUID.\n\nExample: smctl vdi clone disk1 --name disk2")]

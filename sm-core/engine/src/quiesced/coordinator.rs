@@ -1,7 +1,7 @@
 //! One snapshot of a VM: everything slow first, the guest at rest for as long as the snapshots take
 //! and no longer, and a judgement at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sm_model::manifest::feature;
@@ -9,13 +9,13 @@ use sm_model::vdi::{VdiInfo, VdisDone};
 use sm_model::{Error, Kind, OperationId, Result, VdiUuid};
 use sm_quiesce::freezer::Start;
 use sm_quiesce::{Consistency, Freezer, Method, Outcome, Report, Taken};
+use sm_step::step;
 use tokio::task::JoinSet;
-use tokio::time::timeout_at;
 use uuid::Uuid;
 
-use super::keys;
+use super::keys::{self, Mark};
 use super::ledger::{self, Member, Phase, Record};
-use super::{DOCUMENT_LIMIT, SetMember, SnapshotSet, VmSnapshot};
+use super::{SetMember, SnapshotSet, VmSnapshot};
 use crate::journal;
 use crate::locks::{Held, Lock};
 use crate::manager::StorageManager;
@@ -38,7 +38,11 @@ struct Part {
 
 /// What came of the calls of drivers.
 struct Committed {
-    /// By the number of the part.
+    /// How many parts there are.
+    parts: usize,
+    /// The parts whose snapshots hold what they are to hold, so that the guest may go on.
+    caught: BTreeSet<usize>,
+    /// Those that are answered, by the number of the part.
     done: BTreeMap<usize, VdisDone>,
     failed: Option<Error>,
     late: bool,
@@ -116,12 +120,7 @@ fn check(request: &VmSnapshot) -> Result<()> {
         let vdi = twice.first().map(ToString::to_string).unwrap_or_default();
         return Err(Error::new(Kind::Limit, format!("VDI {vdi} is named twice")));
     }
-    let length = request.document.as_ref().map_or(0, String::len);
-    if length > DOCUMENT_LIMIT {
-        let text = format!("the metadata has {length} bytes, the limit is {DOCUMENT_LIMIT}");
-        return Err(Error::new(Kind::Limit, text));
-    }
-    Ok(())
+    super::sets::refuse_long(request.document.as_deref())
 }
 
 /// One attempt at one snapshot.
@@ -148,9 +147,13 @@ impl Work<'_> {
             abandon(parts).await;
             return Err(error);
         }
+        step!("quiesce.recorded");
         if let Some(held) = freezer.take() {
             match self.freeze(held, &record).await {
-                Ok(held) => freezer = Some(held),
+                Ok(held) => {
+                    step!("quiesce.frozen");
+                    freezer = Some(held);
+                }
                 Err(error) if self.request.allow_crash_consistent && goes_on(&error) => {
                     record.set.consistency = Consistency::Crash;
                     record.set.notes.push(format!("the guest was not brought to rest: {error}"));
@@ -161,16 +164,20 @@ impl Work<'_> {
                 }
             }
         }
-        let mut committed = commit(parts, record.limits.window, freezer.is_some()).await;
+        let wait = Wait::of(&record.method, freezer.is_some(), record.limits.window);
+        let mut committed = commit(parts, wait).await;
+        step!("quiesce.caught");
         // First of all, whatever came of them.
         let report = match freezer {
             None => None,
             Some(freezer) => Some(self.thaw(freezer, &committed, &record).await),
         };
+        step!("quiesce.thawed");
         // The calls that were not waited for end in their own time, and what they took is known.
         while let Some(joined) = committed.running.join_next().await {
             committed.take(joined);
         }
+        step!("quiesce.answered");
         match Self::judge(&committed, report, &mut record) {
             Ok(()) => self.manager.mark_set(self.op, record).await.map_err(|error| {
                 error.hint("the snapshots are there; what is missing is said on the storage later")
@@ -272,7 +279,9 @@ impl Work<'_> {
                 description: self.request.description.clone(),
             })
             .collect();
-        let prepared = sr.vdi_snapshot_prepare(&op, &news).await?;
+        // What is said of the set in the end is as long as this.
+        let keys = [Mark::of(set).key(VdiUuid(set.id))].into();
+        let prepared = sr.vdi_snapshot_prepare_marked(&op, &news, keys).await?;
         Ok(Part { op, sr, disks, prepared })
     }
 
@@ -362,6 +371,12 @@ impl Work<'_> {
                 record.document = report.thawed.and_then(|thawed| thawed.document);
             }
         }
+        let taken = committed.infos().count();
+        if taken != record.members.len() {
+            let text =
+                format!("the drivers have taken {taken} snapshots of {}", record.members.len());
+            return Err(Error::internal(text));
+        }
         for (vdi, info) in record.members.iter().zip(committed.infos()) {
             if vdi.snapshot != info.uuid {
                 return Err(Error::internal(format!(
@@ -410,37 +425,90 @@ async fn abandon(parts: Vec<Part>) {
     }
 }
 
+/// What is waited for.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// All answers: no guest is at rest.
+    Answers,
+    /// All answers, but not longer than a part of the window.
+    AnswersWithin { window: Duration },
+    /// That all snapshots hold what they are to hold; the answers come later.
+    Caught { window: Duration },
+}
+
+impl Wait {
+    fn of(method: &Method, at_rest: bool, window: Duration) -> Self {
+        match method {
+            _ if !at_rest => Self::Answers,
+            // Windows is told the outcome, and its requester believes it.
+            Method::XenStore { .. } => Self::AnswersWithin { window },
+            _ => Self::Caught { window },
+        }
+    }
+}
+
 /// Takes all snapshots at once. With a guest at rest it does not wait for the last one at any
 /// price.
-async fn commit(parts: Vec<Part>, window: Duration, at_rest: bool) -> Committed {
-    let count = parts.len();
-    let mut committed =
-        Committed { done: BTreeMap::new(), failed: None, late: false, running: JoinSet::new() };
-    let limit = (window * 9 / 10).min(LONGEST_COMMIT);
-    let until = tokio::time::Instant::from_std(Instant::now() + limit);
+async fn commit(parts: Vec<Part>, wait: Wait) -> Committed {
+    let mut committed = Committed {
+        parts: parts.len(),
+        caught: BTreeSet::new(),
+        done: BTreeMap::new(),
+        failed: None,
+        late: false,
+        running: JoinSet::new(),
+    };
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     for (n, part) in parts.into_iter().enumerate() {
-        committed.running.spawn(async move { (n, part.prepared.commit().await) });
+        let tell = tell.clone();
+        let caught = move || {
+            let _ = tell.send(n);
+        };
+        committed.running.spawn(async move { (n, part.prepared.commit_telling(caught).await) });
     }
-    while committed.done.len() < count && committed.failed.is_none() {
-        let joined = if at_rest {
-            let Ok(joined) = timeout_at(until, committed.running.join_next()).await else {
+    let until = match wait {
+        Wait::Answers => None,
+        Wait::Caught { window } | Wait::AnswersWithin { window } => {
+            let limit = (window * 9 / 10).min(LONGEST_COMMIT);
+            Some(tokio::time::Instant::from_std(Instant::now() + limit))
+        }
+    };
+    let over = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(over);
+    while !committed.is_caught() && committed.failed.is_none() {
+        tokio::select! {
+            biased;
+            Some(joined) = committed.running.join_next() => committed.take(joined),
+            Some(n) = told.recv(), if matches!(wait, Wait::Caught { .. }) => {
+                committed.caught.insert(n);
+            }
+            () = &mut over => {
                 committed.late = true;
                 break;
-            };
-            joined
-        } else {
-            committed.running.join_next().await
-        };
-        let Some(joined) = joined else { break };
-        committed.take(joined);
+            }
+            else => break,
+        }
     }
     committed
 }
 
 impl Committed {
+    /// Whether the guest may go on.
+    fn is_caught(&self) -> bool {
+        self.caught.len() == self.parts
+    }
+
     fn take(&mut self, joined: Result<(usize, Result<VdisDone>), tokio::task::JoinError>) {
         match joined {
-            Ok((n, Ok(done))) => drop(self.done.insert(n, done)),
+            Ok((n, Ok(done))) => {
+                self.caught.insert(n);
+                self.done.insert(n, done);
+            }
             Ok((_, Err(error))) => drop(self.failed.get_or_insert(error)),
             Err(error) => {
                 let panicked = Error::internal("a task of a snapshot ended").source(&error);
@@ -455,8 +523,7 @@ impl Committed {
     }
 
     fn outcome(&self, record: &Record) -> Outcome {
-        let all = self.infos().count() == record.members.len();
-        if self.late || self.failed.is_some() || !all {
+        if self.late || self.failed.is_some() || !self.is_caught() {
             return Outcome::Failed;
         }
         let taken = record.members.iter();
@@ -471,24 +538,40 @@ impl StorageManager {
         if record.phase != Phase::Marking {
             record.phase = Phase::Marking;
             ledger::keep(catalog, &record)?;
+            step!("quiesce.kept");
         }
         for member in &record.members {
             let sr = self.sr(&member.sr.to_string())?;
             let op = Op::new().with_budget(op.budget);
-            let keys = keys::of_set(&record.set, member.snapshot);
-            sr.vdi_mark(&op, member.snapshot, keys).await?;
+            let (key, value) = Mark::of(&record.set).key(member.snapshot);
+            sr.vdi_mark(&op, member.snapshot, [(key, Some(value))].into()).await?;
+            step!("quiesce.marked");
         }
-        if let (Some(text), Some(first)) = (record.document.take(), record.members.first()) {
+        // A storage whose metadata is small: the snapshots are worth more than what there is no room
+        // for.
+        if let Some(first) = record.members.first() {
             let sr = self.sr(&first.sr.to_string())?;
-            let op = Op::new().with_budget(op.budget);
-            match sr.vdi_mark(&op, first.snapshot, keys::of_document(&text)).await {
-                Ok(_) => record.set.document = text.len() as u64,
-                // A storage whose metadata is small: the snapshots are worth more than it.
-                Err(error) => record.set.notes.push(format!("the document is not kept: {error}")),
+            let (op, snapshot) = (Op::new().with_budget(op.budget), first.snapshot);
+            if !record.set.system.is_empty() {
+                let marked = sr.vdi_mark(&op, snapshot, keys::of_system(&record.set.system)).await;
+                if let Err(error) = marked {
+                    let what = "what the guest says that it is, is not kept";
+                    record.set.notes.push(format!("{what}: {error}"));
+                }
+            }
+            if let Some(text) = record.document.take() {
+                let op = Op::new().with_budget(op.budget);
+                match sr.vdi_mark(&op, snapshot, keys::of_document(&text)).await {
+                    Ok(_) => record.set.document = text.len() as u64,
+                    Err(error) => {
+                        record.set.notes.push(format!("the document is not kept: {error}"));
+                    }
+                }
             }
         }
         record.phase = Phase::Done;
         ledger::keep(catalog, &record)?;
+        step!("quiesce.done");
         self.files_of(&record).remove();
         Ok(record.set)
     }

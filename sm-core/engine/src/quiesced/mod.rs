@@ -26,12 +26,18 @@ use std::path::PathBuf;
 
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
+use sm_model::vdi::VdiInfo;
 use sm_model::{Access, SrUuid, VdiUuid};
 use sm_quiesce::{Consistency, Limits, Method};
 use uuid::Uuid;
 
 pub use recover::Recovered;
 pub use sets::SnapshotSets;
+
+/// The set that a snapshot is of. What was made of the snapshot is of none.
+pub fn snapshot_set_of(vdi: &VdiInfo) -> Option<Uuid> {
+    keys::Mark::read(vdi).map(|mark| mark.set)
+}
 
 /// The longest document that is kept with a set, in bytes.
 pub const DOCUMENT_LIMIT: usize = 256 << 10;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sm_model::{Error, Kind, Result};
 use sm_quiesce::freezer::Files;
 use sm_quiesce::{Method, Report};
+use sm_step::step;
 use uuid::Uuid;
 
 use super::SnapshotSet;
@@ -106,6 +107,7 @@ impl StorageManager {
                 self.let_go(&record).await?;
                 record.phase = Phase::Discarding;
                 ledger::keep(&self.inner.catalog, &record)?;
+                step!("quiesce.given_up");
             }
             Phase::Discarding => {}
         }
@@ -166,7 +168,9 @@ impl StorageManager {
             let destroy = async {
                 let sr = self.sr(&member.sr.to_string())?;
                 let op = Op::new().with_budget(op.budget);
-                sr.vdi_destroy(&op, member.snapshot).await
+                let destroyed = sr.vdi_destroy(&op, member.snapshot).await;
+                step!("quiesce.member_destroyed");
+                destroyed
             };
             match destroy.await {
                 Ok(_) => {}
@@ -185,6 +189,7 @@ impl StorageManager {
         for member in &record.members {
             journal::forget(catalog, member.operation)?;
         }
+        step!("quiesce.destroyed");
         ledger::forget(catalog, &record)?;
         self.files_of(&record).remove();
         Ok(true)

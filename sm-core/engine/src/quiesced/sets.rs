@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use sm_model::vdi::VdiInfo;
+use sm_model::vdi::{VdiInfo, VdisDone};
 use sm_model::{AttachMode, Error, Kind, Result, SrUuid, VdiUuid};
 use sm_quiesce::Consistency;
 use uuid::Uuid;
 
-use super::{Presented, SetMember, SnapshotSet, keys};
+use super::keys::{self, Mark};
+use super::{DOCUMENT_LIMIT, Presented, SetMember, SnapshotSet};
 use crate::manager::StorageManager;
 use crate::op::Op;
-use crate::sr::Sr;
+use crate::sr::{NewSnapshot, Sr};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -19,6 +20,50 @@ pub struct SnapshotSets {
     pub sets: Vec<SnapshotSet>,
     /// The SRs that could not be read, and why: their snapshots are missing above.
     pub unread: Vec<(SrUuid, Error)>,
+}
+
+impl Sr {
+    /// Takes snapshots of disks, all of one point in time, as a set: it has the id of the operation,
+    /// and a document is kept with it. Refused before anything is taken where there is no room for
+    /// what is kept, if the driver can tell.
+    pub async fn vdi_snapshot_set(
+        &self,
+        op: &Op,
+        snapshots: &[NewSnapshot],
+        document: Option<&str>,
+    ) -> Result<VdisDone> {
+        refuse_long(document)?;
+        let mark = Mark {
+            set: op.id.0,
+            size: snapshots.len() as u32,
+            consistency: Consistency::Crash,
+            one_point_in_time: true,
+        };
+        let document = document.map(keys::of_document).unwrap_or_default();
+        let (key, value) = mark.key(VdiUuid(op.id.0));
+        let known = document.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+        let keys = known.chain([(key, value)]).collect();
+        let mut done =
+            self.vdi_snapshot_prepare_marked(op, snapshots, keys).await?.commit().await?;
+        for (n, vdi) in done.vdis.iter_mut().enumerate() {
+            let (key, value) = mark.key(vdi.uuid);
+            let mut keys = if n == 0 { document.clone() } else { BTreeMap::new() };
+            keys.insert(key, Some(value));
+            let part = op.part(&format!("mark-{n}"));
+            *vdi = self.vdi_mark(&part, vdi.uuid, keys).await?.vdi;
+        }
+        Ok(done)
+    }
+}
+
+/// Error kind `limit` for a document that is too long.
+pub(super) fn refuse_long(document: Option<&str>) -> Result<()> {
+    let length = document.map_or(0, str::len);
+    if length <= DOCUMENT_LIMIT {
+        return Ok(());
+    }
+    let text = format!("the metadata has {length} bytes, the limit is {DOCUMENT_LIMIT}");
+    Err(Error::new(Kind::Limit, text))
 }
 
 impl StorageManager {
@@ -37,10 +82,6 @@ impl StorageManager {
             }
         }
         let mut sets: Vec<SnapshotSet> = found.into_values().collect();
-        for set in &mut sets {
-            // Of a group that was taken without its guest the storage says no size.
-            set.size = if set.size == 0 { set.members.len() as u32 } else { set.size };
-        }
         sets.sort_by_key(|set| (set.time, set.id));
         Ok(SnapshotSets { sets, unread })
     }
@@ -190,18 +231,18 @@ fn complete(set: &SnapshotSet) -> Result<()> {
 }
 
 fn add(found: &mut BTreeMap<Uuid, SnapshotSet>, sr: SrUuid, vdi: &VdiInfo) {
-    let Some(id) = keys::set_of(vdi) else { return };
+    let Some(mark) = Mark::read(vdi) else { return };
     let time = vdi.snapshot_time.unwrap_or(0);
-    let set = found.entry(id).or_insert_with(|| SnapshotSet::begun(id, time, 0));
-    let text = |key: &str| vdi.keys.get(key).cloned();
-    let number = |key: &str| text(key).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let set = found.entry(mark.set).or_insert_with(|| SnapshotSet::begun(mark.set, time, 0));
+    let document = vdi.keys.get(keys::DOCUMENT).and_then(|text| text.parse().ok()).unwrap_or(0);
     set.time = set.time.min(time);
-    set.size = set.size.max(number(keys::SIZE) as u32);
-    set.document = set.document.max(number(keys::DOCUMENT));
-    set.consistency =
-        text(keys::CONSISTENCY).and_then(|text| text.parse().ok()).unwrap_or(Consistency::Crash);
-    set.one_point_in_time = vdi.keys.contains_key(keys::ONE_POINT);
-    set.system = text(keys::SYSTEM).unwrap_or_default();
+    set.size = set.size.max(mark.size);
+    set.document = set.document.max(document);
+    set.consistency = mark.consistency;
+    set.one_point_in_time = mark.one_point_in_time;
+    if let Some(system) = vdi.keys.get(keys::SYSTEM) {
+        set.system.clone_from(system);
+    }
     set.members.push(SetMember {
         sr,
         vdi: vdi.snapshot_of,

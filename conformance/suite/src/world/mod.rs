@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use sm_loader::{Call, DriverPort as _, PortHealth, ProcessPort, port};
 use sm_model::operation::Request;
-use sm_model::sr::{SrAttach, SrCreate, SrDestroy, SrDetach, SrScan};
+use sm_model::sr::{SrAttach, SrCreate, SrScan};
 use sm_model::vdi::{
     SnapshotSpec, VdiActivate, VdiAttach, VdiClone, VdiCreate, VdiDeactivate, VdiDestroy,
     VdiDetach, VdiInfo, VdiSnapshot, VdiStat,
 };
-use sm_model::{Access, AttachMode, Bytes, Changed, Error, Manifest, OperationId, SrUuid, VdiUuid};
+use sm_model::{
+    Access, AttachMode, Bytes, Changed, Error, Kind, Manifest, OperationId, SrUuid, VdiUuid,
+};
 use uuid::Uuid;
 
 use crate::bench::{Bench, Opening, Owned};
@@ -23,6 +25,8 @@ use crate::inventory;
 use crate::oracle::{self, BLOCK, Content, Mark};
 use crate::services::Services;
 use crate::verdict::{Stop, Verdict, fail, must, said};
+
+mod end;
 
 /// The host that checks run on, unless they say otherwise.
 pub(crate) const HOST: &str = "conformance-host-a";
@@ -48,6 +52,10 @@ pub(crate) struct World<'a> {
     pub(crate) times: BTreeMap<&'static str, Vec<u64>>,
     /// The shortest sequence that fails, where there is one.
     pub(crate) ops: Option<Vec<crate::checks::sequences::Step>>,
+    /// The device configuration of its SR.
+    config: BTreeMap<String, String>,
+    /// Whether its SR may be there.
+    owned: bool,
     port: Option<Arc<ProcessPort>>,
     label: String,
     made: u64,
@@ -74,6 +82,8 @@ impl<'a> World<'a> {
             log: String::new(),
             times: BTreeMap::new(),
             ops: None,
+            config: bench.device_config(false),
+            owned: false,
             port: None,
             label: label.to_owned(),
             made: 0,
@@ -83,9 +93,27 @@ impl<'a> World<'a> {
         })
     }
 
+    /// A world without an SR, for one beside that of another world.
+    pub(crate) fn second(bench: &'a Bench, label: &str) -> Verdict<Self> {
+        let config = bench.device_config(true);
+        Ok(Self { config, ..Self::bare(bench, label)? })
+    }
+
     /// A world with an SR that is attached and empty.
     pub(crate) fn with_sr(bench: &'a Bench, label: &str) -> Verdict<Self> {
         let mut world = Self::bare(bench, label)?;
+        let ready = world.begin();
+        if ready.is_err() {
+            world.wipe();
+        }
+        ready.map(|()| world)
+    }
+
+    fn begin(&mut self) -> Verdict {
+        let world = self;
+        if world.take_kept()? {
+            return Ok(());
+        }
         world.make_sr()?;
         // What a driver makes at the first use and keeps is no leak.
         let mut content = Content::default();
@@ -98,7 +126,7 @@ impl<'a> World<'a> {
             world.call(sm_model::sr::SrMaintain::default())?;
         }
         world.empty = world.files()?;
-        Ok(world)
+        Ok(())
     }
 
     /// Makes and attaches the SR.
@@ -111,8 +139,9 @@ impl<'a> World<'a> {
     }
 
     /// Notes that the SR is this run's.
-    pub(crate) fn own_sr(&self) -> Verdict {
-        let owned = Owned::Sr { sr: self.sr, config: self.bench.device_config() };
+    pub(crate) fn own_sr(&mut self) -> Verdict {
+        self.owned = true;
+        let owned = Owned::Sr { sr: self.sr, config: self.config.clone() };
         self.bench.own(&owned).map_err(|error| Stop::NotTestable(error.to_string()))
     }
 
@@ -167,7 +196,8 @@ impl<'a> World<'a> {
     /// As [`World::reopen`], with variables for the first process.
     pub(crate) fn reopen_with(&mut self, environment: Vec<(&'static str, String)>) -> Verdict {
         self.close()?;
-        let opening = Opening { sr: Some(self.sr), host: HOST, environment, ..Opening::default() };
+        let device_config = Some(self.config.clone());
+        let opening = Opening { sr: Some(self.sr), host: HOST, environment, device_config };
         self.note("open", "", "");
         self.port = Some(Arc::new(self.bench.open(&opening, &self.services)?));
         Ok(())
@@ -175,7 +205,8 @@ impl<'a> World<'a> {
 
     /// A session of another host, or of another SR.
     pub(crate) fn other(&mut self, sr: SrUuid, host: &str) -> Verdict<Arc<ProcessPort>> {
-        let opening = Opening { sr: Some(sr), host, ..Opening::default() };
+        let device_config = Some(self.config.clone());
+        let opening = Opening { sr: Some(sr), host, device_config, ..Opening::default() };
         let services = self.bench.services();
         self.note("open another session", host, "");
         Ok(Arc::new(self.bench.open(&opening, &services)?))
@@ -389,9 +420,19 @@ impl<'a> World<'a> {
     /// Attaches and activates a VDI, and opens it.
     pub(crate) fn open(&mut self, vdi: VdiUuid, mode: AttachMode) -> Verdict<Disk> {
         let attached = self.call(VdiAttach { vdi, mode })?;
+        self.open_attached(vdi, attached.access, mode)
+    }
+
+    /// Activates a VDI that is attached, and opens it.
+    fn open_attached(
+        &mut self,
+        vdi: VdiUuid,
+        access: Vec<Access>,
+        mode: AttachMode,
+    ) -> Verdict<Disk> {
         self.attached.insert(vdi);
         let done = self.call(VdiActivate { vdi, mode, tracked: false })?;
-        let access = if done.access.is_empty() { attached.access } else { done.access };
+        let access = if done.access.is_empty() { access } else { done.access };
         self.open_access(vdi, &access, mode)
     }
 
@@ -403,8 +444,8 @@ impl<'a> World<'a> {
         mode: AttachMode,
     ) -> Verdict<Disk> {
         let read_only = mode == AttachMode::ReadOnly;
-        let directory = self.bench.directory();
-        let disk = Disk::open(access, read_only, directory.as_deref());
+        let folder = self.bench.images();
+        let disk = Disk::open(access, read_only, folder.as_deref());
         let disk = disk.map_err(|why| Stop::Fail(format!("VDI {vdi} cannot be opened: {why}")))?;
         if !read_only && let Some(drive) = disk.drive() {
             self.services.serve(vdi, drive);
@@ -472,9 +513,23 @@ impl<'a> World<'a> {
         Ok((vdi.uuid, content))
     }
 
-    /// All of a VDI must be what was written there, and nothing else.
+    /// All of a VDI must be what was written there, and nothing else. A snapshot that the backend serves
+    /// to nobody is read through a clone.
     pub(crate) fn verify(&mut self, vdi: VdiUuid, content: &Content, what: &str) -> Verdict {
-        let disk = self.open(vdi, AttachMode::ReadOnly)?;
+        let mode = AttachMode::ReadOnly;
+        let attached = match self.call(VdiAttach { vdi, mode }) {
+            Err(error)
+                if error.kind == Kind::Unsupported
+                    && self.can("vdi_clone")
+                    && self.stat(vdi)?.is_a_snapshot =>
+            {
+                let clone = self.clone(vdi)?.uuid;
+                self.verify(clone, content, what)?;
+                return self.destroy(clone);
+            }
+            answer => answer?,
+        };
+        let disk = self.open_attached(vdi, attached.access, mode)?;
         let verdict = self.verify_open(&disk, content, what);
         self.shut(vdi, disk)?;
         verdict
@@ -490,91 +545,5 @@ impl<'a> World<'a> {
         let found = disk.compare(content).map_err(Stop::Fail)?;
         self.note("verify", what, &format!("{} differences", found.len()));
         must(found.is_empty(), || format!("{what}: {}", found.join("; ")))
-    }
-
-    // The backend --------------------------------------------------------------------------------
-
-    /// What the backend holds, if it can be looked at.
-    pub(crate) fn files(&self) -> Verdict<Option<BTreeSet<String>>> {
-        let Some(tree) = self.bench.inventory() else { return Ok(None) };
-        tree.look().map(Some).map_err(Stop::NotTestable)
-    }
-
-    /// As [`World::files`], for a check that is nothing without.
-    pub(crate) fn must_see_files(&self) -> Verdict<BTreeSet<String>> {
-        self.files()?.ok_or_else(|| {
-            Stop::NotTestable("neither backend.directory nor backend.simulator is set".into())
-        })
-    }
-
-    /// Bytes that are taken on the backend.
-    pub(crate) fn taken(&self) -> Verdict<u64> {
-        let tree = self.bench.inventory();
-        let tree = tree.ok_or_else(|| {
-            Stop::NotTestable("neither backend.directory nor backend.simulator is set".into())
-        })?;
-        tree.taken().map_err(Stop::NotTestable)
-    }
-
-    /// What is there that was not there when the SR was empty.
-    pub(crate) fn left_over(&self) -> Verdict<Vec<String>> {
-        let (Some(empty), Some(now)) = (&self.empty, self.files()?) else { return Ok(vec![]) };
-        Ok(now.difference(empty).cloned().collect())
-    }
-
-    // The end ------------------------------------------------------------------------------------
-
-    /// Removes everything. What cannot be removed, or is left over, is a failure of the driver.
-    pub(crate) fn finish(&mut self) -> Verdict {
-        if self.port.is_none() {
-            self.reopen()?;
-        }
-        for vdi in std::mem::take(&mut self.attached) {
-            self.services.forget(vdi);
-            self.call(VdiDeactivate { vdi })?;
-            self.call(VdiDetach { vdi })?;
-        }
-        if self.empty.is_some() {
-            // Snapshots last or first, as it comes: each order must do.
-            for vdi in self.list()?.into_keys() {
-                self.call(VdiDestroy { vdi })?;
-            }
-            let left = self.left_over()?;
-            must(left.is_empty(), || {
-                format!("a leak: no VDI is left, and the backend holds {}", left.join(", "))
-            })?;
-        }
-        if self.can("sr_destroy") {
-            self.call(SrDetach {})?;
-            self.call(SrDestroy {})?;
-            if let (Some(before), Some(now)) = (&self.untouched, self.files()?) {
-                let left: Vec<String> = now.difference(before).cloned().collect();
-                must(left.is_empty(), || {
-                    format!("a leak: the SR is gone, and the backend holds {}", left.join(", "))
-                })?;
-            }
-        }
-        self.close()
-    }
-
-    /// As [`World::finish`], of a second SR beside the check's own.
-    pub(crate) fn finish_quietly(&mut self) -> Verdict {
-        self.empty = None;
-        self.untouched = None;
-        self.finish()
-    }
-
-    /// Whatever is left of the check is of no use to the next one.
-    pub(crate) fn wipe(&mut self) {
-        let _ = self.close();
-        if self.bench.config.owns_backend()
-            && let Ok(entries) = std::fs::read_dir(&self.bench.place)
-        {
-            for entry in entries.flatten() {
-                let path = entry.path();
-                let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
-            }
-        }
-        let _ = self.bench.own(&Owned::Gone { sr: self.sr });
     }
 }

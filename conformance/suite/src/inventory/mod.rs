@@ -1,6 +1,6 @@
 //! What there is, apart from what a driver says: looked at before and after each check.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -9,14 +9,23 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+mod host;
+
+pub(crate) use host::{Kernel, Volumes, command};
+
 /// Somebody who can list what a backend holds without asking the driver. A directory is one; a
-/// simulator's admin port, or the volumes of a group, are others.
+/// simulator's admin port, and the volumes of a host, are others.
 pub(crate) trait Inventory {
     /// Everything that is there, each with a name that says what it is.
     fn look(&self) -> Result<BTreeSet<String>, String>;
 
     /// Bytes that are taken there.
     fn taken(&self) -> Result<u64, String>;
+
+    /// What is known of each thing that is there, where it is more than that it is there.
+    fn records(&self) -> Result<BTreeMap<String, String>, String> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// The files below a folder. Folders count only with what is in them: an empty one is no leak.
@@ -61,6 +70,31 @@ impl Inventory for Tree {
     }
 }
 
+/// Several that are looked at together.
+pub(crate) struct Several(pub(crate) Vec<Box<dyn Inventory>>);
+
+impl Inventory for Several {
+    fn look(&self) -> Result<BTreeSet<String>, String> {
+        let mut found = BTreeSet::new();
+        for one in &self.0 {
+            found.append(&mut one.look()?);
+        }
+        Ok(found)
+    }
+
+    fn taken(&self) -> Result<u64, String> {
+        self.0.iter().map(|one| one.taken()).sum()
+    }
+
+    fn records(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut found = BTreeMap::new();
+        for one in &self.0 {
+            found.append(&mut one.records()?);
+        }
+        Ok(found)
+    }
+}
+
 /// The objects of a simulated array, by its admin port.
 #[derive(Clone, Debug)]
 pub(crate) struct Simulator(pub(crate) String);
@@ -94,18 +128,23 @@ impl Simulator {
 
 impl Inventory for Simulator {
     fn look(&self) -> Result<BTreeSet<String>, String> {
+        Ok(self.records()?.into_keys().collect())
+    }
+
+    fn records(&self) -> Result<BTreeMap<String, String>, String> {
         let answer = self.ask()?;
         let tables = answer.get("objects").and_then(Value::as_object).into_iter().flatten();
         let tables = tables.filter(|(name, _)| !PASSING.contains(&name.as_str()));
         let objects = tables.flat_map(|(name, table)| {
             let keys = table.as_object().into_iter().flatten();
-            // A number that is never given twice tells nothing: what has a name is called by that.
+            // A number or UUID that is never given twice tells nothing: what has a name is called by
+            // that.
             keys.map(move |(key, record)| {
-                let numbered = key.parse::<u64>().is_ok();
-                let named =
-                    ["name", "comment"].iter().find_map(|field| record.get(field)?.as_str());
+                let numbered = key.parse::<u64>().is_ok() || uuid::Uuid::try_parse(key).is_ok();
+                let mut fields = ["/name", "/attributes/name", "/comment"].iter();
+                let named = fields.find_map(|field| record.pointer(field)?.as_str());
                 let called = named.filter(|named| numbered && !named.is_empty()).unwrap_or(key);
-                format!("{name}/{called}")
+                (format!("{name}/{called}"), record.to_string())
             })
         });
         Ok(objects.collect())
