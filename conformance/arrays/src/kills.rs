@@ -1,7 +1,9 @@
 //! The real library in a process of its own, killed at each of its steps; and drivers that are cut off
 //! between any two changes of a removal that nobody repeats.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use array_sim::core::{Asked, Effect, Fault};
@@ -90,6 +92,17 @@ async fn two_disks<V: Vendor>() -> Result<Sr<V>> {
     Ok(sr)
 }
 
+/// Tries all cuts at the same time, each on an array of its own: most of it is waiting for what may
+/// still become visible.
+fn each<T: Copy + Send>(cuts: &[T], attempt: impl Fn(T) -> Result<()> + Sync) {
+    std::thread::scope(|scope| {
+        for cut in cuts {
+            let (cut, attempt) = (*cut, &attempt);
+            scope.spawn(move || attempt(cut).unwrap());
+        }
+    });
+}
+
 /// A group that was never finished is removed when the SR is attached, also if that is cut off between
 /// any two of its changes: nothing is left of it.
 ///
@@ -97,22 +110,30 @@ async fn two_disks<V: Vendor>() -> Result<Sr<V>> {
 /// If something is.
 pub fn cleanup_of_a_group<V: Vendor>() {
     let pair = || snapshots(&[(1, 3), (2, 4)]);
-    run(async {
+    let begun = run(async {
         let sr = two_disks::<V>().await?;
         sr.driver.call(pair()).await?;
-        let mut begun = changes::<V>(&sr.simulated.array.requests().all());
-        drop(sr);
-        // The last cut that leaves a part: the one before the last text, or the one before the end.
-        let (first, removals) = loop {
-            let first = begun.pop().expect("a cut leaves a part of the group");
+        Ok(changes::<V>(&sr.simulated.array.requests().all()))
+    });
+    // What it takes to clean up after each cut that leaves a part.
+    let parts = Mutex::new(BTreeMap::new());
+    each(&begun.unwrap(), |first| {
+        run(async {
             let mut sr = two_disks::<V>().await?;
             cut_off(&mut sr, pair(), first).await?;
             sr.simulated.array.requests().clear();
             if !sr.driver.call(SrAttach {}).await?.undone.is_empty() {
-                break (first, changes::<V>(&sr.simulated.array.requests().all()));
+                let removals = changes::<V>(&sr.simulated.array.requests().all());
+                parts.lock().unwrap().insert(first, removals);
             }
-        };
-        for second in removals {
+            Ok(())
+        })
+    });
+    // The last cut that leaves one: the one before the last text, or the one before the end.
+    let (first, removals) =
+        parts.into_inner().unwrap().pop_last().expect("a cut leaves a part of the group");
+    each(&removals, |second| {
+        run(async {
             let mut sr = two_disks::<V>().await?;
             let before = sr.simulated.objects();
             cut_off(&mut sr, pair(), first).await?;
@@ -120,10 +141,9 @@ pub fn cleanup_of_a_group<V: Vendor>() {
             sr.driver.call(SrAttach {}).await?;
             sr.holds(&[1, 2], "after both").await?;
             assert_eq!(sr.simulated.objects(), before, "cut off after {first} and {second}");
-        }
-        Ok(())
-    })
-    .unwrap();
+            Ok(())
+        })
+    });
 }
 
 /// A disk that was kept for a snapshot of somebody else goes with the SR, also if that is cut off between
@@ -132,39 +152,33 @@ pub fn cleanup_of_a_group<V: Vendor>() {
 /// # Panics
 /// If something is left on the array.
 pub fn hidden_disks_go_with_the_sr<V: Vendor>(
-    take: impl AsyncFn(&Simulated, &str),
-    drop: impl AsyncFn(&Simulated, &str),
+    take: impl AsyncFn(&Simulated, &str) + Sync,
+    drop: impl AsyncFn(&Simulated, &str) + Sync,
 ) {
-    run(async {
-        let mut last = Vec::new();
-        for turn in 0.. {
-            let mut sr = Sr::<V>::new().await?;
-            V::steady(&sr.simulated);
-            let before = sr.simulated.objects();
-            sr.until_done(SrCreate::default()).await?;
-            sr.until_done(SrAttach {}).await?;
-            sr.until_done(create(1, 30 * MIB)).await?;
-            let volume = sr.volume(1);
-            take(&sr.simulated, &volume).await;
-            sr.until_done(destroy(1)).await?;
-            assert_eq!(sr.volume(1), volume, "it is there for the snapshot");
-            drop(&sr.simulated, &volume).await;
-            sr.until_done(SrDetach {}).await?;
-            sr.simulated.array.requests().clear();
-            // The first time nothing goes wrong, to learn what it takes. After the last change it is done.
-            if turn > 0 {
-                let Some(after) = last.pop() else { return Ok(()) };
-                cut_off(&mut sr, SrDestroy {}, after).await?;
-            }
-            sr.driver.call(SrDestroy {}).await?;
-            if turn == 0 {
-                last = changes::<V>(&sr.simulated.array.requests().all());
-                last.pop();
-                assert!(!last.is_empty(), "the SR goes in one change");
-            }
-            assert_eq!(sr.simulated.objects(), before, "turn {turn}");
+    // What it takes to destroy the SR, cut off after that many requests, or not at all.
+    let destroyed = async |after: Option<u64>| {
+        let mut sr = Sr::<V>::new().await?;
+        V::steady(&sr.simulated);
+        let before = sr.simulated.objects();
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(SrAttach {}).await?;
+        sr.until_done(create(1, 30 * MIB)).await?;
+        let volume = sr.volume(1);
+        take(&sr.simulated, &volume).await;
+        sr.until_done(destroy(1)).await?;
+        assert_eq!(sr.volume(1), volume, "it is there for the snapshot");
+        drop(&sr.simulated, &volume).await;
+        sr.until_done(SrDetach {}).await?;
+        sr.simulated.array.requests().clear();
+        if let Some(after) = after {
+            cut_off(&mut sr, SrDestroy {}, after).await?;
         }
-        Ok(())
-    })
-    .unwrap();
+        sr.driver.call(SrDestroy {}).await?;
+        assert_eq!(sr.simulated.objects(), before, "cut off after {after:?}");
+        Ok(changes::<V>(&sr.simulated.array.requests().all()))
+    };
+    let mut cuts = run(destroyed(None)).unwrap();
+    cuts.pop(); // After the last change it is done.
+    assert!(!cuts.is_empty(), "the SR goes in one change");
+    each(&cuts, |after| run(destroyed(Some(after))).map(|_| ()));
 }

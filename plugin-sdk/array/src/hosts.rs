@@ -8,7 +8,7 @@
 //! |---|---|
 //! | grant | the entry is found or made. One that others share is refused: they would reach each volume |
 //! | map | mapped already: the array shows the number. The entry is gone meanwhile: it is made again, once |
-//! | unmap | without an entry nothing is mapped to it |
+//! | unmap | without an entry nothing is mapped to it. One that others share is refused if the volume is mapped to it |
 //! | revoke | the entry goes, unless something is mapped to it still |
 
 use plugin_sdk::Cx;
@@ -282,7 +282,19 @@ impl<A: HostEntries> Masking for A {
         }
         let entry = match self.known().entry(from).await {
             Some(entry) => Some(entry),
-            None => self.find_entry(cx, from).await?.map(|found| found.id),
+            None => match self.find_entry(cx, from).await? {
+                Some(found) => {
+                    let id = found.id.clone();
+                    match own::<A>(found, from) {
+                        // Somebody else has mapped it: others would lose it with this host.
+                        Err(shared) if self.shown(cx, volume, &id).await?.is_some() => {
+                            return Err(shared);
+                        }
+                        owned => owned.ok(),
+                    }
+                }
+                None => None,
+            },
         };
         match entry {
             Some(entry) => self.disconnect(cx, volume, &entry).await.or_absent().map(drop),

@@ -2,6 +2,8 @@
 //! kernel's initiator and dm-multipath.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
+mod in_use;
+
 use std::time::Duration;
 
 use array_matrix::lab::stations::{TrueNas, managed};

@@ -3,12 +3,16 @@
 
 use std::fs::File;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Say};
 use crate::world::{PLACES, Ran, World};
+
+/// So soon a guest goes on when whoever froze it is killed.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Three disks, and a guest behind an agent.
 struct Vm {
@@ -195,9 +199,12 @@ fn a_storage_manager_that_is_killed_keeps_no_guest_and_leaves_no_snapshot() {
         let id = "00000000-0000-4000-8000-00000000000a";
         let more = ["--agent", &agent, "--operation-id", id];
         let (mut child, held) = vm.begun(&more);
+        let killed = Instant::now();
         child.kill().unwrap();
         child.wait().unwrap();
         vm.goes_on();
+        let waited = killed.elapsed();
+        assert!(waited < AT_ONCE, "the guest was at rest for {waited:?} more");
         drop(held);
         // Any command settles it.
         let ran = vm.world.run(&["sr", "show", "images"]);

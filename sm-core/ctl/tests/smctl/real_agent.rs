@@ -8,6 +8,7 @@ use lab::kit::{self, nbd};
 use lab::{Call, Guest, Lab, Result, Running};
 use serde_json::Value;
 
+use crate::quiesce::AT_ONCE;
 use crate::world::{SMCTL, build, driver_file, driver_host};
 
 const AGENT: &str = "/run/qga.sock";
@@ -19,6 +20,10 @@ const LONG: Duration = Duration::from_secs(60);
 /// Appends a number to a file, has it safe on the disk, and says so elsewhere; for ever.
 const WRITER: &str = "n=0; while :; do n=$((n+1)); echo $n >> $0/log; sync $0/log || exit 1; \
                       echo $n > $1.new; mv $1.new $1; done";
+
+/// Kills the storage manager, and prints the milliseconds until the guest goes on.
+const KILL: &str = "from=$(date +%s%3N); pkill -KILL -x smctl || exit 1; \
+                    while test -e $0; do sleep 0.02; done; echo $(($(date +%s%3N)-from))";
 
 /// What the disks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,8 +257,9 @@ fn a_real_agent_holds_ext4_and_xfs_and_they_go_on_whoever_dies() -> Result<()> {
 
     // The storage manager is killed while the guest is frozen.
     let (running, held) = site.begun()?;
-    site.guest.check(["pkill", "-KILL", "-x", "smctl"])?;
-    site.wait_frozen(false)?;
+    let waited: u128 = site.guest.check(["sh", "-c", KILL, FROZEN])?.parse().unwrap();
+    assert!(waited < AT_ONCE.as_millis(), "the guest was at rest for {waited} ms more");
+    assert!(!site.is_frozen()?);
     drop(running);
     site.written()?;
     site.let_storage_go_on(held)?;
