@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::lab::kit::iscsi::Initiator;
 use ::lab::kit::smctl::Smctl;
@@ -177,8 +177,20 @@ impl Place {
         self.host.check(["/lib/udev/scsi_id", "--whitelisted", &format!("--device={device}")])
     }
 
-    /// What the host has of the array: sessions, disks, maps, records of targets, notes of users.
+    /// What the host has of the array in the end: sessions, disks, maps, records of targets, notes of
+    /// users. `multipathd` hears of a path that is gone a while after it is.
     pub fn left(&self) -> Result<String> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.left_now()?;
+            if left.is_empty() || Instant::now() >= end {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn left_now(&self) -> Result<String> {
         let script = "ls /sys/class/iscsi_session; ls /sys/block | grep '^sd\\|^dm-'; \
                       ls /etc/iscsi/nodes; find /run/sm-iscsi -type f ! -name '.*'; true";
         self.host.check(["sh", "-c", script])

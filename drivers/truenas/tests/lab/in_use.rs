@@ -192,9 +192,11 @@ fn numbers(place: &Place, device: &str) -> Result<Vec<i64>> {
 fn counted(site: &Site<'_>, snapshots: &[String; 2]) -> Result<(i64, i64, i64)> {
     let read = |snapshot: &str| site.on_a_clone(snapshot, |device| numbers(site.place, device));
     let (first, second) = (read(&snapshots[0])?, read(&snapshots[1])?);
-    let ([n, a, x], [m, b]) = (&first[..], &second[..]) else { panic!("{first:?}, {second:?}") };
-    let on_its_way = if n > m { *x } else { 0 };
-    Ok((*n, *m, a + b + on_its_way))
+    let ([n, purse, moved], [m, vault]) = (&first[..], &second[..]) else {
+        panic!("{first:?}, {second:?}")
+    };
+    let on_its_way = if n > m { *moved } else { 0 };
+    Ok((*n, *m, purse + vault + on_its_way))
 }
 
 #[test]
