@@ -108,7 +108,13 @@ impl Driver for Scratch {
     async fn vdi_attach(&self, _: &Cx, request: VdiAttach) -> Result<VdiAttached> {
         let (path, format) = (self.path(self.read(request.vdi)?.uuid, "raw"), ImageFormat::Raw);
         Ok(VdiAttached {
-            access: vec![Access::File { path, format, backing: vec![], changes: None }],
+            access: vec![Access::File {
+                path,
+                format,
+                backing: vec![],
+                changes: None,
+                shut_out: None,
+            }],
         })
     }
 

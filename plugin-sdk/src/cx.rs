@@ -40,7 +40,6 @@ pub(crate) struct Call {
     pub(crate) id: u64,
     pub(crate) operation_id: OperationId,
     pub(crate) deadline: Instant,
-    pub(crate) fence_epoch: u64,
     pub(crate) trace_id: [u64; 2],
     pub(crate) span_id: u64,
     pub(crate) cancel: CancelFlag,
@@ -123,12 +122,6 @@ impl Cx {
     /// [`sr_create`](crate::Driver::sr_create) answers with.
     pub fn device_config(&self) -> &sm_model::DeviceConfig {
         &self.call.session.device_config
-    }
-
-    /// Epoch of the lease this host holds, 0 without leases. A backend that can compare refuses a
-    /// smaller one than it has seen: error kind `fenced`.
-    pub fn fence_epoch(&self) -> u64 {
-        self.call.fence_epoch
     }
 
     /// W3C `traceparent` header for requests to the backend, if the call is traced.
@@ -327,8 +320,9 @@ impl Cx {
         self.call.session.runtime.block_on(self.snapshots_caught());
     }
 
-    /// Waits for the cancel or the deadline, whichever comes first.
-    pub(crate) async fn ended(&self) -> Error {
+    /// Waits for the cancel or the deadline, whichever comes first: what the call then ends with.
+    /// Cancel-safe.
+    pub async fn ended(&self) -> Error {
         tokio::select! {
             biased;
             () = self.cancelled() => self.cancelled_error(),

@@ -366,13 +366,12 @@ impl<D: Driver> Opened<D> {
             request,
             operation_id: OperationId::random(),
             budget: BUDGET,
-            fence_epoch: 0,
         }
     }
 
     /// A call with any operation name and any request, for what no typed call can say.
     pub async fn call_raw(&self, operation: &str, json: &str) -> Result<Value> {
-        let context = context(OperationId::random(), BUDGET, 0);
+        let context = context(OperationId::random(), BUDGET);
         answer(self.driver.call(context, operation.into(), json.as_bytes().to_vec().into()).await)
     }
 
@@ -404,7 +403,6 @@ pub struct CallBuilder<R> {
     request: R,
     operation_id: OperationId,
     budget: Duration,
-    fence_epoch: u64,
 }
 
 impl<R: Request> CallBuilder<R> {
@@ -420,15 +418,9 @@ impl<R: Request> CallBuilder<R> {
         self
     }
 
-    /// Sets the epoch of the lease. 0 otherwise.
-    pub fn fence_epoch(mut self, epoch: u64) -> Self {
-        self.fence_epoch = epoch;
-        self
-    }
-
     /// Starts the call. It runs on the driver's runtime, whether the result is polled or not.
     pub fn start(self) -> Running<R::Reply> {
-        let context = context(self.operation_id, self.budget, self.fence_epoch);
+        let context = context(self.operation_id, self.budget);
         let future: Pin<Box<dyn Future<Output = _> + Send>> = match write(&self.request) {
             Ok(json) => {
                 Box::pin(self.driver.call(context, R::OPERATION.name().into(), json.into()))
@@ -483,7 +475,7 @@ impl<T: DeserializeOwned> Future for Running<T> {
     }
 }
 
-fn context(operation_id: OperationId, budget: Duration, fence_epoch: u64) -> CallContext {
+fn context(operation_id: OperationId, budget: Duration) -> CallContext {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     CallContext {
         call_id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -491,7 +483,7 @@ fn context(operation_id: OperationId, budget: Duration, fence_epoch: u64) -> Cal
         span_id: 0,
         budget_ms: u64::try_from(budget.as_millis()).unwrap_or(u64::MAX),
         operation_id: operation_id.halves(),
-        fence_epoch,
+        fence_epoch: 0,
         flags: 0,
     }
 }

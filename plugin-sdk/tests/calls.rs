@@ -71,7 +71,7 @@ impl Driver for Odd {
                 cx.kv().remove("m").await?;
             }
             "echo" => {
-                cx.progress(250, &format!("{} {}", cx.operation_id(), cx.fence_epoch()));
+                cx.progress(250, &cx.operation_id().to_string());
                 cx.metric("seconds", 1.5, &[("array", "a")]);
                 assert_eq!(cx.host().0, "test");
             }
@@ -269,12 +269,12 @@ fn a_context_carries_what_the_host_sent_and_reports_back() -> Result<()> {
     testing::run(async {
         let driver = opened().await?;
         let id = OperationId::random();
-        let call = driver.call(named("echo")).operation_id(id).fence_epoch(7).start();
+        let call = driver.call(named("echo")).operation_id(id).start();
         let number = call.id();
         call.await?;
         let progress = driver.host().progress();
         assert_eq!((progress[0].call, progress[0].permille), (number, 250));
-        assert_eq!(progress[0].stage, format!("{id} 7"));
+        assert_eq!(progress[0].stage, id.to_string());
         assert_eq!(driver.host().metrics(), [("seconds".to_owned(), 1.5)]);
         Ok(())
     })

@@ -210,6 +210,12 @@ pub enum Error {
         /// Milliseconds.
         waited_ms: u64,
     },
+    /// Whoever the store was opened for is shut out of it: others have what it had open.
+    #[error("{}: this host is shut out", .mark.display())]
+    ShutOut {
+        /// The file that says so.
+        mark: PathBuf,
+    },
     /// The guard passed in locks another directory.
     #[error("the lock held is of {}, not of {}", .held.display(), .wanted.display())]
     WrongLock {

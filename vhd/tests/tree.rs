@@ -14,6 +14,7 @@ use common::{Spec, utf16le};
 use serde_json::json;
 use store::*;
 use uuid::Uuid;
+use vhd::store::{Directory, Store as _};
 use vhd::tree::{Format, Health, Kind, Node, Outcome};
 use vhd::{Error, Mode, Tree};
 
@@ -469,4 +470,47 @@ fn what_was_prepared_goes_with_the_next_change_and_the_group_is_made_all_the_sam
     let (_dir, tree) = store();
     prepare(&tree, &lock(&tree), &[A, R]).unwrap();
     assert_at_rest(&tree);
+}
+
+/// Removed by another host, it may be what a disk is still read from.
+#[test]
+fn what_a_client_of_nfs_keeps_of_a_removed_file_is_left_to_that_client() {
+    let (_dir, tree) = store();
+    let before = tree.list().unwrap().nodes;
+    let kept = ["", ".sm/tmp", ".sm/journal", ".sm/vdi"]
+        .map(|area| tree.path().join(area).join(".nfs000000000000009500000001"));
+    for path in &kept {
+        std::fs::write(path, "still open").unwrap();
+    }
+    let listing = tree.list().unwrap();
+    assert_eq!((listing.nodes, listing.unfinished), (before, false));
+    let guard = lock(&tree);
+    let recovered = tree.recover(&guard).unwrap();
+    assert_eq!(recovered.removed, Vec::<String>::new());
+    tree.delete(&guard, id(E)).unwrap();
+    tree.collect(&guard).unwrap();
+    for path in &kept {
+        assert_eq!(std::fs::read(path).unwrap(), b"still open", "{}", path.display());
+    }
+}
+
+/// See `Directory::try_lock_shared`: a client of NFS that had the file open for reading alone hung.
+#[test]
+fn who_only_looks_has_the_lock_open_for_writing_as_well() {
+    let (_dir, tree) = store();
+    let path = tree.path().join(".sm/lock").canonicalize().unwrap();
+    let held = Directory::open(&tree.path()).unwrap().try_lock_shared().unwrap();
+    let mut found = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target == path) {
+            let info = Path::new("/proc/self/fdinfo").join(entry.file_name());
+            let info = std::fs::read_to_string(info).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+            assert_eq!(flags & 0o3, 0o2, "not for reading and writing: {flags:o}");
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1);
+    drop(held);
 }

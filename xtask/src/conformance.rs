@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const SEED: &str = "20261";
 
 /// Time for all checks of one driver, with the guests that it needs.
 const RUN: Duration = Duration::from_secs(22 * 60);
+
+/// Time for all drivers.
+const ALL: Duration = Duration::from_secs(60 * 60);
 
 /// Drivers that are run at the same time: those in guests wait for each other's processor.
 const TOGETHER: usize = 2;
@@ -105,11 +109,85 @@ struct Run {
     here: Option<&'static Here>,
 }
 
+/// What came of a run: whether nothing blocks, and its certificate.
+type Outcome = Result<(bool, PathBuf)>;
+
+/// Runs that are to be done. Whoever has time takes the next.
+pub(crate) struct Queue {
+    runs: Vec<Run>,
+    only: Vec<String>,
+    /// When all must have ended.
+    end: Instant,
+    next: AtomicUsize,
+    /// With the place of the run.
+    done: Mutex<Vec<(usize, Outcome)>>,
+}
+
+impl Queue {
+    fn new(asked: &Asked, end: Instant) -> Self {
+        let here = HERE.iter().map(|here| Run { driver: here.driver, here: Some(here) });
+        let guests = IN_GUESTS.iter().map(|driver| Run { driver, here: None });
+        let runs = here.chain(guests).filter(|run| asked.wants(run.driver)).collect();
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        Self { runs, only: asked.only.clone(), end, next, done }
+    }
+
+    /// All checks of all drivers, whose programs have been built.
+    pub(crate) fn whole(end: Instant) -> Self {
+        Self::new(&Asked::default(), end)
+    }
+
+    /// Does runs until none is left that nobody does.
+    pub(crate) fn work(&self) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(run) = self.runs.get(number) else { break };
+            let left = self.end.saturating_duration_since(Instant::now());
+            let outcome = one(run, &self.only, left.min(RUN));
+            self.done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+        }
+    }
+
+    /// Names of drivers, and what came of each, in the order in which they were to be done.
+    fn outcomes(self) -> Vec<(&'static str, Outcome)> {
+        let mut done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_by_key(|(number, _)| *number);
+        let named = |(number, outcome): (usize, _)| Some((self.runs.get(number)?.driver, outcome));
+        done.into_iter().filter_map(named).collect()
+    }
+
+    /// Drivers, with whether each holds what it must, and the page, with whether it is current.
+    pub(crate) fn verdicts(self) -> Vec<(String, bool)> {
+        let mut verdicts = Vec::new();
+        let mut certificates = Vec::new();
+        for (driver, outcome) in self.outcomes() {
+            let good = match outcome {
+                Ok((good, certificate)) => {
+                    certificates.push(certificate);
+                    good
+                }
+                Err(failure) => {
+                    println!("conformance: {driver}: {failure}");
+                    false
+                }
+            };
+            verdicts.push((driver.to_owned(), good));
+        }
+        let current = folders().and_then(|folders| pages(&certificates, &absent(&folders), true));
+        let current = current.unwrap_or_else(|failure| {
+            println!("conformance: {PAGE}: {failure}");
+            false
+        });
+        verdicts.push((PAGE.to_owned(), current));
+        verdicts
+    }
+}
+
 pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     let asked = Asked::parse(words)?;
-    let here = HERE.iter().map(|here| Run { driver: here.driver, here: Some(here) });
-    let guests = IN_GUESTS.iter().map(|driver| Run { driver, here: None });
-    let runs: Vec<Run> = here.chain(guests).filter(|run| asked.wants(run.driver)).collect();
+    let began = Instant::now();
+    let queue = Queue::new(&asked, began + ALL);
+    let runs = &queue.runs;
     let absent = absent(&folders()?);
     if runs.is_empty() {
         let name = asked.driver.unwrap_or_default();
@@ -120,18 +198,26 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     if runs.iter().any(|run| run.here.is_none()) {
         lab::packages::ensure()?;
     }
-    build(&runs)?;
+    build(runs)?;
     let began = Instant::now();
-    let outcomes = all(&runs, &asked)?;
+    std::thread::scope(|scope| {
+        for _ in 0..TOGETHER {
+            scope.spawn(|| queue.work());
+        }
+    });
     println!("all in {:.0} s", began.elapsed().as_secs_f64());
-    let mut good = outcomes.iter().all(|(held, _)| *held);
+    let mut good = true;
+    let mut certificates = Vec::new();
+    for (_, outcome) in queue.outcomes() {
+        let (held, certificate) = outcome?;
+        good &= held;
+        certificates.push(certificate);
+    }
     for (driver, why) in &absent {
         println!("conformance: {driver} is not run: {why}");
     }
     if asked.driver.is_none() {
-        let certificates: Vec<PathBuf> = outcomes.into_iter().map(|(_, path)| path).collect();
-        let suite = target().join("debug/sm-conformance");
-        good &= pages(&suite, &certificates, &absent, asked.check)?;
+        good &= pages(&certificates, &absent, asked.check)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -155,31 +241,8 @@ fn build(runs: &[Run]) -> Result<()> {
     Err(Failure::new("the suite or a driver does not build; cargo has said why"))
 }
 
-/// Runs all checks on drivers, some at a time. Answers of each, in their order, whether nothing
-/// blocks, and its certificate.
-fn all(runs: &[Run], asked: &Asked) -> Result<Vec<(bool, PathBuf)>> {
-    let next = Mutex::new(runs.iter().enumerate());
-    let done = Mutex::new(Vec::new());
-    let work = || {
-        loop {
-            let run = next.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((number, run)) = run else { break };
-            let outcome = one(run, asked);
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..TOGETHER {
-            scope.spawn(work);
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(number, _)| *number);
-    done.into_iter().map(|(_, outcome)| outcome).collect()
-}
-
 /// Runs all checks on a driver. What is said of it is said at its end: lines of two do not mix.
-fn one(run: &Run, asked: &Asked) -> Result<(bool, PathBuf)> {
+fn one(run: &Run, only: &[String], deadline: Duration) -> Outcome {
     let out = target().join("conformance").join(run.driver);
     if out.exists() {
         std::fs::remove_dir_all(&out).doing(|| format!("remove {}", out.display()))?;
@@ -199,8 +262,8 @@ fn one(run: &Run, asked: &Asked) -> Result<(bool, PathBuf)> {
         }
         None => Tool::new(target().join("debug/conformance-guests")).arg(run.driver),
     };
-    tool = tool.args(["--quiet", "--seed", SEED, "--out"]).arg(&out).deadline(RUN);
-    for id in &asked.only {
+    tool = tool.args(["--quiet", "--seed", SEED, "--out"]).arg(&out).deadline(deadline);
+    for id in only {
         tool = tool.args(["--only", id]);
     }
     println!("conformance: {} begins", run.driver);
@@ -228,14 +291,10 @@ fn scratch() -> PathBuf {
 }
 
 /// Writes the page of all drivers, or says whether it is as it was written.
-fn pages(
-    suite: &Path,
-    certificates: &[PathBuf],
-    absent: &[(String, String)],
-    check: bool,
-) -> Result<bool> {
+fn pages(certificates: &[PathBuf], absent: &[(String, String)], check: bool) -> Result<bool> {
+    let suite = target().join("debug/sm-conformance");
     let matrix = |more: &[&str]| {
-        let mut tool = Tool::new(suite).arg("matrix").args(certificates).args(more);
+        let mut tool = Tool::new(&suite).arg("matrix").args(certificates).args(more);
         for (driver, why) in absent {
             tool = tool.arg("--not-run").arg(format!("{driver}={why}"));
         }

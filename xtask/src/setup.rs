@@ -70,6 +70,16 @@ const PACKAGES: &[Package] = &[
         program: "iscsi-inq",
         purpose: "an initiator in user space, and its test suite, for the LUNs of simulated arrays",
     },
+    Package {
+        name: "chromium-driver",
+        program: "chromedriver",
+        purpose: "a browser, which shows and prints the pages of the conformance suite",
+    },
+    Package {
+        name: "poppler-utils",
+        program: "pdftotext",
+        purpose: "reads what the browser has printed",
+    },
     Package { name: "g++", program: "c++", purpose: "compiles the fuzzer's engine" },
     Package {
         name: "rustc-web",

@@ -61,6 +61,11 @@ macro_rules! matrix {
         }
 
         #[test]
+        fn an_image_and_its_clones_leave_nothing_behind() {
+            $crate::life::image_with_clones::<$vendor>();
+        }
+
+        #[test]
         fn every_change_may_go_wrong() {
             $crate::faults::all::<$vendor>();
         }

@@ -100,6 +100,38 @@ pub async fn live<V: Vendor, const PATIENT: bool>(sr: &mut Sr<V, PATIENT>) -> Re
     Ok(())
 }
 
+/// An image with a dozen clones, of which the image goes first and the others in no order: those that are
+/// left keep their content, and nothing stays on the array.
+pub fn image_with_clones<V: Vendor>() {
+    run(async {
+        let mut sr = Sr::<V>::new().await?;
+        sr.until_done(SrCreate::default()).await?;
+        sr.until_done(SrAttach {}).await?;
+        let before = sr.simulated.objects();
+        sr.until_done(create(1, 30 * MIB)).await?;
+        sr.write(1, 1);
+        let mut left: Vec<u8> = (2..14).collect();
+        for n in &left {
+            sr.until_done(clone(1, u32::from(*n))).await?;
+            sr.write(u32::from(*n), *n);
+        }
+        sr.until_done(destroy(1)).await?;
+        for n in [3_u8, 9, 5, 13, 4, 2, 12, 6, 11, 8, 10, 7] {
+            sr.until_done(destroy(u32::from(n))).await?;
+            left.retain(|one| *one != n);
+            let listed: Vec<u32> = left.iter().map(|n| u32::from(*n)).collect();
+            sr.holds(&listed, "clones whose image is gone").await?;
+            for n in &left {
+                assert_eq!(sr.content(u32::from(*n)), *n);
+            }
+        }
+        assert_eq!(sr.simulated.objects(), before);
+        sr.driver.close().await;
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Whether the driver attaches.
 pub(crate) fn attaches<V: Vendor>() -> bool {
     V::Product::MANIFEST.operations.contains(&Operation::VdiAttach)

@@ -12,6 +12,10 @@ const GIB: u64 = 1 << 30;
 /// Size of a disk for an SR: one of a gibibyte must fit in, with room for all that is beside it.
 const DISK: u64 = 6 * GIB;
 
+/// Size of a LUN on which a disk can be written that is as large as the driver says: a VHD of 2040 GiB with
+/// its bitmaps, for which a LUN has all space at once. Nothing is taken on the machine but what is written.
+const LARGE: u64 = 2560 * GIB;
+
 /// What the NFS server exports; with NFS 4 it is the root.
 const EXPORT: &str = "/srv/nfs";
 
@@ -60,6 +64,8 @@ pub(crate) fn nfs(lab: &Lab) -> Result<Place, Failure> {
         ("mounted", quoted(MOUNTED)),
         ("host", "true".into()),
     ]);
+    // To make an SR and to destroy it takes a quarter of the time: both mount.
+    settings.suite.insert("keep-sr", "true".into());
     let config = settings.text();
     Ok(Place { host, config, _rest: Box::new((server, network)) })
 }
@@ -68,19 +74,17 @@ pub(crate) fn nfs(lab: &Lab) -> Result<Place, Failure> {
 /// multipathd, with which each command of LVM takes several times as long: what these do, the driver's
 /// own tests try.
 pub(crate) fn lvmoiscsi(lab: &Lab) -> Result<Place, Failure> {
-    let disks = [lab.disk("first", DISK)?, lab.disk("second", DISK)?];
+    let disks = [lab.disk("first", LARGE)?, lab.disk("second", DISK)?];
     let network = lab.network()?;
     let nas = lab.guest("nas").network(&network).disk(&disks[0]).disk(&disks[1]);
     let [nas, host] = lab.boot([nas, lab.guest("host").network(&network).memory(MEMORY)])?;
     let portal = nas.address(&network)?;
     let mut target = Target::start(&nas, IQN, &[portal])?;
-    let lun = |number: u32, on: &str| Lun {
-        number,
-        on: on.to_owned(),
-        bytes: DISK,
-        serial: 0xa000 + number,
+    let lun = |number: u32, on: &str, bytes| {
+        let (on, serial) = (on.to_owned(), 0xa000 + number);
+        Lun { number, on, bytes, serial }
     };
-    let luns = [lun(0, "/dev/ubda"), lun(1, "/dev/ubdb")];
+    let luns = [lun(0, "/dev/ubda", LARGE), lun(1, "/dev/ubdb", DISK)];
     for lun in &luns {
         target.add(lun)?;
     }

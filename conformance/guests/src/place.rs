@@ -28,10 +28,9 @@ impl Place {
             "nfs" => host::nfs(lab),
             "lvmoiscsi" => host::lvmoiscsi(lab),
             "equallogic" => {
-                // A page of the group is 15 MiB; texts of a volume have 127 characters.
+                // A page of the group is 15 MiB.
                 let mut settings = Settings::default();
                 settings.suite.insert("disk-size", "\"15MiB\"".into());
-                settings.waivers.insert("C06", "a description has room for 127 characters");
                 array::<EqualLogic>(lab, programs, settings)
             }
             "ontap" => {
@@ -42,21 +41,11 @@ impl Place {
             }
             "powerstore" => array::<PowerStore>(lab, programs, Settings::default()),
             "purestorage" => array::<FlashArray>(lab, programs, Settings::default()),
-            "truenas" => {
-                let mut settings = Settings::default();
-                settings.waivers.insert("E07", KEPT);
-                array::<TrueNas>(lab, programs, settings)
-            }
+            "truenas" => array::<TrueNas>(lab, programs, Settings::default()),
             other => Err(format!("nothing says how the driver {other} is run in guests").into()),
         }
     }
 }
-
-/// The last day of waivers; after it, what they are for fails again.
-const UNTIL: &str = "2027-06-30";
-
-/// Found by E07, and not understood yet.
-const KEPT: &str = "of an image with a dozen clones, one volume is kept, hidden, until the SR goes";
 
 /// Why nobody judges how long a call takes.
 const SLOW: &str = "in a guest of user-mode Linux a process takes many times as long as on a host";
@@ -69,7 +58,6 @@ pub(crate) struct Settings {
     pub(crate) secrets: BTreeMap<String, String>,
     pub(crate) backend: BTreeMap<&'static str, String>,
     pub(crate) suite: BTreeMap<&'static str, String>,
-    pub(crate) waivers: BTreeMap<&'static str, &'static str>,
 }
 
 impl Settings {
@@ -94,10 +82,6 @@ impl Settings {
             for (key, value) in keys {
                 let _ = writeln!(text, "{key} = {value}");
             }
-        }
-        let _ = writeln!(text, "[waivers]");
-        for (check, why) in &self.waivers {
-            let _ = writeln!(text, "{check} = {{ issue = {why:?}, until = \"{UNTIL}\" }}");
         }
         text
     }

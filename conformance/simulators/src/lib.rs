@@ -11,7 +11,6 @@
 //! | [`ontap`] | NetApp ONTAP |
 //! | [`purestorage`] | Pure Storage FlashArray |
 //! | [`powerstore`] | Dell PowerStore |
-//! | [`equallogic`] | EqualLogic PS |
 //!
 //! A vendor's rules are written after its published documents, and named with their source in
 //! `docs/simulators.md`. Nothing here was compared with a physical array.
@@ -32,6 +31,7 @@ pub mod iscsi;
 pub mod ontap;
 pub mod powerstore;
 pub mod purestorage;
+mod schema;
 mod simulator;
 pub mod truenas;
 

@@ -187,6 +187,11 @@ impl Bench {
         self.config.images(&self.place)
     }
 
+    /// The simulated array that is the backend, if it is one.
+    pub(crate) fn simulator(&self) -> Option<Simulator> {
+        self.config.backend.simulator.clone().map(Simulator)
+    }
+
     /// What of the backend can be looked at.
     fn backend(&self) -> Option<Box<dyn Inventory>> {
         if let Some(address) = &self.config.backend.simulator {

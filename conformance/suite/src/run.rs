@@ -1,6 +1,8 @@
 //! A run: which checks, in which order, and what came of each.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,10 @@ use crate::checks::{self, Check, Setup, sequences::Step};
 use crate::config::Config;
 use crate::verdict::{State, Stop, Verdict};
 use crate::world::World;
-use crate::{Error, logbook};
+use crate::{Error, logbook, report};
+
+/// The file of [`Progress`], among the reports.
+const PROGRESS: &str = "progress.log";
 
 /// What a run is asked to do.
 #[derive(Clone, Debug)]
@@ -104,10 +109,12 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
         let why = format!("nothing matches {}", options.only.join(", "));
         return Err(Error::Nothing(why));
     }
+    let progress = Progress::begin(options)?;
     let began = Instant::now();
     let mut absent = BTreeMap::new();
     let mut entries: Vec<Entry> = Vec::new();
     for (row, check) in selected {
+        progress.note(&format!("{} begins", row.id));
         let entry = if options.budget.is_some_and(|budget| began.elapsed() >= budget) {
             let why = "the time of --budget was over before it began".to_owned();
             entry(row, check, Err(Stop::NotTestable(why)), &options.config)
@@ -122,6 +129,7 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
             }
             entry
         };
+        progress.note(&report::line(&entry, false));
         each(&entry);
         let failed = entry.state == State::Fail;
         entries.push(entry);
@@ -140,6 +148,26 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
         return Err(Error::Nothing("none of the checks applies to this driver".into()));
     }
     certificate::issue(&bench, options, entries)
+}
+
+/// Where a run stands, a line when a check begins and one when it has ended: what there is of a run that
+/// was ended from outside.
+struct Progress(Option<File>);
+
+impl Progress {
+    fn begin(options: &RunOptions) -> Result<Self, Error> {
+        let Some(out) = &options.out else { return Ok(Self(None)) };
+        let path = out.join(PROGRESS);
+        let file = File::create(&path).map_err(|error| Error::file(&path, &error))?;
+        Ok(Self(Some(file)))
+    }
+
+    /// Nothing depends on it.
+    fn note(&self, line: &str) {
+        if let Some(mut file) = self.0.as_ref() {
+            let _ = file.write_all(format!("{line}\n").as_bytes());
+        }
+    }
 }
 
 fn wanted(options: &RunOptions, row: &Row) -> bool {

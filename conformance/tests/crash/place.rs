@@ -261,11 +261,30 @@ impl Place {
         disk.flush().unwrap();
     }
 
+    /// What this host is called.
+    fn host() -> String {
+        let host = Command::new("uname").arg("-n").output().unwrap().stdout;
+        String::from_utf8(host).unwrap().trim().to_owned()
+    }
+
     /// Claims a disk as this host did before it was booted.
     pub(crate) fn claim_before_boot(&self, vdi: &str) {
-        let host = Command::new("uname").arg("-n").output().unwrap().stdout;
-        let host = String::from_utf8(host).unwrap();
-        let holder = format!("{}, boot 11111111-2222-4333-8444-555555555555", host.trim());
+        self.claim_by(&Self::host(), vdi);
+    }
+
+    /// Shuts this host out, with nothing in use on it.
+    pub(crate) fn shut_out(&self) {
+        let folder = self.sr_folder().join(".sm/fenced");
+        fs::create_dir(&folder).unwrap();
+        let mark =
+            serde_json::json!({"version": 1, "host": Self::host(), "by": "other", "epoch": 7});
+        let name = format!("{}.json", vhd::tree::name_part(&Self::host()));
+        fs::write(folder.join(name), mark.to_string()).unwrap();
+    }
+
+    /// Claims a disk as a boot of a host did that is not this one.
+    pub(crate) fn claim_by(&self, host: &str, vdi: &str) {
+        let holder = format!("{host}, boot 11111111-2222-4333-8444-555555555555");
         let tree = Tree::open(&self.sr_folder()).unwrap();
         let guard = tree.lock(Instant::now() + Duration::from_secs(60)).unwrap();
         tree.claim(&guard, vdi.parse().unwrap(), &holder).unwrap();

@@ -59,6 +59,16 @@ fn attachment_only(now: &State, before: &State) -> bool {
     now.disks == before.disks && others(now) == others(before) && now.srs == before.srs
 }
 
+/// A host that was shut out in part: it is refused, and has some of its claims, or all.
+fn shut_out_in_part(now: &State, before: &State) -> bool {
+    let others = |state: &State| {
+        let mut files = state.files.clone();
+        files.retain(|name, _| !name.contains("/.sm/open/") && !name.contains("/.sm/fenced/"));
+        files
+    };
+    now.disks == before.disks && others(now) == others(before) && now.srs == before.srs
+}
+
 /// A snapshot that was cut may leave a log of changes that goes when its disk is closed, and of a
 /// group a disk that stays on the new leaf it went over to: every disk is as before.
 fn taken_back(now: &State, before: &State) -> bool {
@@ -322,6 +332,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         },
         arguments: |_| words(&["vdi", "detach", DISK]),
         unfinished: attachment_only,
+    },
+    Scenario {
+        name: "host fence",
+        before: |place| {
+            place.claim_by("other", DISK);
+            place.claim_by("other", FLAT);
+        },
+        arguments: |_| words(&["host", "fence", "other", "--yes"]),
+        unfinished: shut_out_in_part,
+    },
+    Scenario {
+        name: "sr attach of a host that was shut out",
+        before: Place::shut_out,
+        arguments: |_| words(&["sr", "attach", SR]),
+        unfinished: |_, _| false,
     },
     scenario("sr update", |_| words(&["sr", "update", SR, "--name", "renamed"])),
     Scenario {

@@ -125,7 +125,13 @@ async fn a_writer_that_cannot_be_told_is_safe_from_snapshot_revert_and_resize() 
     let snapshot = sr.vdi_snapshot(&Op::new(), &spec).await.unwrap().vdis[0].uuid;
     assert!(!site.manager.driver("file").unwrap().manifest.can(feature::LIVE_SNAPSHOT));
     let path = site.sr_folder().join(format!("{disk}.raw"));
-    let expected = Access::File { path, format: ImageFormat::Raw, backing: vec![], changes: None };
+    let expected = Access::File {
+        path,
+        format: ImageFormat::Raw,
+        backing: vec![],
+        changes: None,
+        shut_out: None,
+    };
     assert_eq!(sr.vdi_attach(&Op::new(), disk, "vm", ReadWrite).await.unwrap(), [expected]);
     assert!(sr.datapath(disk).await.unwrap().is_none());
     sr.vdi_activate(&Op::new(), disk, "vm").await.unwrap();

@@ -177,7 +177,7 @@ pub(crate) fn nbdsh(uri: &str, lines: &[&str]) -> String {
 }
 
 /// Writes without a flush.
-fn answered(uri: &str, byte: u8) {
+pub(crate) fn answered(uri: &str, byte: u8) {
     let write = format!("h.pwrite(bytes([{byte}]) * 262144, 1 << 20)");
     nbdsh(uri, &["import os", &write, "os._exit(0)"]);
 }

@@ -13,6 +13,7 @@ mod changed;
 mod checksum;
 mod datapath;
 mod example;
+mod fence;
 mod group;
 mod jobs;
 mod journal;
@@ -28,7 +29,7 @@ use ::datapath::control::Run;
 use camino::Utf8PathBuf;
 use conformance::built;
 use sm_core::model::{Bytes, VdiUuid};
-use sm_core::{NewSr, NewVdi, Op, Placement, Sr, StorageManager};
+use sm_core::{Builder, NewSr, NewVdi, Op, Placement, Sr, StorageManager};
 
 /// Both ways a library can run.
 const PLACEMENTS: [Placement; 2] = [Placement::InProcess, Placement::Child];
@@ -100,14 +101,15 @@ impl Drop for Site {
 }
 
 async fn manager(folder: &Utf8PathBuf, placement: Placement) -> StorageManager {
+    installation(folder, placement).open().await.unwrap()
+}
+
+fn installation(folder: &Utf8PathBuf, placement: Placement) -> Builder {
     StorageManager::builder(folder.join("state"))
         .driver(path("libsm_driver_file.so"))
         .driver_host(path("sm-driver-host"))
         .datapath(path("sm-datapath"))
         .placement(placement)
-        .open()
-        .await
-        .unwrap()
 }
 
 fn path(file: &str) -> Utf8PathBuf {

@@ -148,8 +148,8 @@ pub struct MergePace {
     pub cpu_percent: Option<u8>,
 }
 
-/// What a process is told of the changes of its disk. An older one ignores it, and says so: see
-/// [`Status::changes`].
+/// What a process is told of the changes of its disk, and of who may make them. An older one ignores
+/// it, and says so of the changes: see [`Status::changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracking {
     /// Where the log of the disk's changes is, if the disk has one; it may come and go during a
@@ -159,6 +159,9 @@ pub struct Tracking {
     /// What clients are shown of changes since points in time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bitmaps: Vec<BitmapFile>,
+    /// See [`crate::disk::Options::shut_out`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shut_out: Option<PathBuf>,
 }
 
 /// What changed since a point in time, for `qemu:dirty-bitmap:NAME`.

@@ -239,6 +239,7 @@ impl Served {
         let options = Options {
             pending: (!plan.read_only).then(|| self.place.pending()),
             direct: self.how.direct,
+            shut_out: tracking.shut_out,
             ..Options::default()
         };
         let drive = Drive::open(plan, options).map_err(|error| failure(&error))?;
@@ -312,7 +313,12 @@ impl Served {
         self.mirroring.end();
         self.send_away(LEAVE);
         active.drive.close(Instant::now() + DRAIN).map_err(|error| failure(&error))?;
-        active.log.end();
+        if active.drive.is_given_up() {
+            // It is another host's by now.
+            active.log.leave();
+        } else {
+            active.log.end();
+        }
         Ok(())
     }
 

@@ -84,6 +84,11 @@ impl Log {
         self.end();
     }
 
+    /// Writes nothing more to it.
+    pub(super) fn leave(&mut self) {
+        self.open = None;
+    }
+
     /// After a disk was closed. A log that cannot be written says from before that it cannot be
     /// relied on, so that nothing depends on it.
     pub(super) fn end(&mut self) {

@@ -411,6 +411,14 @@ impl Chain {
         }
     }
 
+    /// Lets go of the leaf as it is.
+    pub(super) fn leave(&self) {
+        if let Ok(leaf) = self.leaf() {
+            leaf.seal();
+        }
+        self.drop_notes();
+    }
+
     pub(super) fn close(&self) -> Result<()> {
         self.leaf()?.close()?;
         self.drop_notes();

@@ -1,6 +1,7 @@
 //! A disk that is in use: what clients ask for, and what is changed underneath.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ use crate::export::{Ended, Export, Extent, Mapped, Transfer, Zeroes};
 const FLUSHES: usize = 8;
 const SHORT: Duration = Duration::from_millis(3);
 
+/// Why a disk is let go of.
+const SHUT_OUT: &str = "this host is shut out of the storage";
+
 /// How a disk is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -36,6 +40,9 @@ pub struct Options {
     pub publish_after: Duration,
     /// Bytes of bitmaps and indexes that are kept in memory, beyond what is not yet in the image.
     pub memory: usize,
+    /// A file that is there when the disk is another host's: then it is not opened for writing, and one
+    /// that is open is let go of within [`Options::publish_after`], with nothing more written to it.
+    pub shut_out: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -45,6 +52,7 @@ impl Default for Options {
             direct: false,
             publish_after: Duration::from_secs(5),
             memory: 12 << 20,
+            shut_out: None,
         }
     }
 }
@@ -101,6 +109,8 @@ pub struct Drive {
     pub(super) options: Options,
     pub(super) read_only: bool,
     pub(super) publisher: Publisher,
+    /// It is another host's.
+    given_up: AtomicBool,
 }
 
 impl Drive {
@@ -108,6 +118,12 @@ impl Drive {
     /// serve it, what a process that died has left in `options.pending` is put into it, and a
     /// footer that a power cut took from its end is restored.
     pub fn open(plan: &Plan, options: Options) -> Result<Arc<Self>> {
+        if !plan.read_only && is_there(options.shut_out.as_deref()) {
+            return Err(Error::new(
+                Errno::NotPermitted,
+                format!("{SHUT_OUT}, the disk stays closed"),
+            ));
+        }
         let chain = Arc::new(Chain::open(plan, &options, None)?);
         chain.begin(&options)?;
         let drive = Arc::new(Self {
@@ -118,6 +134,7 @@ impl Drive {
             options,
             read_only: plan.read_only,
             publisher: Publisher::default(),
+            given_up: AtomicBool::new(false),
         });
         if !plan.read_only {
             drive.publisher.start(&drive, drive.options.publish_after)?;
@@ -277,6 +294,10 @@ impl Drive {
     /// other failure it stays closed.
     pub fn close(&self, deadline: Instant) -> Result<()> {
         self.limiter.set(Limits::default());
+        if !self.read_only && self.mind_shut_out() {
+            self.publisher.stop();
+            return Ok(());
+        }
         if self.underneath().chain.is_none() {
             // Whoever has closed the files has made all durable, and nobody wrote since.
             self.gate.shut();
@@ -287,6 +308,35 @@ impl Drive {
         self.gate.shut();
         self.publisher.stop();
         if self.read_only { Ok(()) } else { self.underneath().chain()?.close() }
+    }
+
+    /// Whether the disk was let go of because it is another host's.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Lets go of a disk that is another host's: requests are refused from here on, nothing more is
+    /// written, also none of what is not published, and the leaf is unlocked. It is tried again later
+    /// while requests do not end, or somebody has the disk paused. Whether there is nothing more to do.
+    pub(super) fn mind_shut_out(&self) -> bool {
+        if self.is_given_up() {
+            return true;
+        }
+        if !is_there(self.options.shut_out.as_deref()) {
+            return false;
+        }
+        if let Err(error) = self.close_gate(Instant::now() + self.options.publish_after) {
+            tracing::error!(%error, "{SHUT_OUT}, and the disk is not let go of yet");
+            // Another thread may have been faster.
+            return self.is_given_up();
+        }
+        self.given_up.store(true, Ordering::Release);
+        self.gate.shut();
+        if let Some(chain) = self.underneath().open_chain() {
+            chain.leave();
+        }
+        tracing::error!("{SHUT_OUT}; the disk is another host's, its requests are refused");
+        true
     }
 
     fn enter(&self) -> Result<Pass<'_>> {
@@ -397,6 +447,11 @@ impl Drive {
 fn flush(underneath: &Underneath) -> Result<()> {
     underneath.chain()?.flush()?;
     underneath.watchers.all.iter().try_for_each(|(_, watcher)| watcher.flushed())
+}
+
+/// Whether a file is there. What cannot be asked for is not known to be there.
+fn is_there(file: Option<&Path>) -> bool {
+    file.is_some_and(|file| file.symlink_metadata().is_ok())
 }
 
 fn shut() -> Error {

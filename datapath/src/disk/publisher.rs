@@ -67,6 +67,9 @@ fn publish(wake: &(Mutex<Wake>, Condvar), drive: &Weak<Drive>, after: Duration) 
         held.soon = false;
         drop(held);
         let Some(drive) = drive.upgrade() else { return };
+        if drive.mind_shut_out() {
+            return;
+        }
         let result = drive.publish();
         // Said once; who flushes is told each time.
         match result {

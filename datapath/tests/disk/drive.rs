@@ -454,3 +454,41 @@ fn a_leaf_that_somebody_else_has_written_to_does_not_go_on() {
     let error = paused.replace(prepared).unwrap_err();
     assert!(error.what.contains("somebody else has written"), "{error}");
 }
+
+#[test]
+fn a_disk_that_is_another_hosts_is_let_go_of_with_nothing_more_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let leaf = new_image(dir.path(), 1, SIZE, None);
+    let plan = plan(std::slice::from_ref(&leaf));
+    let mark = dir.path().join("mark");
+    let publish_after = Duration::from_millis(5);
+    let with_mark = Options { shut_out: Some(mark.clone()), publish_after, ..options(dir.path()) };
+    let drive = Drive::open(&plan, with_mark.clone()).unwrap();
+    drive.write(0, &[1; 4096], false).unwrap();
+    drive.flush().unwrap();
+    std::fs::write(&mark, []).unwrap();
+    let until = soon();
+    while !drive.is_given_up() {
+        assert!(Instant::now() < until, "it is not let go of");
+        std::thread::yield_now();
+    }
+
+    let before = std::fs::read(&leaf).unwrap();
+    for refused in [drive.write(4096, &[2; 4096], false), drive.flush()] {
+        assert_eq!(refused.unwrap_err().errno, Errno::Shutdown);
+    }
+    assert_eq!(drive.read(0, &mut [0; 512]).unwrap_err().errno, Errno::Shutdown);
+    drive.close(soon()).unwrap();
+    assert!(before == std::fs::read(&leaf).unwrap());
+    let error = Drive::open(&plan, with_mark).err().unwrap();
+    assert_eq!(error.errno, Errno::NotPermitted);
+    assert_eq!(error.what, "this host is shut out of the storage, the disk stays closed");
+
+    // Whoever has it now finds it unlocked, with what was flushed.
+    let other = Drive::open(&plan, Options::default()).unwrap();
+    let mut found = [0; 4096];
+    other.read(0, &mut found).unwrap();
+    assert_eq!(found, [1; 4096]);
+    drop(drive);
+    other.close(soon()).unwrap();
+}

@@ -53,8 +53,8 @@ impl Site for Directory {
         .await
     }
 
-    async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
-        Ok(Self { folder: Folder::new(&config.location, sr) })
+    async fn open(config: Config, sr: SrUuid, cx: &Cx) -> Result<Self> {
+        Ok(Self { folder: Folder::new(&config.location, sr, cx.host()) })
     }
 
     // A directory is there or not, so there is nothing to reach.

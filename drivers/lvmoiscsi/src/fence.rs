@@ -78,10 +78,7 @@ impl LvmOIscsiDriver {
     /// Shuts another host out.
     pub(crate) async fn shut_out(&self, cx: &Cx, request: SrFence) -> Result<SrFenced> {
         let (own, other) = (cx.host().0.clone(), request.host.0);
-        if own == other {
-            return Err(Error::new(Kind::InUse, format!("host {own} cannot shut itself out"))
-                .hint("run this on another host of the SR"));
-        }
+        Fence::refuse_itself(cx, &other)?;
         let look = self.images(cx, |disks, _| Ok((disks.hosts()?, disks.fences()?)));
         let (hosts, fences) = look.await?;
         if let Some(fence) = fences.iter().flatten().find(|fence| fence.host == own) {
@@ -89,9 +86,7 @@ impl LvmOIscsiDriver {
             return Err(fence.error());
         }
         if !hosts.known.contains(&other) {
-            let known: Vec<&str> = hosts.known.iter().map(String::as_str).collect();
-            return Err(Error::not_found(format!("SR {} knows no host {other}", self.sr))
-                .hint(format!("the hosts that have used it: {}", known.join(", "))));
+            return Err(Fence::unknown(self.sr, &other, &hosts.known));
         }
         let lun = Lun::new(cx, &self.lun.id)?;
         let mut reason = None;
@@ -128,14 +123,6 @@ impl LvmOIscsiDriver {
             format!("the storage cannot refuse what a host writes that is shut out: {why}")
         }))
     }
-}
-
-/// A sentence for `sr stat`.
-pub(crate) fn sentence(fence: &Fence) -> String {
-    let Fence { host, by, epoch } = fence;
-    format!(
-        "host {host} is shut out since epoch {epoch}, by host {by}; smctl sr attach there lets it in"
-    )
 }
 
 /// Its writes would be refused as well.

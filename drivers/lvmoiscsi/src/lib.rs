@@ -20,7 +20,7 @@ mod fence;
 mod probe;
 mod reach;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use host_kit::lun;
 use host_kit::lvm::{Allocation, Devices, Lvm, Names, Repository};
@@ -39,7 +39,7 @@ use plugin_sdk::model::vdi::{
 };
 use plugin_sdk::model::{Changed, ImageFormat, Kind, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, manifest};
-use vhd_lvm::Disks;
+use vhd_lvm::{Disks, Fence};
 
 pub use config::{Addresses, Config, Port, Wanted};
 
@@ -51,6 +51,8 @@ use reach::Lun;
 pub struct LvmOIscsiDriver {
     sr: SrUuid,
     lun: Lun,
+    /// LVM on the device that the LUN had last: calls that wait at the same time share reports.
+    lvm: Mutex<Option<Lvm>>,
     allocation: Allocation,
     force: bool,
 }
@@ -60,7 +62,16 @@ const NO_VDI: u16 = 144;
 
 impl LvmOIscsiDriver {
     fn on(&self, device: String) -> Repository {
-        self.by(Lvm::new(Devices::one(device)))
+        self.by(self.lvm(device))
+    }
+
+    fn lvm(&self, device: String) -> Lvm {
+        let devices = Devices::one(device);
+        let mut known = self.lvm.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(lvm) if *lvm.devices() == devices => lvm.clone(),
+            _ => known.insert(Lvm::new(devices)).clone(),
+        }
     }
 
     fn by(&self, lvm: Lvm) -> Repository {
@@ -74,12 +85,8 @@ impl LvmOIscsiDriver {
         device: String,
         work: impl FnOnce(&Disks, &Cx) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let sr = self.sr;
-        cx.blocking(move |cx| {
-            let lvm = Lvm::new(Devices::one(device));
-            work(&Disks::new(sr, lvm, &Names::XenServer.group(sr), cx), cx)
-        })
-        .await
+        let (sr, lvm) = (self.sr, self.lvm(device));
+        cx.blocking(move |cx| work(&Disks::new(sr, lvm, &Names::XenServer.group(sr), cx), cx)).await
     }
 
     /// Does work that blocks on the VHDs.
@@ -119,7 +126,7 @@ impl LvmOIscsiDriver {
         let device = self.lun.device()?;
         let right = self.images_on(cx, device.clone(), move |disks, cx| disks.right(cx, vdi)).await;
         let right = Arc::new(right?);
-        let done = work(self.by(Lvm::new(Devices::one(device)).behind(right.clone()))).await;
+        let done = work(self.by(self.lvm(device).behind(right.clone()))).await;
         // Giving it back is a write.
         let give_back = move |_: &Cx| {
             drop(right);
@@ -237,7 +244,7 @@ impl Driver for LvmOIscsiDriver {
         let place = Place::of_config(&config)?;
         let Config { iqn: wanted, scsi_id: id, allocation, force, .. } = config;
         let lun = Lun { place, wanted, id, user: sr.to_string() };
-        Ok(Self { sr, lun, allocation, force })
+        Ok(Self { sr, lun, lvm: Mutex::default(), allocation, force })
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
@@ -326,7 +333,7 @@ impl Driver for LvmOIscsiDriver {
                 let mut info = repository.stat_of(&*disks.group()?)?;
                 add(&mut info, warnings, &vdis);
                 let fences = disks.fences()?.unwrap_or_default();
-                info.warnings.extend(fences.iter().map(fence::sentence));
+                info.warnings.extend(fences.iter().map(Fence::sentence));
                 Ok(info)
             })
             .await?;

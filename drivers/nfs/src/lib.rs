@@ -64,13 +64,13 @@ impl Site for Export {
         probe::probe(&config, cx).await
     }
 
-    async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
+    async fn open(config: Config, sr: SrUuid, cx: &Cx) -> Result<Self> {
         let server = Server::new(&config.server, config.nfsversion, config.options.as_ref());
         let target: Utf8PathBuf = place::base().join(sr.to_string());
         let folder = if config.nosubdir.unwrap_or(false) {
-            Folder::whole(&target, sr)
+            Folder::whole(&target, sr, cx.host())
         } else {
-            Folder::new(&target, sr)
+            Folder::new(&target, sr, cx.host())
         };
         Ok(Self { place: Place::new(server, &config.serverpath.0, target), folder })
     }

@@ -436,28 +436,34 @@ impl Ledger {
 
     /// For arrays that choose the name of a new snapshot: makes it and names it `name`, once. `list`
     /// are the names of all snapshots of the volume, `make` answers the name that the array chose,
-    /// `rename` gives one its name.
+    /// `rename` gives one its name, and `finish` what it lacks then: until that is done, nobody is told
+    /// that it is there, and the intent stays.
     ///
     /// [`Class::Unknown`] if several are there that were not before, and none can be told to be
     /// ours: nothing is renamed or removed then.
-    pub async fn make_then_name<L, M, R>(
+    pub async fn make_then_name<T, L, M, R, F>(
         &self,
         name: &str,
         object: Option<Value>,
         list: impl Fn(Cx) -> L + Send + Sync,
         make: impl Fn(Cx) -> M + Send + Sync,
         rename: impl Fn(Cx, String) -> R + Send + Sync,
-    ) -> Outcome<Changed>
+        finish: impl Fn(Cx) -> F + Send + Sync,
+    ) -> Outcome<(Changed, T)>
     where
+        T: Send,
         L: Future<Output = Outcome<Vec<String>>> + Send,
         M: Future<Output = Outcome<String>> + Send,
         R: Future<Output = Outcome<()>> + Send,
+        F: Future<Output = Outcome<T>> + Send,
     {
         let open = self.open(name).await?;
         let now = list(self.shield.clone()).await?;
         if now.iter().any(|one| one == name) {
+            let finished = finish(self.cx.clone()).await?;
             self.conclude(name).await?;
-            return Ok(if open.is_some() { Changed::Created } else { Changed::Already });
+            let changed = if open.is_some() { Changed::Created } else { Changed::Already };
+            return Ok((changed, finished));
         }
         let (before, mut made) = match open {
             Some(Intent { what: What::MakeThenName { before, made }, .. }) => {
@@ -510,8 +516,9 @@ impl Ledger {
             self.cx.check()?;
         }
         step!("array.named");
+        let finished = finish(self.cx.clone()).await?;
         self.conclude(name).await?;
-        Ok(Changed::Created)
+        Ok((Changed::Created, finished))
     }
 
     /// Looks until the object is there, or the array's reads cannot be stale any more.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use plugin_sdk::model::vdi::VdiType;
-use plugin_sdk::model::{Error, Kind, OperationId, Result, SrUuid, VdiUuid};
+use plugin_sdk::model::{Bytes, Error, Kind, OperationId, Result, SrUuid, VdiUuid};
 use serde::{Deserialize, Serialize};
 
 /// The layout that this release writes.
@@ -54,6 +54,10 @@ pub struct Document {
     /// Whether it is being filled.
     #[serde(rename = "i", default, skip_serializing_if = "is_default")]
     pub incomplete: bool,
+    /// The size that was asked for last, where the array makes another one of it: a smaller one is no
+    /// repeated request.
+    #[serde(rename = "a", default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Bytes>,
     /// The last revert, to recognise a repeated request.
     #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
     pub reverted: Option<OperationId>,
@@ -83,6 +87,7 @@ impl Document {
             itself: None,
             keys: BTreeMap::new(),
             incomplete: false,
+            asked: None,
             reverted: None,
             gone: false,
         }

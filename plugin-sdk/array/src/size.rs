@@ -48,6 +48,12 @@ impl SizeRule {
         self.fit(wanted).map(|size| size.0 / self.unit.0)
     }
 
+    /// The size that was asked for, to be kept with the volume: where the array adds what it likes, nobody
+    /// could tell it from the size that came of it.
+    pub fn asked(&self, size: Bytes) -> Option<Bytes> {
+        (self.slack > Bytes(0)).then_some(size)
+    }
+
     /// Whether a volume of size `actual` is what a request for `wanted` makes.
     pub fn is(&self, wanted: Bytes, actual: Bytes) -> bool {
         self.fit(wanted).is_ok_and(|size| actual >= size && actual.0 - size.0 <= self.slack.0)

@@ -137,8 +137,10 @@ impl Fake {
                             .ok_or_else(|| Failure::new(Class::NotFound))
                     })
                 },
+                |_| async { Ok(()) },
             )
             .await
+            .map(|(changed, ())| changed)
     }
 }
 

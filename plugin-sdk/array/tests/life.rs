@@ -529,6 +529,34 @@ fn an_attached_disk_grows_with_its_volume() {
     .unwrap();
 }
 
+/// A resize that comes again after a later one has been done: it is no shrinking, and changes nothing. One
+/// that nobody ever asked for is.
+#[test]
+fn a_resize_that_comes_late_is_known() {
+    for (name, habits) in habits() {
+        run(async {
+            let mut sr = Sr::new(habits, false).await?;
+            sr.until_done(1, SrCreate::default()).await?;
+            sr.until_done(11, create(1, 256 * MIB)).await?;
+            let to = |size: u64| VdiResize { vdi: vdi(1), virtual_size: Bytes(size * MIB) };
+            sr.until_done(12, to(1024)).await?;
+            let large = sr.until_done(13, to(2048)).await?.vdi.virtual_size;
+            sr.driver = sr.host.open::<Driver>(sr.uuid, &[("target", &sr.target)]).await?;
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            let late = sr.until_done(12, to(1024)).await?;
+            assert_eq!((late.changed, late.vdi.virtual_size), (Changed::Already, large), "{name}");
+            let error = sr.driver.call(to(1024)).operation_id(op(14)).await.unwrap_err();
+            assert_eq!((error.kind.clone(), error.legacy_code()), (Kind::Limit, 79), "{name}");
+            assert_eq!(sr.driver.call(VdiStat::of(vdi(1))).await?.virtual_size, large, "{name}");
+            sr.until_done(15, VdiDestroy { vdi: vdi(1) }).await?;
+            let kept = sr.host.kv().into_keys().filter(|key| key.starts_with("resizes"));
+            assert_eq!(kept.collect::<Vec<_>>(), Vec::<String>::new(), "{name}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 /// Whoever attached has died before it was told anything, and nobody repeats it.
 #[test]
 fn what_a_cut_attach_left_goes_with_the_disk_or_with_the_sr() {

@@ -68,6 +68,7 @@ pub fn from_vhd(error: vhd::Error) -> Error {
         Vhd::FormatsDiffer { .. } => plain(Kind::Unsupported).legacy(66),
         Vhd::Busy { .. } => plain(Kind::Busy { retry_after_ms: None })
             .hint("another process works on the same SR; wait for it, or allow more time"),
+        Vhd::ShutOut { ref mark } => crate::fence::refusal(mark),
         Vhd::Stopped { .. } => plain(Kind::Cancelled),
         ref other if other.is_no_space() => plain(Kind::NoSpace).legacy(44),
         ref other if other.is_not_found() => plain(Kind::NotFound),

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 
 use plugin_sdk::model::sr::{FoundSr, SrCreate, SrInfo, SrRecovered, SrUpdate};
 use plugin_sdk::model::vdi::Health;
-use plugin_sdk::model::{Bytes, Changed, Kind, OperationId, SrUuid, VdiUuid};
+use plugin_sdk::model::{Bytes, Changed, HostId, Kind, OperationId, SrUuid, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, Utf8Path, Utf8PathBuf, files, step};
 use serde::{Deserialize, Serialize};
 use vhd::tree::{self, Tree};
@@ -15,7 +15,7 @@ use crate::place::Place;
 use crate::{changes, recover, space};
 
 /// Our own data inside the folder; the tree of images keeps its own there too.
-const OURS: &str = ".sm";
+pub(crate) const OURS: &str = ".sm";
 
 /// What we keep about the SR, in `.sm/sr.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,25 +35,33 @@ pub struct Folder {
     location: Utf8PathBuf,
     path: Utf8PathBuf,
     sr: SrUuid,
+    /// This host, which may be shut out.
+    host: String,
     /// It is made and removed with the SR.
     own: bool,
 }
 
 impl Folder {
     /// The SR's own folder in a location that may hold others: `<location>/<sr>`.
-    pub fn new(location: &Utf8Path, sr: SrUuid) -> Self {
-        let path = location.join(sr.to_string());
-        Self { location: location.to_owned(), path, sr, own: true }
+    pub fn new(location: &Utf8Path, sr: SrUuid, host: &HostId) -> Self {
+        let (path, host) = (location.join(sr.to_string()), host.0.clone());
+        Self { location: location.to_owned(), path, sr, host, own: true }
     }
 
     /// A location that is the SR's as a whole: it is there before the SR, and after.
-    pub fn whole(location: &Utf8Path, sr: SrUuid) -> Self {
-        Self { location: location.to_owned(), path: location.to_owned(), sr, own: false }
+    pub fn whole(location: &Utf8Path, sr: SrUuid, host: &HostId) -> Self {
+        let (path, host) = (location.to_owned(), host.0.clone());
+        Self { location: location.to_owned(), path, sr, host, own: false }
     }
 
     /// Where the images are.
     pub fn path(&self) -> &Utf8Path {
         &self.path
+    }
+
+    /// Whose folder this is.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
     pub(crate) fn create(&self, cx: &Cx, request: &SrCreate) -> Result<Changed> {
@@ -97,6 +105,7 @@ impl Folder {
         if self.read()?.is_none() {
             self.write(&SrFile { version: 1, ..SrFile::default() })?;
         }
+        self.let_in(cx)?;
         // This is the first that a host asks for after a boot.
         crate::maintain::release_stale(&self.tree()?, cx)?;
         self.recover(cx)
@@ -204,7 +213,7 @@ impl Folder {
             quarantined,
             health,
             usage: Some(space::usage(&self.path, &nodes)?),
-            warnings: space::warnings(&nodes),
+            warnings: [space::warnings(&nodes), self.fence_warnings()?].concat(),
             paths: None,
         })
     }
@@ -245,6 +254,13 @@ impl Folder {
         Ok(())
     }
 
+    fn opened(&self, tree: vhd::Result<Tree>) -> Result<Tree> {
+        match tree {
+            Err(error) if error.is_not_found() => Err(self.missing()),
+            other => other.map_err(from_vhd),
+        }
+    }
+
     fn missing(&self) -> Error {
         // In a directory that a server has lost track of, nothing is found.
         if let Err(error) = there(&self.location) {
@@ -262,10 +278,20 @@ impl Place for Folder {
     }
 
     fn tree(&self) -> Result<Tree> {
-        match Tree::open(self.path.as_std_path()) {
-            Err(error) if error.is_not_found() => Err(self.missing()),
-            other => other.map_err(from_vhd),
-        }
+        let mark = self.mark_of(&self.host).into_std_path_buf();
+        self.opened(Tree::open_unless(self.path.as_std_path(), mark))
+    }
+
+    fn tree_to_leave(&self) -> Result<Tree> {
+        self.opened(Tree::open(self.path.as_std_path()))
+    }
+
+    fn give_back(&self, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+        Self::give_back(self, cx, vdi)
+    }
+
+    fn wait_for_the_shut_out(&self, cx: &Cx, tree: &Tree, vdi: VdiUuid) -> Result<u64> {
+        Self::wait_for_the_shut_out(self, cx, tree, vdi)
     }
 }
 

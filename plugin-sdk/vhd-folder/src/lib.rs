@@ -17,6 +17,7 @@
 
 mod changes;
 mod error;
+mod fence;
 mod folder;
 mod live;
 mod maintain;
@@ -30,8 +31,9 @@ mod writer;
 
 use plugin_sdk::config::{DeviceConfig, RawConfig};
 use plugin_sdk::model::sr::{
-    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrInfo, SrMaintain, SrMaintained,
-    SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat, SrUpdate,
+    SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrFence, SrFenced, SrInfo,
+    SrMaintain, SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat,
+    SrUpdate,
 };
 use plugin_sdk::model::vdi::{
     VdiActivate, VdiAttach, VdiAttached, VdiCbt, VdiChanged, VdiChanges, VdiCheck, VdiChecked,
@@ -43,9 +45,11 @@ use plugin_sdk::model::{Changed, SrUuid};
 use plugin_sdk::{Cx, Driver, Manifest, Result};
 
 pub use error::{from_io, from_vhd};
+pub use fence::Fence;
 pub use folder::{Folder, found};
 pub use place::Place;
 pub use space::warnings;
+pub use writer::{claim_here, same_boot};
 
 /// The longest chain of images, and where the number comes from.
 pub const MAX_CHAIN: (u64, &str) = (30, "XenServer's tools: MAX_CHAIN");
@@ -64,7 +68,7 @@ macro_rules! folder_manifest {
             title: $title,
             operations: [
                 sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_recover,
-                sr_maintain, sr_stat, sr_update, vdi_create, vdi_introduce, vdi_stat, vdi_update,
+                sr_maintain, sr_stat, sr_update, sr_fence, vdi_create, vdi_introduce, vdi_stat, vdi_update,
                 vdi_resize, vdi_snapshot, vdi_snapshot_prepare, vdi_clone, vdi_reclaim, vdi_cbt,
                 vdi_changed, vdi_revert, vdi_destroy, vdi_tree, vdi_check, vdi_attach, vdi_activate,
                 vdi_deactivate, vdi_detach
@@ -205,6 +209,10 @@ impl<S: Site> Driver for FolderDriver<S> {
         let changed =
             self.at(cx, Purpose::Use, move |folder, cx| folder.update(cx, &request)).await?;
         Ok(SrDone { changed })
+    }
+
+    async fn sr_fence(&self, cx: &Cx, request: SrFence) -> Result<SrFenced> {
+        self.at(cx, Purpose::Use, move |folder, cx| folder.fence(cx, &request)).await
     }
 
     async fn vdi_create(&self, cx: &Cx, request: VdiCreate) -> Result<VdiDone> {

@@ -34,28 +34,24 @@ pub(crate) struct Served<'a> {
     tree: &'a Tree,
     cx: &'a Cx,
     here: Holder,
-    /// Their chains can be merged.
-    merges: bool,
 }
 
 impl<'a> Served<'a> {
-    pub(crate) fn of(tree: &'a Tree, cx: &'a Cx, merges: bool) -> Result<Self> {
-        Ok(Self { tree, cx, here: Holder::here(cx)?, merges })
+    pub(crate) fn of(tree: &'a Tree, cx: &'a Cx) -> Result<Self> {
+        Ok(Self { tree, cx, here: Holder::here(cx)? })
     }
 }
 
 impl Readers for Served<'_> {
     fn hears(&self, disk: Uuid, holder: &str) -> bool {
         let ours = Holder::of(holder).is_some_and(|by| by.is_at(&self.here));
-        self.merges
-            && ours
-            && self
-                .cx
-                .request_blocking::<DatapathIsServed>(
-                    "datapath.served",
-                    &DatapathServed { vdi: disk.into() },
-                )
-                .is_ok_and(|answer| answer.served)
+        ours && self
+            .cx
+            .request_blocking::<DatapathIsServed>(
+                "datapath.served",
+                &DatapathServed { vdi: disk.into() },
+            )
+            .is_ok_and(|answer| answer.served)
     }
 
     fn close(&self, disks: &[Uuid]) -> vhd::Result<()> {
@@ -105,8 +101,6 @@ enum End {
 pub(crate) struct Work<'a> {
     pub(crate) until: Option<Instant>,
     pub(crate) watch: Watch<'a>,
-    /// As of [`Served::of`].
-    pub(crate) merges: bool,
 }
 
 /// Has the data paths merge the leaves that can be merged, one after the other.
@@ -117,7 +111,7 @@ pub(crate) fn merge_leaves(
     work: &Work<'_>,
     done: &mut Maintained,
 ) -> Result<()> {
-    let served = Served::of(tree, cx, work.merges)?;
+    let served = Served::of(tree, cx)?;
     let leaves = tree.live_leaves(&served).map_err(from_vhd)?;
     done.skipped.retain(|skipped| leaves.iter().all(|leaf| leaf.node != skipped.uuid));
     if leaves.is_empty() || done.stopped.is_some() {

@@ -20,11 +20,12 @@ const MOST_PARALLEL: u32 = 64;
 
 pub(crate) fn maintain(place: &dyn Place, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
     let tree = place.tree()?;
-    let merges = place.merges_open();
-    let served = Served::of(&tree, cx, merges)?;
+    let served = Served::of(&tree, cx)?;
     if request.dry_run {
         let mut planned = tree.plan_beside(&served).map_err(from_vhd)?;
-        live::plan(&tree, &served, &mut planned)?;
+        if place.merges_leaves() {
+            live::plan(&tree, &served, &mut planned)?;
+        }
         return Ok(answer(planned, cx));
     }
     let until = request.budget.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
@@ -42,7 +43,11 @@ pub(crate) fn maintain(place: &dyn Place, cx: &Cx, request: &SrMaintain) -> Resu
     };
     let progress = progress(cx, "merging");
     // What data paths merge comes after all else, and counts from the beginning.
-    let leaves = tree.live_leaves(&served).map_err(from_vhd)?;
+    let leaves = if place.merges_leaves() {
+        tree.live_leaves(&served).map_err(from_vhd)?
+    } else {
+        Vec::new()
+    };
     let (to_come, count) = (leaves.iter().map(|leaf| leaf.bytes).sum::<u64>(), leaves.len());
     let watch = |pace: Pace| {
         let (bytes_total, merges_total) = (pace.bytes_total + to_come, pace.merges_total + count);
@@ -50,13 +55,10 @@ pub(crate) fn maintain(place: &dyn Place, cx: &Cx, request: &SrMaintain) -> Resu
     };
     let mut done =
         tree.maintain_beside(cx.deadline(), &budget, &watch, &served).map_err(from_vhd)?;
-    live::merge_leaves(
-        &tree,
-        cx,
-        request,
-        &live::Work { until, watch: &progress, merges },
-        &mut done,
-    )?;
+    if place.merges_leaves() {
+        let work = live::Work { until, watch: &progress };
+        live::merge_leaves(&tree, cx, request, &work, &mut done)?;
+    }
     step!("sr_maintain.done");
     Ok(answer(done, cx))
 }
@@ -180,17 +182,19 @@ pub(crate) fn claim(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid) -> Result
 
 /// Ends the claims of this host; none is fine, and so is a disk or an SR that is gone.
 pub(crate) fn release(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let tree = match place.tree() {
+    let tree = match place.tree_to_leave() {
         Err(error) if error.kind == plugin_sdk::model::Kind::NotFound => return Ok(()),
         other => other?,
     };
-    let claims = tree.claims(vdi.0).map_err(from_vhd)?;
+    place.give_back(cx, vdi)?;
+    let here = Holder::here(cx)?;
+    let mut claims = tree.claims(vdi.0).map_err(from_vhd)?;
+    claims.retain(|claim| Holder::of(claim).is_some_and(|by| by.is_at(&here)));
     if claims.is_empty() {
         return Ok(());
     }
-    let here = Holder::here(cx)?;
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
-    for claim in claims.iter().filter(|claim| Holder::of(claim).is_some_and(|by| by.is_at(&here))) {
+    for claim in &claims {
         tree.unclaim(&guard, vdi.0, claim).map_err(from_vhd)?;
     }
     step!("vdi_detach.released");

@@ -31,13 +31,29 @@ pub trait Place: Send + Sync {
         Ok((tree, guard))
     }
 
+    /// As [`Place::tree`], also for a host that is shut out: to give back what it has.
+    fn tree_to_leave(&self) -> Result<Tree> {
+        self.tree()
+    }
+
+    /// A disk that was taken from this host, when it was shut out, is not in use here any more.
+    fn give_back(&self, _cx: &Cx, _vdi: VdiUuid) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until a host that was shut out has let go of a disk that it wrote. Its epoch, 0 if there
+    /// is no such host.
+    fn wait_for_the_shut_out(&self, _cx: &Cx, _tree: &Tree, _vdi: VdiUuid) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Readies a disk for whoever opens it next, with the lock held.
     fn prepare(&self, _tree: &Tree, _guard: &Guard, _vdi: VdiUuid, _write: bool) -> Result<()> {
         Ok(())
     }
 
-    /// Whether images below a disk that is open can be merged.
-    fn merges_open(&self) -> bool {
+    /// Whether the own image of a disk that is open can be merged, as base copies below it can.
+    fn merges_leaves(&self) -> bool {
         true
     }
 }

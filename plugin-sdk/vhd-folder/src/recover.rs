@@ -23,7 +23,7 @@ pub(crate) fn recover(place: &dyn Place, cx: &Cx) -> Result<SrRecovered> {
     recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
     // A merge below a disk that is open leaves its node when it is completed here.
     if deserted || deserted_base(&tree.list().map_err(from_vhd)?.nodes) {
-        let served = Served::of(&tree, cx, place.merges_open())?;
+        let served = Served::of(&tree, cx)?;
         match tree.collect_beside(&guard, &served) {
             Ok(bases) => {
                 recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));

@@ -342,9 +342,15 @@ pub(crate) fn access(tree: &Tree, vdi: VdiUuid, write: bool) -> Result<Access> {
     let Some(leaf) = images.next() else {
         return Err(Error::internal(format!("VDI {vdi} has no image")));
     };
-    // Only who writes through a data path can note what changes.
-    let changes = (leaf.format == ImageFormat::Vhd).then(|| changes::place(tree, vdi)).flatten();
-    Ok(Access::File { path: leaf.path, format: leaf.format, backing: images.collect(), changes })
+    // Only a data path can note what changes, and see that it must not write any more.
+    let (mut changes, mut shut_out) = (None, None);
+    if leaf.format == ImageFormat::Vhd {
+        changes = changes::place(tree, vdi);
+        let mark = tree.store().shut_out_mark();
+        shut_out = mark.and_then(|mark| Utf8PathBuf::from_path_buf(mark).ok());
+    }
+    let (path, format, backing) = (leaf.path, leaf.format, images.collect());
+    Ok(Access::File { path, format, backing, changes, shut_out })
 }
 
 /// The tree names its files by their format; the content is never asked.

@@ -78,6 +78,11 @@ impl Holder {
         format!("{host}{BOOT_ID}{boot}{of}{installation}{writing}")
     }
 
+    /// The epoch of its lock, if it may write.
+    pub(crate) fn writing(&self) -> Option<u64> {
+        self.writing
+    }
+
     /// Whether it is of that host, boot and installation.
     pub(crate) fn is_at(&self, here: &Self) -> bool {
         let known = !self.installation.is_empty() && !here.installation.is_empty();
@@ -100,6 +105,17 @@ impl Holder {
     }
 }
 
+/// What claims of this host are called.
+pub fn claim_here(cx: &Cx) -> Result<String> {
+    Holder::here(cx).map(|here| here.name())
+}
+
+/// Whether two claims are of one boot of one host, whatever it calls itself.
+pub fn same_boot(one: &str, other: &str) -> bool {
+    let boots = [one, other].map(|claim| Holder::of(claim).map(|by| by.boot));
+    one == other || (boots[0].is_some() && boots[0] == boots[1])
+}
+
 /// Those who may write a disk and are not gone.
 fn writers(tree: &Tree, vdi: VdiUuid, here: &Holder) -> Result<Vec<Holder>> {
     let claims = tree.claims(vdi.0).map_err(from_vhd)?;
@@ -119,10 +135,16 @@ pub(crate) fn activate(
         let access = vec![access(&tree, vdi, false)?];
         return Ok(VdiDatapathDone { access, epoch: None });
     }
+    let after = if is_written_here(&tree, cx, vdi)? {
+        // Whoever has it locked is ours.
+        0
+    } else {
+        place.wait_for_the_shut_out(cx, &tree, vdi)?
+    };
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
     cx.check()?;
     let sharable = Metadata::of(&usable(&tree, vdi)?)?.sharable;
-    let holder = writing(&tree, &guard, cx, vdi, sharable)?;
+    let holder = writing(&tree, &guard, cx, vdi, sharable, after)?;
     if !request.tracked {
         crate::changes::spoil(&tree, &guard, vdi)?;
     }
@@ -132,10 +154,17 @@ pub(crate) fn activate(
     Ok(VdiDatapathDone { access: vec![access(&tree, vdi, true)?], epoch })
 }
 
-/// This host as the one who writes a disk, if no other one does.
-fn writing(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<Holder> {
+/// This host as the one who writes a disk, if no other one does, with an epoch after that.
+fn writing(
+    tree: &Tree,
+    guard: &Guard,
+    cx: &Cx,
+    vdi: VdiUuid,
+    sharable: bool,
+    after: u64,
+) -> Result<Holder> {
     let here = Holder::here(cx)?;
-    let mut latest = 0;
+    let mut latest = after;
     let mut ours = None;
     for claim in tree.claims(vdi.0).map_err(from_vhd)? {
         let Some(holder) = Holder::of(&claim) else { continue };
@@ -157,7 +186,7 @@ fn writing(tree: &Tree, guard: &Guard, cx: &Cx, vdi: VdiUuid, sharable: bool) ->
 /// Claims a disk for writing that is none of the tree's.
 pub(crate) fn claim_writer(place: &dyn Place, cx: &Cx, vdi: VdiUuid, sharable: bool) -> Result<()> {
     let (tree, guard) = place.locked(cx)?;
-    let holder = writing(&tree, &guard, cx, vdi, sharable)?;
+    let holder = writing(&tree, &guard, cx, vdi, sharable, 0)?;
     tree.claim(&guard, vdi.0, &holder.name()).map_err(from_vhd)?;
     step!("vdi_activate.claimed");
     Ok(())
@@ -180,7 +209,7 @@ pub(crate) fn refuse_elsewhere(tree: &Tree, cx: &Cx, vdi: VdiUuid) -> Result<()>
 
 /// Ends the writing; of a disk that is gone too.
 pub(crate) fn deactivate(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()> {
-    let tree = match place.tree() {
+    let tree = match place.tree_to_leave() {
         Err(error) if error.kind == Kind::NotFound => return Ok(()),
         other => other?,
     };
@@ -199,19 +228,20 @@ pub(crate) fn deactivate(place: &dyn Place, cx: &Cx, vdi: VdiUuid) -> Result<()>
 }
 
 fn written_by(vdi: VdiUuid, holder: &Holder, here: &Holder) -> Error {
-    let (who, gone) = if holder.is_on_host(here) {
+    let (who, gone, ends) = if holder.is_on_host(here) {
         let who = format!("another installation of this host, {}", holder.installation);
-        (who, "its state directory is lost")
+        let ends = "remove the claim from .sm/open/ in the SR's folder".to_owned();
+        (who, "its state directory is lost", ends)
     } else {
-        (format!("host {}", holder.host), "that host will not come back")
+        let ends = format!("smctl host fence {} ends its claims", holder.host);
+        (format!("host {}", holder.host), "that host is gone, or hangs", ends)
     };
     Error::new(Kind::InUse, format!("VDI {vdi} is being written by {who}"))
         .legacy(24)
         .context("vdi", vdi)
         .context("claim", holder.name())
         .hint(format!(
-            "detach it there; if {gone}, remove the claim from .sm/open/ in the SR's folder; in a volume \
-             group smctl host fence ends it, or that host when it attaches the SR again"
+            "detach it there; if {gone}, {ends}; so does that host when it attaches the SR after a boot"
         ))
 }
 
@@ -225,19 +255,25 @@ pub(crate) fn hosts(tree: &Tree) -> Result<BTreeSet<String>> {
     Ok(hosts)
 }
 
+/// What a host has open, of whatever boot: disks, in order, each with its claims.
+pub(crate) fn claims_of(tree: &Tree, host: &str) -> Result<Vec<(VdiUuid, String)>> {
+    let mut found = Vec::new();
+    for disk in tree.open_disks().map_err(from_vhd)? {
+        let claims = tree.claims(disk).map_err(from_vhd)?;
+        let theirs = |claim: &String| Holder::of(claim).is_some_and(|by| by.host == host);
+        found.extend(claims.into_iter().filter(theirs).map(|claim| (disk.into(), claim)));
+    }
+    Ok(found)
+}
+
 /// Ends what a host that is shut out has open, of whatever boot. The disks, each once.
 pub(crate) fn end_claims(tree: &Tree, guard: &Guard, host: &str) -> Result<Vec<VdiUuid>> {
     let mut ended = Vec::new();
-    for disk in tree.open_disks().map_err(from_vhd)? {
-        for claim in tree.claims(disk).map_err(from_vhd)? {
-            if Holder::of(&claim).is_some_and(|by| by.host == host) {
-                tree.unclaim(guard, disk, &claim).map_err(from_vhd)?;
-                if ended.last() != Some(&VdiUuid::from(disk)) {
-                    ended.push(disk.into());
-                }
-            }
-        }
+    for (disk, claim) in claims_of(tree, host)? {
+        tree.unclaim(guard, disk.0, &claim).map_err(from_vhd)?;
+        ended.push(disk);
     }
+    ended.dedup();
     Ok(ended)
 }
 

@@ -1,5 +1,6 @@
 //! The disks of an SR whose images are volumes.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ impl Place for Disks {
     }
 
     fn prepare(&self, tree: &Tree, guard: &Guard, vdi: VdiUuid, write: bool) -> Result<()> {
+        self.drop_left(tree, vdi)?;
         // Nobody makes it longer while a guest writes.
         if write && tree.fit(guard, vdi.0, true).map_err(from_vhd)? {
             step!("vdi_attach.inflated");
@@ -67,8 +69,8 @@ impl Place for Disks {
         Ok(())
     }
 
-    fn merges_open(&self) -> bool {
-        // The devices of what a data path reads are read-only.
+    fn merges_leaves(&self) -> bool {
+        // Its parent would need all of its room beside the disk's own.
         false
     }
 }
@@ -77,7 +79,9 @@ impl Disks {
     /// Those of a group.
     pub fn new(sr: SrUuid, lvm: Lvm, group: &str, cx: &Cx) -> Self {
         let volumes = Commands { lvm, cx: cx.clone(), group: group.to_owned() };
-        Self::on(sr, LvStore::new(Box::new(volumes), group, Path::new(LOCKS), &cx.host().0))
+        let host = &cx.host().0;
+        let me = vhd_folder::claim_here(cx).unwrap_or_else(|_| host.clone());
+        Self::on(sr, LvStore::known_as(Box::new(volumes), group, Path::new(LOCKS), host, &me))
     }
 
     /// Those of a store.
@@ -148,8 +152,19 @@ impl Disks {
 
     /// Finishes or undoes what a crash left.
     pub fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
+        if self.store.is_cut().map_err(from_vhd)? {
+            let (_tree, _guard) = self.place().locked(cx)?;
+            self.store.heal().map_err(from_vhd)?;
+        }
         let mut recovered = self.place().recover(cx)?;
-        // A snapshot that was cut behind its last step.
+        // A snapshot or a merge that was cut behind its last step.
+        let settled = self.settle_loose(cx)?.into_iter();
+        recovered.completed.extend(settled.map(|base| format!("base copy {base} is settled")));
+        Ok(recovered)
+    }
+
+    /// Settles the base copies that can be written, but for those that are being merged.
+    fn settle_loose(&self, cx: &Cx) -> Result<Vec<Uuid>> {
         let group = self.group()?;
         let tree = self.tree()?;
         let nodes = tree.list().map_err(from_vhd)?.nodes;
@@ -163,14 +178,49 @@ impl Disks {
             })
             .map(|base| base.uuid)
             .collect();
+        let mut settled = Vec::new();
         if !loose.is_empty() {
             let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
             for base in loose {
-                self.settle(&tree, &guard, base)?;
-                recovered.completed.push(format!("snapshot above base copy {base}"));
+                // What was seen before may be another one's merge by now.
+                let there = tree.get(base).is_ok_and(|node| node.kind == tree::Kind::Base);
+                if there && !tree.is_kept(base).map_err(from_vhd)? {
+                    self.settle(&tree, &guard, base)?;
+                    settled.push(base);
+                }
             }
         }
-        Ok(recovered)
+        Ok(settled)
+    }
+
+    /// Takes devices of a disk's images away that nobody of this host has claimed: what was killed has
+    /// left them, and other hosts may have changed where the volumes lie since.
+    fn drop_left(&self, tree: &Tree, vdi: VdiUuid) -> Result<()> {
+        let group = self.group()?;
+        let active = |uuid: &Uuid| group.volume(&format!("VHD-{uuid}")).is_some_and(|v| v.active);
+        if !group.volumes.iter().any(|volume| volume.active && volume.name.starts_with("VHD-")) {
+            return Ok(());
+        }
+        let nodes = tree.list().map_err(from_vhd)?.nodes;
+        let parents: HashMap<Uuid, Option<Uuid>> =
+            nodes.iter().map(|node| (node.uuid, node.parent)).collect();
+        let chain = |leaf: Uuid| {
+            std::iter::successors(Some(leaf), |uuid| parents.get(uuid).copied().flatten())
+                .take(nodes.len() + 1)
+        };
+        let mut used = HashSet::new();
+        for disk in tree.open_disks().map_err(from_vhd)? {
+            let claims = tree.claims(disk).map_err(from_vhd)?;
+            if claims.iter().any(|claim| self.store.is_near(claim)) {
+                used.extend(chain(disk));
+            }
+        }
+        if chain(vdi.0).any(|uuid| active(&uuid) && !used.contains(&uuid)) {
+            let used: Vec<String> = used.iter().map(|uuid| format!("VHD-{uuid}")).collect();
+            self.store.deactivate_but(&used).map_err(from_vhd)?;
+            step!("vdi_attach.left_devices_gone");
+        }
+        Ok(())
     }
 
     /// What a base copy is that nobody writes any more: as small as can be, and read-only. In this
@@ -280,7 +330,17 @@ impl Disks {
 
     /// Merges what can be merged.
     pub fn maintain(&self, cx: &Cx, request: &SrMaintain) -> Result<SrMaintained> {
-        self.place().maintain(cx, request)
+        let done = self.place().maintain(cx, request);
+        if !request.dry_run {
+            // Whatever became of it: what was written is made small again, and has no device that no
+            // guest needs.
+            let cx = &cx.shielded();
+            let settled = self.settle_loose(cx).map(drop).and(self.deactivate_unused(cx));
+            if let Err(error) = settled {
+                plugin_sdk::tracing::warn!(%error, "what was merged is settled by the next scan");
+            }
+        }
+        done
     }
 
     /// What is close to its limit, and the disks.

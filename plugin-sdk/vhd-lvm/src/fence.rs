@@ -7,10 +7,9 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use plugin_sdk::model::{Changed, Kind, VdiUuid};
-use plugin_sdk::{Cx, Error, Result, step};
-use serde::{Deserialize, Serialize};
-use vhd_folder::from_vhd;
+use plugin_sdk::model::{Changed, VdiUuid};
+use plugin_sdk::{Cx, Result, step};
+use vhd_folder::{Fence, from_vhd};
 
 use crate::disks::Disks;
 use crate::inner::{Inner, OBJECTS, View, told};
@@ -19,30 +18,6 @@ use crate::store::LvStore;
 
 /// Where the records are among the small things: beside the areas of a tree.
 const AREA: u8 = u8::MAX;
-
-/// A host that is shut out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fence {
-    /// The host.
-    pub host: String,
-    /// The host that did it.
-    pub by: String,
-    /// Of the right to change the store, which it has lost with that.
-    pub epoch: u64,
-}
-
-impl Fence {
-    /// Error kind `fenced`, for the host itself.
-    pub fn error(&self) -> Error {
-        let Self { host, by, epoch } = self;
-        Error::new(Kind::Fenced, format!("host {host} was shut out of the SR by host {by}"))
-            .context("epoch", epoch)
-            .hint(
-                "what runs here has lost its disks. Detach its VDIs and the SR (smctl vdi detach, smctl \
-                 sr detach), or boot this host anew; then smctl sr attach lets it in again",
-            )
-    }
-}
 
 /// Who uses a store.
 #[derive(Clone, Debug, Default)]

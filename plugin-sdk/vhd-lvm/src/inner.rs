@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use host_kit::lvm::{Group, Piece, Volume};
 use plugin_sdk::model::Kind;
+use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::step;
-use vhd::store::{Area, At};
+use vhd::store::{Area, At, Blob as _};
 use vhd::{Error, Result};
 
 use crate::blob::{Part, Places, VolumeBlob};
 use crate::direct::Direct;
 use crate::lease::Right;
-use crate::objects::{Change, Objects};
+use crate::objects::{self, Change, Objects};
 use crate::rights::{Entered, Rights};
 use crate::volumes::Volumes;
 
@@ -27,6 +28,10 @@ pub(crate) const NEW_OBJECTS: &str = "sm-tmp-store";
 pub(crate) const IMAGE: &str = "VHD-";
 pub(crate) const TMP: &str = "sm-tmp-";
 pub(crate) const OLD: &str = "sm-old-";
+/// Where volumes are, among the small things, that are just getting longer; beside the areas of a tree.
+const LONGER: u8 = u8::MAX - 1;
+/// Bytes at the end of a volume that tell what it is.
+const FOOTER: u64 = 512;
 /// How long one change of another process may take.
 pub(crate) const TURN: Duration = Duration::from_secs(60);
 /// Between two tries at a lock, at most.
@@ -37,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) volumes: Box<dyn Volumes>,
     pub(crate) group: String,
     pub(crate) locks: PathBuf,
+    /// How claims name this host.
+    pub(crate) me: String,
     pub(crate) rights: Arc<Rights>,
     /// The right to change the store, while somebody of this process has it.
     pub(crate) entered: Mutex<Weak<Entered>>,
@@ -329,6 +336,56 @@ impl Inner {
         Ok(VolumeBlob { store: None, id: volume.id.clone(), write, places: Mutex::new(places) })
     }
 
+    /// Lets a volume be written whose device would not: what guests read of base copies is read-only.
+    pub(crate) fn permit(&self, name: &str) -> Result<()> {
+        let locked = |volume: &Volume| volume.active && !volume.writable;
+        if !find(&*self.group(&mut self.view())?, name).is_some_and(locked) {
+            return Ok(());
+        }
+        self.change(true, |view| {
+            let group = self.group(view)?;
+            let Some(volume) = find(&group, name).filter(|volume| locked(volume)) else {
+                return Ok(());
+            };
+            self.lvm("permit", &volume.name, self.volumes.permit(&volume.name, true))?;
+            view.note(&volume.name, |volume| volume.writable = true);
+            step!("store.permitted");
+            Ok(())
+        })
+    }
+
+    /// Makes a device of a volume that is about to be merged into: whoever opens it on this host from
+    /// now on sees what is written, because it goes the same way. Error [`Error::InUse`] if there is
+    /// one already, and another host has written to the volume since.
+    pub(crate) fn ready_target(&self, uuid: Uuid, name: &str) -> Result<()> {
+        // Who has written to it last by merging.
+        let by = objects::key(&At::new(Area::Merges, format!("{uuid}.by")));
+        self.change(true, |view| {
+            view.group = None;
+            let group = self.group(view)?;
+            let gone = || Error::io(&self.dir().join(name), "open")(ErrorKind::NotFound.into());
+            let volume = find(&group, name).ok_or_else(gone)?;
+            let last = self.objects(view)?.get(&by);
+            let ours = last.as_ref().is_some_and(|last| **last == *self.me.as_bytes());
+            if volume.active
+                && !ours
+                && let Some(last) = last
+            {
+                let holder = String::from_utf8_lossy(&last).into_owned();
+                let holder = format!("it has a device here from before {holder} wrote to it");
+                return Err(Error::InUse { uuid, holder });
+            }
+            if !ours {
+                self.write(view, Change::Set(by.0, by.1.clone()), self.me.as_bytes())?;
+            }
+            if !volume.active {
+                self.lvm("activate", name, self.volumes.activate(&[&volume.name]))?;
+                view.group = None;
+            }
+            Ok(())
+        })
+    }
+
     /// Where a volume lies.
     pub(crate) fn places(
         &self,
@@ -367,15 +424,54 @@ impl Inner {
             let mut volume = find(&group).ok_or_else(gone)?;
             let bytes = length.max(1).next_multiple_of(group.extent);
             if volume.size != bytes {
-                let done = self.volumes.resize(&volume.name, bytes, bytes < volume.size);
-                self.lvm("resize", &volume.name, done)?;
+                let longer = bytes > volume.size;
+                if longer {
+                    let set = Change::Set(LONGER, id.to_owned());
+                    self.write(view, set, volume.size.to_string().as_bytes())?;
+                }
+                let done = self.volumes.resize(&volume.name, bytes, !longer);
+                let done = self.lvm("resize", &volume.name, done);
                 step!("store.resized");
                 view.group = None;
+                if longer {
+                    self.clear_end(view, id)?;
+                }
+                done?;
                 group = self.group(view)?;
                 volume = find(&group).ok_or_else(gone)?;
             }
             self.places(view, &group, &volume, write)
         })
+    }
+
+    /// The volumes that were cut while they got longer.
+    pub(crate) fn cut_longer(&self) -> Result<Vec<String>> {
+        Ok(self.objects(&mut self.view())?.names(LONGER))
+    }
+
+    /// Clears the end of a volume that has become longer: what its last owner has left there may be a
+    /// footer, also an older one of the same image.
+    pub(crate) fn clear_end(&self, view: &mut View, id: &str) -> Result<()> {
+        let key = (LONGER, id.to_owned());
+        let Some(before) = self.objects(view)?.get(&key) else { return Ok(()) };
+        let before = String::from_utf8_lossy(&before).parse().unwrap_or(u64::MAX);
+        let group = self.group(view)?;
+        let volume = group.volumes.iter().find(|volume| volume.id == id);
+        if let Some(volume) = volume.filter(|volume| volume.size > before) {
+            let path = self.dir().join(&volume.name);
+            let mut volume = volume.clone();
+            if volume.active && !volume.writable {
+                self.lvm("permit", &volume.name, self.volumes.permit(&volume.name, true))?;
+                view.note(&volume.name, |volume| volume.writable = true);
+                volume.writable = true;
+            }
+            let places = Mutex::new(self.places(view, &group, &volume, true)?);
+            let blob = VolumeBlob { store: None, id: id.to_owned(), write: true, places };
+            let clear = blob.write_at(&[0; FOOTER as usize], volume.size - FOOTER);
+            clear.and_then(|()| blob.sync()).map_err(Error::io(&path, "write"))?;
+            step!("store.end_cleared");
+        }
+        self.write(view, Change::Remove(key.0, key.1), &[])
     }
 
     /// Renames a volume, also in what was read.

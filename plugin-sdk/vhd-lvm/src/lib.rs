@@ -16,7 +16,7 @@ mod store;
 mod volumes;
 
 pub use disks::{Disks, Right};
-pub use fence::{Fence, Fenced, Hosts};
+pub use fence::{Fenced, Hosts};
 pub use store::LvStore;
-pub use vhd_folder::{MAX_CHAIN, MAX_VDI_SIZE};
+pub use vhd_folder::{Fence, MAX_CHAIN, MAX_VDI_SIZE};
 pub use volumes::Volumes;

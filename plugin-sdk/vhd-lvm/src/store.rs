@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use host_kit::lvm::{Allocation, Group, Repository, Volume};
+use plugin_sdk::model::Kind;
 use plugin_sdk::model::uuid::Uuid;
 use plugin_sdk::step;
 use vhd::store::{Area, At, Blob, Held, Store};
@@ -41,6 +42,12 @@ const TABLES: u64 = 4_329_472;
 /// Bytes of a block's bitmap, with what aligns it.
 const BITMAP: u64 = 4096;
 
+fn is_in_use(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    let told = source.get_ref().and_then(|told| told.downcast_ref::<plugin_sdk::Error>());
+    told.is_some_and(|told| told.kind == Kind::InUse)
+}
+
 /// A store. A copy of it is the same one.
 #[derive(Clone)]
 pub struct LvStore(pub(crate) Arc<Inner>);
@@ -49,11 +56,23 @@ impl LvStore {
     /// The store in a group. `locks` is a folder of this host for locks between its processes; `host`
     /// is its name, which no other host of the store has.
     pub fn new(volumes: Box<dyn Volumes>, group: &str, locks: &Path, host: &str) -> Self {
+        Self::known_as(volumes, group, locks, host, host)
+    }
+
+    /// As [`LvStore::new`]; `me` is what claims of this host are called.
+    pub fn known_as(
+        volumes: Box<dyn Volumes>,
+        group: &str,
+        locks: &Path,
+        host: &str,
+        me: &str,
+    ) -> Self {
         let rights = Arc::new(Rights::new(group, host, locks));
         Self(Arc::new(Inner {
             volumes: Box::new(Leased { volumes, rights: Arc::clone(&rights) }),
             group: group.to_owned(),
             locks: locks.to_owned(),
+            me: me.to_owned(),
             rights,
             entered: Mutex::new(Weak::new()),
             view: Mutex::default(),
@@ -63,6 +82,11 @@ impl LvStore {
     /// The group, as it was when it was last looked at.
     pub fn group(&self) -> Result<Arc<Group>> {
         self.0.group(&mut self.0.view())
+    }
+
+    /// Whether a volume was cut while it got longer.
+    pub(crate) fn is_cut(&self) -> Result<bool> {
+        Ok(!self.0.cut_longer()?.is_empty())
     }
 
     pub(crate) fn rights(&self) -> Arc<Rights> {
@@ -227,6 +251,9 @@ impl Store for LvStore {
     }
 
     fn open(&self, at: &At, write: bool) -> Result<Box<dyn Blob>> {
+        if let Some(name) = volume_of(at).filter(|_| write) {
+            self.0.permit(&name)?;
+        }
         let mut view = self.0.view();
         if let Some(name) = volume_of(at) {
             let mut blob = self.0.blob(&mut view, &name, write)?;
@@ -317,7 +344,14 @@ impl Store for LvStore {
         inner.change(true, |view| {
             let group = inner.group(view)?;
             let Some(volume) = find(&group, &name) else { return Ok(false) };
-            inner.remove_volume(view, &volume.id, &volume.name)?;
+            let is_staged = at.name.strip_suffix(".new").is_some();
+            match inner.remove_volume(view, &volume.id, &volume.name) {
+                // Nobody needs it, but somebody still has it open. Nothing else has to wait for him.
+                Err(error) if !is_staged && is_in_use(&error) => {
+                    plugin_sdk::tracing::warn!(%error, name, "it stays until the next recovery");
+                }
+                removed => removed?,
+            }
             step!("store.removed");
             Ok(true)
         })
@@ -330,6 +364,11 @@ impl Store for LvStore {
 
     fn heal(&self) -> Result<()> {
         let inner = &self.0;
+        let longer = inner.cut_longer()?;
+        if !longer.is_empty() {
+            inner
+                .change(true, |view| longer.iter().try_for_each(|id| inner.clear_end(view, id)))?;
+        }
         let aside = |group: &Group| -> Vec<Volume> {
             group.volumes.iter().filter(|v| v.name.starts_with(OLD)).cloned().collect()
         };
@@ -431,6 +470,20 @@ impl Store for LvStore {
         // does what follows.
         let _ = self.0.glance();
         None
+    }
+
+    fn merges_as(&self) -> Option<String> {
+        Some(self.0.me.clone())
+    }
+
+    fn is_near(&self, holder: &str) -> bool {
+        vhd_folder::same_boot(holder, &self.0.me)
+    }
+
+    fn ready_target(&self, at: &At) -> Result<()> {
+        let uuid = at.name.strip_suffix(".vhd").and_then(|uuid| Uuid::try_parse(uuid).ok());
+        let Some((uuid, name)) = uuid.zip(volume_of(at)) else { return Ok(()) };
+        self.0.ready_target(uuid, &name)
     }
 
     fn stamp(&self) -> Result<[(i64, i64); 2]> {

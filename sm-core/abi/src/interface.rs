@@ -44,7 +44,8 @@ pub struct CallContext {
     pub budget_ms: u64,
     /// The operation id, most significant half first: the same id, the same answer.
     pub operation_id: [u64; 2],
-    /// Epoch of the lease this host holds; a backend that knows a later one refuses.
+    /// Zero: room for an epoch that the host hands out. What decides whether a host is shut out is the
+    /// record on the backend.
     pub fence_epoch: u64,
     /// Zero; room for what must be known before the JSON is read.
     pub flags: u64,

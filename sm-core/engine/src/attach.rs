@@ -18,13 +18,14 @@ use sm_step::step;
 use crate::attached::holders;
 use crate::automaton::{State, Step};
 use crate::catalog::{AttachmentRecord, Datapath};
+use crate::changed::shut_out_of;
 use crate::events::Event;
 use crate::journal::leaves_doubt;
 use crate::locks::Lock;
 use crate::op::Op;
 use crate::qos::first_limits;
 use crate::services::blocking;
-use crate::serving::{Wanted, is_active, is_read_only, plan_of};
+use crate::serving::{Left, Wanted, is_active, is_read_only, plan_of};
 use crate::sr::Sr;
 
 /// How the datapaths of jobs begin: with the job's id behind it. They read and write the images by
@@ -47,6 +48,11 @@ impl AttachmentRecord {
     pub(crate) fn plan(&self) -> Option<Plan> {
         let mode = self.driver_state.mode().unwrap_or(AttachMode::ReadOnly);
         plan_of(&self.images, is_read_only(mode))
+    }
+
+    /// The images, for what a data path that was killed has left.
+    fn left(&self) -> Option<Left> {
+        self.plan().map(|plan| Left { plan, shut_out: shut_out_of(&self.images) })
     }
 
     /// What the data path has to do for those who hold the disk, jobs left out.
@@ -236,8 +242,15 @@ impl Sr {
             asked: false,
             boot: self.manager.inner.boot.clone(),
         });
-        // First finish what an earlier call could not: a detach that failed, for instance.
-        self.finish(op, &mut record).await?;
+        // First finish what an earlier call could not: a detach that failed, for instance. Who is shut
+        // out of the storage brings nothing back, and has to let go of what it had all the same.
+        let down = matches!(step, Step::Deactivate | Step::Detach);
+        match self.finish(op, &mut record).await {
+            Err(error) if down && error.kind == Kind::Fenced => {
+                tracing::warn!(%vdi, %error, "the disk is let go of as it is");
+            }
+            finished => finished?,
+        }
         if matches!(step, Step::Attach(_) | Step::Activate(_)) {
             self.refuse_moved(vdi)?;
         }
@@ -388,15 +401,15 @@ impl Sr {
         if most == Wanted::Nothing {
             return self.end_datapath(record).await;
         }
-        let (vdi, plan) = (record.vdi, record.plan());
+        let (vdi, left) = (record.vdi, record.left());
         let datapaths = self.manager.inner.datapaths.clone();
-        blocking(move || datapaths.deactivate(vdi, plan.as_ref())).await
+        blocking(move || datapaths.deactivate(vdi, left.as_ref())).await
     }
 
     async fn end_datapath(&self, record: &mut AttachmentRecord) -> Result<()> {
-        let (vdi, plan) = (record.vdi, record.plan());
+        let (vdi, left) = (record.vdi, record.left());
         let datapaths = self.manager.inner.datapaths.clone();
-        blocking(move || datapaths.end(vdi, plan.as_ref())).await?;
+        blocking(move || datapaths.end(vdi, left.as_ref())).await?;
         record.served = false;
         record.remote = None;
         Ok(())

@@ -31,7 +31,8 @@ impl AttachmentRecord {
             name: from.to_string(),
             path: place.changed_since(&from.to_string()),
         });
-        Tracking { changes: log_of(&self.images), bitmaps: bitmaps.collect() }
+        let (changes, shut_out) = (log_of(&self.images), shut_out_of(&self.images));
+        Tracking { changes, bitmaps: bitmaps.collect(), shut_out }
     }
 }
 
@@ -39,6 +40,14 @@ impl AttachmentRecord {
 pub(crate) fn log_of(access: &[Access]) -> Option<std::path::PathBuf> {
     match access.first() {
         Some(Access::File { changes: Some(path), .. }) => Some(path.clone().into()),
+        _ => None,
+    }
+}
+
+/// What is there when this host is shut out of the SR.
+pub(crate) fn shut_out_of(access: &[Access]) -> Option<std::path::PathBuf> {
+    match access.first() {
+        Some(Access::File { shut_out: Some(path), .. }) => Some(path.clone().into()),
         _ => None,
     }
 }

@@ -45,6 +45,13 @@ pub(crate) struct Held {
     pub(crate) operation: Option<OperationId>,
 }
 
+/// The images of a disk, for a process that puts into them what one that was killed has left.
+#[derive(Clone)]
+pub(crate) struct Left {
+    pub(crate) plan: Plan,
+    pub(crate) shut_out: Option<PathBuf>,
+}
+
 /// What a process has to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Wanted {
@@ -166,7 +173,7 @@ impl Datapaths {
     ///
     /// One that dies meanwhile is one that was killed: a process takes connections until its last
     /// thread has ended, so what answers to `find` may never answer again.
-    pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<&Plan>) -> Result<()> {
+    pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<&Left>) -> Result<()> {
         let until = Instant::now() + STORAGE;
         loop {
             let found = match self.find(vdi)? {
@@ -192,7 +199,7 @@ impl Datapaths {
     }
 
     /// Ends the process of a VDI and removes its directory. Nothing to do is success.
-    pub(crate) fn end(&self, vdi: VdiUuid, revive: Option<&Plan>) -> Result<()> {
+    pub(crate) fn end(&self, vdi: VdiUuid, revive: Option<&Left>) -> Result<()> {
         let place = self.place(vdi);
         if !place.exists() {
             return Ok(());
@@ -205,13 +212,16 @@ impl Datapaths {
 
     /// A process with the images of one that was killed, if that one has left something to redo.
     /// An error is to be tried again: that process has died, too.
-    fn redo(&self, vdi: VdiUuid, plan: Option<Plan>) -> Result<Option<Client>, Said> {
+    fn redo(&self, vdi: VdiUuid, left: Option<Left>) -> Result<Option<Client>, Said> {
         let place = self.place(vdi);
         let open = place.has_pending() && place.moved().is_none();
-        let Some(plan) = plan.filter(|plan| !plan.read_only && open) else { return Ok(None) };
+        let Some(left) = left.filter(|left| !left.plan.read_only && open) else { return Ok(None) };
+        let tracking = Tracking { shut_out: left.shut_out, ..Tracking::default() };
         let redone = client::locate(self.program.as_deref())
             .and_then(|program| client::start(&place, &program))
-            .and_then(|mut client| client.activate(plan, 0, STORAGE).map(|()| client));
+            .and_then(|mut client| {
+                client.activate_tracked(left.plan, 0, tracking, STORAGE).map(|()| client)
+            });
         match redone {
             Ok(client) => Ok(Some(client)),
             Err(error @ Said::Silent { .. }) => Err(error),

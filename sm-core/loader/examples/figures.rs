@@ -146,7 +146,7 @@ async fn by_hand(module: sm_loader::DriverModule_Ref) -> Result<(f64, f64)> {
     let mut all = Vec::new();
     for n in 0..5000 {
         let begun = Instant::now();
-        let context = sm_loader::ffi::context(n, OperationId::random(), 60_000, 0);
+        let context = sm_loader::ffi::context(n, OperationId::random(), 60_000);
         let request = b"{}".to_vec();
         drop(black_box(driver.call(context, "sr_scan".into(), request.into()).await));
         all.push(begun.elapsed());

@@ -58,14 +58,14 @@ pub fn from_json(json: &[u8], driver: &str) -> Error {
 
 /// The context of a call. The trace's id is the operation's, so that a backend's log can be
 /// matched with the journal; the span's is the call's.
-pub fn context(call: u64, operation: OperationId, budget_ms: u64, fence_epoch: u64) -> CallContext {
+pub fn context(call: u64, operation: OperationId, budget_ms: u64) -> CallContext {
     CallContext {
         call_id: call,
         trace_id: operation.halves(),
         span_id: call,
         budget_ms,
         operation_id: operation.halves(),
-        fence_epoch,
+        fence_epoch: 0,
         flags: 0,
     }
 }

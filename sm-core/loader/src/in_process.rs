@@ -153,7 +153,7 @@ impl DriverPort for InProcessPort {
             return Err(closed(&self.manifest.name));
         }
         let budget = u64::try_from(call.remaining().as_millis()).unwrap_or(u64::MAX);
-        let context = ffi::context(id, call.operation_id, budget, call.fence_epoch);
+        let context = ffi::context(id, call.operation_id, budget);
         let future = self.session.driver.call(
             context,
             RString::from(call.operation.name()),

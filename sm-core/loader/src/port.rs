@@ -50,8 +50,6 @@ pub struct Call {
     pub operation_id: OperationId,
     /// When the answer must be there.
     pub deadline: Instant,
-    /// Epoch of the lease this host holds; 0 without leases.
-    pub fence_epoch: u64,
     /// Set to end the call early.
     pub cancel: CancelFlag,
     /// Told how far the call is: 0 to 1000, and the stage's name.
@@ -68,7 +66,6 @@ impl Call {
             operation,
             operation_id,
             deadline: Instant::now() + budget,
-            fence_epoch: 0,
             cancel: CancelFlag::default(),
             progress: None,
         }

@@ -282,7 +282,7 @@ impl Shared {
             self.refresh_level(&link);
             let budget = u64::try_from(call.remaining().as_millis()).unwrap_or(u64::MAX);
             let head = CallHead {
-                context: ffi::context(id, call.operation_id, budget, call.fence_epoch),
+                context: ffi::context(id, call.operation_id, budget),
                 operation: call.operation.name(),
             };
             let frame = head.frame(&request).map_err(|error| {

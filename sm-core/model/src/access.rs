@@ -34,6 +34,11 @@ pub enum Access {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<String>")]
         changes: Option<Utf8PathBuf>,
+        /// A file that is there when this host is shut out of the SR: whoever writes the image ends
+        /// that then. Absent where the storage says it in another way.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<String>")]
+        shut_out: Option<Utf8PathBuf>,
     },
     /// A network block device.
     Nbd {

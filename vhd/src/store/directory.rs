@@ -35,6 +35,7 @@ pub struct Directory {
     docs: File,
     journal: File,
     tmp: File,
+    shut_out: Option<PathBuf>,
 }
 
 impl Directory {
@@ -61,7 +62,24 @@ impl Directory {
             docs: open_dir(&ours.join(folder(Area::Docs)))?,
             journal: open_dir(&ours.join(folder(Area::Journal)))?,
             tmp: open_dir(&ours.join(folder(Area::Tmp)))?,
+            shut_out: None,
         })
+    }
+
+    /// As [`Directory::open`], for somebody who may be shut out: while there is a file `mark`, whoever
+    /// locks the store is refused with [`Error::ShutOut`].
+    pub fn open_unless(path: &Path, mark: PathBuf) -> Result<Self> {
+        Ok(Self { shut_out: Some(mark), ..Self::open(path)? })
+    }
+
+    /// With the lock held, under which the mark is made.
+    fn refuse_shut_out(&self) -> Result<()> {
+        let Some(mark) = &self.shut_out else { return Ok(()) };
+        match rustix::fs::lstat(mark) {
+            Ok(_) => Err(Error::ShutOut { mark: mark.clone() }),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::io(mark, "stat")(errno.into())),
+        }
     }
 
     fn area(&self, area: Area) -> PathBuf {
@@ -179,6 +197,10 @@ impl Store for Directory {
         Some(self.lock_path())
     }
 
+    fn shut_out_mark(&self) -> Option<PathBuf> {
+        self.shut_out.clone()
+    }
+
     fn lock(&self, deadline: Instant) -> Result<Held> {
         let path = self.lock_path();
         let start = Instant::now();
@@ -198,6 +220,7 @@ impl Store for Directory {
             std::thread::sleep(pause.min(left));
             pause = (pause * 2).min(Duration::from_millis(50));
         }
+        self.refuse_shut_out()?;
         // For whoever waits next; nothing depends on it.
         let text = format!("pid {}\n", std::process::id());
         let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
@@ -215,7 +238,10 @@ impl Store for Directory {
     }
 
     fn try_lock_shared(&self) -> Option<Held> {
-        let file = sys::open(&self.lock_path(), false).ok()?;
+        // Never for reading alone: a server of NFS delegates a file that nobody writes, and Linux's client
+        // then gives shared locks without asking it. If one is given while an exclusive one is being given
+        // back, and the delegation recalled, each of the two waits for the other, for ever.
+        let file = sys::open(&self.lock_path(), true).ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
         Some(Box::new(file))
     }
@@ -265,7 +291,11 @@ fn open_dir(path: &Path) -> Result<File> {
         .map_err(|errno| Error::io(path, "open directory")(errno.into()))
 }
 
-/// Names in a directory, without the dot entries.
+/// What Linux's client of NFS calls a file that was removed and is still open here or on another host:
+/// its content is there as long as it has this name, and the client removes it.
+const REMOVED: &str = ".nfs";
+
+/// Names in a directory, without the dot entries and without files that are removed already.
 fn names(dir: &File, path: &Path) -> Result<Vec<String>> {
     let failed = |errno: Errno| Error::io(path, "read directory")(errno.into());
     let mut names = Vec::new();
@@ -275,6 +305,7 @@ fn names(dir: &File, path: &Path) -> Result<Vec<String>> {
         if let Ok(name) = entry.file_name().to_str()
             && name != "."
             && name != ".."
+            && !name.starts_with(REMOVED)
         {
             names.push(name.to_owned());
         }
@@ -293,4 +324,27 @@ fn holder(file: &File) -> String {
     let got = FileExt::read_at(file, &mut text, 0).unwrap_or(0);
     let text = String::from_utf8_lossy(&text[..got]).trim().to_owned();
     if text.is_empty() { "another process".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::Directory;
+    use crate::error::Error;
+    use crate::store::Store as _;
+
+    #[test]
+    fn whoever_is_shut_out_gets_no_lock_and_keeps_none() {
+        let dir = tempfile::tempdir().unwrap();
+        Directory::init(dir.path()).unwrap();
+        let mark = dir.path().join("mark");
+        let ours = Directory::open_unless(dir.path(), mark.clone()).unwrap();
+        drop(ours.lock(Instant::now()).unwrap());
+        std::fs::write(&mark, []).unwrap();
+        let refused = ours.lock(Instant::now()).err().unwrap();
+        assert!(matches!(&refused, Error::ShutOut { mark: found } if *found == mark), "{refused}");
+        // Nobody waits for it.
+        drop(Directory::open(dir.path()).unwrap().lock(Instant::now()).unwrap());
+    }
 }

@@ -157,7 +157,7 @@ pub type Held = Box<dyn Send + Sync>;
 ///   a power cut. Changes of names that were not synced reach the storage in their order.
 /// - [`Store::rename`] over an existing name is one step: whoever looks, also after a cut and
 ///   [`Store::heal`], finds the old thing or the new one under the name.
-/// - What is removed stays readable by whoever has it open.
+/// - What is removed stays readable by whoever has it open, unless [`Store::merges_as`] says a name.
 pub trait Store: Send + Sync {
     /// What the place is called in messages.
     fn path(&self) -> PathBuf;
@@ -214,6 +214,12 @@ pub trait Store: Send + Sync {
         None
     }
 
+    /// The file that is there while whoever opened the store is shut out of it; none where that is told
+    /// in another way.
+    fn shut_out_mark(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// What a child calls an image in its parent locators.
     fn link_name(&self, at: &At) -> String {
         at.name.clone()
@@ -234,6 +240,24 @@ pub trait Store: Send + Sync {
     /// for reading. Answers by which paths, none of which is a symbolic link.
     fn expose(&self, images: &[At], _write: bool) -> Result<Vec<PathBuf>> {
         Ok(images.iter().map(|at| self.path_of(at)).collect())
+    }
+
+    /// How claims name whoever merges in this store, where the place of what is removed or made shorter
+    /// goes to others at once: what is open is then claimed, base copies too. None where it stays with
+    /// whoever has it open.
+    fn merges_as(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether whoever has made this claim sees what is written here: on another host he may have read it
+    /// before, and keep that.
+    fn is_near(&self, _holder: &str) -> bool {
+        true
+    }
+
+    /// Readies an image for being merged into while others of this host read it, with the lock held.
+    fn ready_target(&self, _at: &At) -> Result<()> {
+        Ok(())
     }
 
     /// Changes whenever an image or a journal record comes, goes or is renamed.

@@ -68,12 +68,12 @@ impl Tree {
     }
 }
 
-fn claim_at(uuid: Uuid, holder: &str) -> At {
-    At::new(Area::Claims, format!("{uuid}.{}", encode(holder)))
+pub(super) fn claim_at(uuid: Uuid, holder: &str) -> At {
+    At::new(Area::Claims, format!("{uuid}.{}", name_part(holder)))
 }
 
-/// A holder as part of a name: other than letters, digits and hyphens as `%` and two digits.
-fn encode(holder: &str) -> String {
+/// A text as part of a file's name: other than letters, digits and hyphens as `%` and two digits.
+pub fn name_part(holder: &str) -> String {
     let mut text = String::with_capacity(holder.len());
     for byte in holder.bytes() {
         if byte.is_ascii_alphanumeric() || byte == b'-' {
@@ -101,13 +101,13 @@ fn decode(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{decode, encode};
+    use super::{decode, name_part};
 
     #[test]
     fn a_holder_survives_being_part_of_a_file_name() {
         for holder in ["a data path", "host-1, boot 93a1-0", "../../etc", "größe%41", "100%", ""]
         {
-            let name = encode(holder);
+            let name = name_part(holder);
             assert!(
                 name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-%".contains(&b)),
                 "{name}"

@@ -202,6 +202,7 @@ impl Tree {
         {
             let guard = self.lock(deadline)?;
             self.ready(&guard, &[])?;
+            self.release_kept(&guard)?;
             if only.is_none() {
                 match readers.map(|readers| self.collect_beside(&guard, readers)) {
                     None => report.collected = self.collect(&guard)?,

@@ -124,6 +124,7 @@ impl Tree {
             return Ok(Ended::Moot);
         }
         let before = self.allocated(node)? + self.allocated(into)?;
+        let _kept = self.keep(&guard, candidate)?;
         let child = self.open_image(&Self::image_at(node, Format::Vhd), Mode::Read)?;
         let parent = self.open_image(&Self::image_at(into, Format::Vhd), Mode::Write)?;
         let mut progress = self.begin_merge(candidate, &child, &parent)?;
@@ -163,6 +164,8 @@ impl Tree {
         });
         let child = self.open_image(&Self::image_at(node, Format::Vhd), Mode::Read)?;
         let kept = kept && self.modified(node, &child)? == progress.modified;
+        // A volume that is open is not removed.
+        drop(child);
         if !kept || !self.is_mergeable(candidate, readers)? {
             return Ok(Ended::Moot);
         }
@@ -425,8 +428,13 @@ impl Tree {
         // Disks that are open by who can be told, and all below them.
         let mut heard: HashMap<usize, String> = HashMap::new();
         let mut told = vec![false; scan.entries.len()];
+        // Base copies that are claimed by us are those of a merge of ours.
+        let me = self.store.merges_as();
+        let kept = |uuid, holder: &String| {
+            Some(holder) == me.as_ref() && scan.get(uuid).is_some_and(Entry::hidden)
+        };
         for (uuid, holder) in self.claimed()? {
-            if beside.is_own(uuid, &holder) {
+            if beside.is_own(uuid, &holder) || kept(uuid, &holder) {
                 continue;
             }
             if beside.hears(uuid, &holder) {

@@ -65,6 +65,7 @@ mod recover;
 mod resize;
 mod scan;
 mod space;
+mod targets;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -73,6 +74,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use apply::{Revert, Snapshot, Writer};
+pub use claim::name_part;
 pub use live::LiveMerge;
 pub use maintain::{Budget, Maintained, Merged, Pace, Planned, Skipped, Stopped, Watch};
 pub use node::{Change, Format, Health, Kind, Listing, Method, Node, Outcome};
@@ -110,6 +112,12 @@ impl Tree {
     /// no store.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self::on(Box::new(Directory::open(dir)?)))
+    }
+
+    /// As [`Tree::open`], for somebody who may be shut out: while there is a file `mark`, no lock is
+    /// given ([`Error::ShutOut`]).
+    pub fn open_unless(dir: &Path, mark: PathBuf) -> Result<Self> {
+        Ok(Self::on(Box::new(Directory::open_unless(dir, mark)?)))
     }
 
     /// Disks in any other kind of store.

@@ -92,13 +92,17 @@ impl Tree {
         if !scan.entries.iter().any(|entry| entry.hidden() && entry.named_by == 0) {
             return Ok(Vec::new());
         }
-        let mut told = HashSet::new();
+        let (mut over, mut told) = (HashSet::new(), HashSet::new());
         for (disk, holder) in self.claimed()? {
-            if readers.hears(disk, &holder) && told.insert(disk) {
+            if !readers.hears(disk, &holder) {
+                continue;
+            }
+            if over.insert(disk) {
                 readers.go_over(disk)?;
             }
+            told.insert((disk, holder));
         }
-        self.collect(guard)
+        self.collect_after(guard, &told)
     }
 
     /// The disks above a node that somebody has open who hears of changes.

@@ -101,6 +101,9 @@ impl Tree {
                 Ok(completed)
             }
             Action::Relink(_) | Action::Replace(_) => {
+                if let Action::Relink(relink) = &record.action {
+                    self.only_near(relink)?;
+                }
                 // Everything that a merge copies is durable before its record is.
                 self.complete_removal(record)?;
                 sm_step::step!("recover.removed_from_tree");
@@ -217,12 +220,28 @@ impl Tree {
     /// Only needed for what other tools left behind, and after damaged images were deleted: as
     /// long as there is one that does not even tell whom it needs, nothing is collected.
     pub fn collect(&self, guard: &Guard) -> Result<Vec<Uuid>> {
+        self.collect_after(guard, &HashSet::new())
+    }
+
+    /// As [`Tree::collect`]; `told` are claims of those who read nothing that is not in their chain.
+    pub(super) fn collect_after(
+        &self,
+        guard: &Guard,
+        told: &HashSet<(Uuid, String)>,
+    ) -> Result<Vec<Uuid>> {
         self.ready(guard, &[])?;
         let mut collected = Vec::new();
         loop {
             let scan = self.scan()?;
-            let mut unused = scan.entries.iter().filter(|e| e.hidden() && e.named_by == 0);
-            let Some(entry) = unused.next() else { break };
+            let unused = scan.entries.iter().filter(|e| e.hidden() && e.named_by == 0);
+            let mut found = None;
+            for entry in unused {
+                if !self.may_be_read(&scan, entry, told)? {
+                    found = Some(entry);
+                    break;
+                }
+            }
+            let Some(entry) = found else { break };
             let found = self.collect_in(&scan, entry.uuid, None)?;
             if found.is_empty() {
                 break;
@@ -254,6 +273,10 @@ impl Tree {
         let mut lost_child = usize::from(gone.is_some());
         while let Some(entry) = next.and_then(|index| scan.entries.get(index)) {
             if !entry.hidden() || entry.named_by > lost_child {
+                break;
+            }
+            if self.is_kept(entry.uuid)? {
+                // A later collection takes it.
                 break;
             }
             let name = image_name(entry.uuid, Format::Vhd);

@@ -229,8 +229,9 @@ impl Inside {
             self.sr.attach(&Op::new()).await?;
             let ours = began.elapsed();
             let commands = self.commands.take().await;
-            let mount = commands.first().and_then(|words| words.last()).cloned();
-            let place = mount.ok_or("no command was run for an attach")?;
+            // mount.nfs SOURCE TARGET -o OPTIONS
+            let place = commands.first().and_then(|words| words.get(2)).cloned();
+            let place = place.ok_or("no mount was run for an attach")?;
             // Once more bare, in the same place.
             self.sr.detach(&Op::new()).await?;
             self.commands.take().await;

@@ -27,6 +27,8 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MIB: u64 = 1 << 20;
 const IQN: &str = "iqn.2026-01.org.example.lab:bench";
+/// Rounds for an attach over iSCSI, at most: one takes seconds, and its time has no bar.
+const FEW: usize = 6;
 /// Most time for a part.
 const PART: Duration = Duration::from_secs(20 * 60);
 /// Of the bare commands' time to ours: we take at most a tenth more.
@@ -89,10 +91,11 @@ struct Bench {
 impl Bench {
     /// What this program says when it runs in a guest.
     fn ask(&self, guest: &Guest, part: &str, config: &[String]) -> Result<Value> {
+        let rounds = if part == "lvmoiscsi" { self.rounds.min(FEW) } else { self.rounds };
         let program = std::env::current_exe()?;
         let text = |path: &Path| path.display().to_string();
         let mut words = vec![text(&program), inside::WORD.into(), part.into()];
-        words.extend([text(&self.product), self.rounds.to_string()]);
+        words.extend([text(&self.product), rounds.to_string()]);
         words.extend(config.iter().cloned());
         let call = guest.command(words.iter().map(String::as_str)).deadline(PART);
         Ok(serde_json::from_str(&call.check()?)?)

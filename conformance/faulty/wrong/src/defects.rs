@@ -41,7 +41,23 @@ defects! {
         "revert-in-place": "a revert empties the disk before it copies the snapshot", by ["T03"];
         "depth-two": "a snapshot taken after another one gets the first one's data", by ["E02", "E13"];
     }
+    "attach" {
+        "lock-looked-at-first": "whether another host writes a disk is looked at, and noted a moment later", by ["G07", "M09"];
+        "lock-of-a-process": "the one who writes a disk is a process, so that its host is shut out when it has died", by ["G10", "K08", "N06"];
+        "anyone-unlocks": "the end of an attachment that never was ends the one of another host", by ["G08", "G05"];
+        "detach-unlocks": "the source of a migration, detached late, ends the attachment of its target", by ["G13"];
+        "handover-sticks": "a disk is given to the target of a migration as soon as its source lets go", by ["G14"];
+        "recovery-unlocks": "an attach of the SR takes every lock for one that a crash has left", by ["G10"];
+        "readers-lock": "a host that reads keeps others from reading", by ["G04"];
+        "copies-while-written": "a disk that another host writes is copied bit by bit", by ["G18"];
+        "attach-counts": "an attach whose answer was lost counts twice, and one detach is not enough", by ["K08", "N06"];
+        "detach-once": "the detach of what is not attached any more is an error", by ["K09", "G09", "N07"];
+        "attach-half": "a mark of an attach that was cut keeps the disk from being attached for ever", by ["N06"];
+        "detach-half": "of a deactivation that was cut a file stays for ever", by ["N07"];
+        "resize-swaps": "a growth puts a new image in the place of one that is being written", by ["F02"];
+    }
     "retry" {
+        "wishes-expire": "after half a day a wish is not known any more", by ["K15"];
         "snapshot-again": "a repeated snapshot is taken anew", by ["K05", "K01"];
         "clone-by-name": "a clone of another source under the same UUID is taken for done", by ["E25", "K13"];
         "revert-again": "a revert that comes late throws away what was written since", by ["T02"];
@@ -54,6 +70,15 @@ defects! {
     "restart" {
         "memory-names": "a rename is kept in memory only", by ["C17"];
         "memory-size": "a growth is kept in memory only", by ["F09", "F01"];
+    }
+    "recovery" {
+        "recovery-once": "a recovery that was killed is for ever taken for one that runs", by ["N10"];
+        "leftovers-of-a-host": "what a dead host has begun is left alone by all others", by ["G19"];
+        "maintained-in-place": "maintenance empties an image before it writes it anew", by ["N08"];
+        "record-trusted": "a record that is no JSON is a panic", by ["Q08"];
+    }
+    "concurrency" {
+        "hang-by-order": "a snapshot and a destroy take the same two locks in different orders", by ["M08"];
     }
     "leak" {
         "destroy-leaves-image": "a destroy leaves the image behind", by ["C14", "Q07", "C02", "H04", "D11"];
@@ -90,6 +115,7 @@ defects! {
     }
     "hygiene" {
         "secret-in-log": "a password is logged at login", by ["Q01"];
+        "shell-in-name": "a name is part of a shell's command", by ["Q04"];
         "secret-on-disk": "a password lies in the SR's record", by ["Q01"];
         "probe-makes": "a probe writes a file", by ["B05"];
     }

@@ -9,6 +9,7 @@
 
 mod defects;
 mod disk;
+mod holders;
 mod store;
 
 use std::time::Duration;
@@ -40,11 +41,12 @@ impl Driver for Faulty {
         name: "faulty",
         title: "Raw files, right or wrong as asked",
         operations: [sr_probe, sr_create, sr_attach, sr_detach, sr_destroy, sr_scan, sr_stat,
-            sr_recover, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot, vdi_clone,
+            sr_recover, sr_maintain, vdi_create, vdi_stat, vdi_update, vdi_resize, vdi_snapshot, vdi_clone,
             vdi_revert, vdi_destroy, vdi_attach, vdi_activate, vdi_deactivate, vdi_detach],
         features: &[
             Feature::new(feature::THIN),
             Feature::new(feature::RAW),
+            Feature::new(feature::LIVE_RESIZE),
             Feature::limit(feature::MAX_VDI_SIZE, 64 << 30, "chosen, so that it can be tried"),
         ],
         services: &["secret"],
@@ -55,7 +57,7 @@ impl Driver for Faulty {
         store::probe(&config.location, config.defect.as_deref() == Some("probe-makes"))
     }
 
-    async fn open(config: Config, sr: SrUuid, _: &Cx) -> Result<Self> {
+    async fn open(config: Config, sr: SrUuid, cx: &Cx) -> Result<Self> {
         let defect = config.defect.unwrap_or_default();
         if !defect.is_empty() && !DEFECTS.iter().any(|known| known.name == defect) {
             return Err(Error::config("the value of defect is no defect"));
@@ -64,7 +66,7 @@ impl Driver for Faulty {
         if defect == "secret-in-log" {
             plugin_sdk::tracing::info!("logging in as admin:{secret}");
         }
-        Ok(Self(Store::new(&config.location, sr, defect, secret)))
+        Ok(Self(Store::new(&config.location, sr, (defect, secret), cx.host())))
     }
 
     async fn sr_create(&self, cx: &Cx, request: SrCreate) -> Result<SrCreated> {
@@ -78,6 +80,22 @@ impl Driver for Faulty {
 
     async fn sr_recover(&self, _: &Cx, _: SrRecover) -> Result<SrRecovered> {
         self.0.recover()
+    }
+
+    async fn sr_maintain(&self, _: &Cx, _: SrMaintain) -> Result<SrMaintained> {
+        self.0.maintain()?;
+        Ok(SrMaintained {
+            changed: Changed::Already,
+            collected: vec![],
+            merged: vec![],
+            skipped: vec![],
+            planned: vec![],
+            remaining: 0,
+            bytes_copied: Bytes(0),
+            freed: Bytes(0),
+            finished: true,
+            stopped: None,
+        })
     }
 
     async fn sr_detach(&self, _: &Cx, _: SrDetach) -> Result<SrDone> {
@@ -107,6 +125,10 @@ impl Driver for Faulty {
         if self.0.is("hang-in-create") && request.sharable {
             std::future::pending::<()>().await;
         }
+        if self.0.is("shell-in-name") {
+            let mut command = std::process::Command::new("sh");
+            let _ = command.arg("-c").arg(format!("logger={}", request.name)).status();
+        }
         if self.0.is("abort-in-create") && request.virtual_size.0 > 1 << 62 {
             std::process::abort();
         }
@@ -126,6 +148,7 @@ impl Driver for Faulty {
     }
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
+        let _held = self.0.crosswise(0).await;
         self.0.snapshot(self.0.wish(cx), &request)
     }
 
@@ -138,6 +161,7 @@ impl Driver for Faulty {
     }
 
     async fn vdi_destroy(&self, _: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
+        let _held = self.0.crosswise(1).await;
         Ok(VdiDestroyed { changed: self.0.destroy(request.vdi)? })
     }
 
@@ -152,7 +176,7 @@ impl Driver for Faulty {
     }
 
     async fn vdi_activate(&self, _: &Cx, request: VdiActivate) -> Result<VdiDatapathDone> {
-        self.0.read(request.vdi)?;
+        self.0.activate(&request).await?;
         Ok(VdiDatapathDone::default())
     }
 
@@ -161,13 +185,14 @@ impl Driver for Faulty {
         Ok(VdiDatapathDone::default())
     }
 
-    async fn vdi_detach(&self, _: &Cx, _: VdiDetach) -> Result<VdiDatapathDone> {
+    async fn vdi_detach(&self, _: &Cx, request: VdiDetach) -> Result<VdiDatapathDone> {
+        self.0.detach(request.vdi)?;
         Ok(VdiDatapathDone::default())
     }
 }
 
 #[expect(clippy::panic, reason = "that is what is asked for")]
-fn broken() -> Error {
+pub(crate) fn broken() -> Error {
     panic!("a size that nobody thought of")
 }
 

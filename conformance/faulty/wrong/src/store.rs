@@ -2,6 +2,7 @@
 //! removed first. `sr.json` tells that it is an SR. Images that are not there yet are `*.new`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +21,10 @@ pub(crate) struct Store {
     pub(crate) folder: Utf8PathBuf,
     defect: String,
     secret: String,
+    /// The host that it is opened on.
+    pub(crate) host: String,
+    /// Taken by whoever copies or removes, in the order that the defect says.
+    pub(crate) locks: Arc<[plugin_sdk::tokio::sync::Mutex<()>; 2]>,
     /// What a driver should not have: state that a restart loses.
     pub(crate) memory: Arc<Mutex<Memory>>,
 }
@@ -29,13 +34,18 @@ pub(crate) struct Store {
 pub(crate) struct Memory {
     pub(crate) names: BTreeMap<VdiUuid, String>,
     pub(crate) sizes: BTreeMap<VdiUuid, Bytes>,
-    pub(crate) open: Vec<std::fs::File>,
+    pub(crate) open: Vec<File>,
 }
 
 impl Store {
-    pub(crate) fn new(location: &Utf8Path, sr: SrUuid, defect: String, secret: String) -> Self {
-        let folder = location.join(sr.to_string());
-        Self { folder, defect, secret, memory: Arc::default() }
+    pub(crate) fn new(
+        location: &Utf8Path,
+        sr: SrUuid,
+        (defect, secret): (String, String),
+        host: &HostId,
+    ) -> Self {
+        let (folder, host) = (location.join(sr.to_string()), host.0.clone());
+        Self { folder, defect, secret, host, locks: Arc::default(), memory: Arc::default() }
     }
 
     /// Whether the driver has this defect.
@@ -76,8 +86,15 @@ impl Store {
             leave_a_process();
         }
         let mut done = SrRecovered::default();
+        let busy = self.folder.join("recovering.use");
+        if self.is("recovery-once") && File::create_new(&busy).is_err() {
+            return Ok(done);
+        }
         for entry in self.folder.read_dir_utf8()? {
             let path = entry?.into_path();
+            if self.is("wishes-expire") && path.extension() == Some("json") {
+                self.forget_old_wishes(&path)?;
+            }
             let name = path.file_name().unwrap_or_default().to_owned();
             let lone = path.extension() == Some("raw") && !path.with_extension("json").exists();
             let kept =
@@ -87,13 +104,33 @@ impl Store {
                 && std::fs::read(path.with_extension("json"))
                     .is_ok_and(|text| serde_json::from_slice::<Record>(&text).is_err());
             let strange = self.is("tidy-recovery")
-                && !matches!(path.extension(), Some("raw" | "json" | "new"));
-            if path.extension() == Some("new") || lone && !kept || torn || strange {
+                && !matches!(path.extension(), Some("raw" | "json" | "new" | "use" | "writer"));
+            let unlocked = self.is("recovery-unlocks") && path.extension() == Some("writer");
+            let unfinished = path.extension() == Some("new")
+                && (!self.is("leftovers-of-a-host") || name.contains(&self.host));
+            if unfinished || lone && !kept || torn || strange || unlocked || self.is_idle(&name) {
                 files::remove(&path)?;
+                step!("recover.removed");
                 done.removed.push(format!("{name}, which was never finished"));
             }
         }
+        if self.is("recovery-once") {
+            files::remove(&busy)?;
+        }
         Ok(done)
+    }
+
+    /// Nothing is shared, so that nothing can be merged. The defect rewrites all the same.
+    pub(crate) fn maintain(&self) -> Result<()> {
+        self.must_be()?;
+        for vdi in self.list()?.into_iter().filter(|_| self.is("maintained-in-place")) {
+            let image = self.path(vdi, "raw");
+            let content = std::fs::read(&image)?;
+            File::create(&image)?;
+            step!("sr_maintain.emptied");
+            std::fs::write(&image, content)?;
+        }
+        Ok(())
     }
 
     fn must_be(&self) -> Result<()> {
@@ -112,7 +149,10 @@ impl Store {
         }
         for entry in self.folder.read_dir_utf8()? {
             let path = entry?.into_path();
-            let ours = matches!(path.extension(), Some("raw" | "json" | "new" | "pool"));
+            let ours = matches!(
+                path.extension(),
+                Some("raw" | "json" | "new" | "pool" | "use" | "writer")
+            );
             if ours && !(self.is("sr-destroy-leaves") && path.file_name() == Some("sr.json")) {
                 files::remove(&path)?;
             }

@@ -5,67 +5,38 @@
 use serde_json::Value;
 
 use super::failure::Failure;
+use crate::schema::Kind::{self, Bool, List, Of, OneOf, Plain, Text, Within};
+use crate::schema::{Field, Reading, STRICT, Wrong, may, must};
 
-/// What a member may hold.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    Bool,
-    /// A whole number from, to.
-    Int(i64, i64),
-    /// A text of so many characters at least, and at most, none of them a control character.
-    Text(usize, usize),
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// An id, or `name:` and a name.
-    Id,
-    /// The same, and null or an empty text to have none.
-    IdOrNone,
-    /// A list of ids or names.
-    Texts,
-    /// A list of objects.
-    List(&'static [Field]),
-    /// An object.
-    Object(&'static [Field]),
-}
-
-use Kind::{Bool, Id, IdOrNone, Int, List, Object, OneOf, Text, Texts};
-
-/// A member: its name, what it holds, whether it must be there.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Field(&'static str, Kind, bool);
-
-const fn must(name: &'static str, kind: Kind) -> Field {
-    Field(name, kind, true)
-}
-
-const fn may(name: &'static str, kind: Kind) -> Field {
-    Field(name, kind, false)
-}
-
-const NAME: Kind = Text(1, 128);
-const DESCRIPTION: Kind = Text(0, 128);
-const SIZE: Kind = Int(1_048_576, 281_474_976_710_656);
-const LUN: Kind = Int(0, 16383);
-const TIME: Kind = Text(1, 64);
+/// An id, or `name:` and a name.
+const ID: Kind = Plain(1, usize::MAX);
+/// The same, and null or an empty text to have none.
+const ID_OR_NONE: Kind = Plain(0, usize::MAX);
+const IDS: Kind = List(&Text);
+const NAME: Kind = Plain(1, 128);
+const DESCRIPTION: Kind = Plain(0, 128);
+const SIZE: Kind = Within(1_048_576, 281_474_976_710_656);
+const LUN: Kind = Within(0, 16383);
+const TIME: Kind = Plain(1, 64);
 const APP_TYPE: &str = "app_type";
 
 /// `volume_create`
 pub(super) const VOLUME_CREATE: &[Field] = &[
     must("name", NAME),
     must("size", SIZE),
-    may("host_id", Id),
-    may("host_group_id", Id),
+    may("host_id", ID),
+    may("host_group_id", ID),
     may("logical_unit_number", LUN),
     may("description", DESCRIPTION),
-    may("appliance_id", Id),
-    may("volume_group_id", Id),
+    may("appliance_id", ID),
+    may("volume_group_id", ID),
     may("min_size", SIZE),
-    may("sector_size", Int(512, 4096)),
-    may("protection_policy_id", Id),
-    may("performance_policy_id", Id),
-    may("qos_performance_policy_id", Id),
-    may(APP_TYPE, Text(0, 64)),
-    may("app_type_other", Text(0, 32)),
+    may("sector_size", Within(512, 4096)),
+    may("protection_policy_id", ID),
+    may("performance_policy_id", ID),
+    may("qos_performance_policy_id", ID),
+    may(APP_TYPE, Plain(0, 64)),
+    may("app_type_other", Plain(0, 32)),
 ];
 
 /// `volume_modify`
@@ -73,10 +44,10 @@ pub(super) const VOLUME_MODIFY: &[Field] = &[
     may("name", NAME),
     may("description", DESCRIPTION),
     may("size", SIZE),
-    may("expiration_timestamp", IdOrNone),
-    may("protection_policy_id", IdOrNone),
-    may("performance_policy_id", Id),
-    may("qos_performance_policy_id", IdOrNone),
+    may("expiration_timestamp", ID_OR_NONE),
+    may("protection_policy_id", ID_OR_NONE),
+    may("performance_policy_id", ID),
+    may("qos_performance_policy_id", ID_OR_NONE),
     may("is_replication_destination", Bool),
     may("force", Bool),
     may(
@@ -89,8 +60,8 @@ pub(super) const VOLUME_MODIFY: &[Field] = &[
             "Preferred_Node_B",
         ]),
     ),
-    may(APP_TYPE, Text(0, 64)),
-    may("app_type_other", Text(0, 32)),
+    may(APP_TYPE, Plain(0, 64)),
+    may("app_type_other", Plain(0, 32)),
     may("is_secure", Bool),
 ];
 
@@ -101,7 +72,7 @@ pub(super) const VOLUME_DELETE: &[Field] = &[may("immediate", Bool)];
 pub(super) const VOLUME_SNAPSHOT: &[Field] = &[
     may("name", NAME),
     may("description", DESCRIPTION),
-    may("performance_policy_id", Id),
+    may("performance_policy_id", ID),
     may("expiration_timestamp", TIME),
     may("creator_type", OneOf(&["User", "System", "Scheduler", "External"])),
     may("is_secure", Bool),
@@ -111,53 +82,53 @@ pub(super) const VOLUME_SNAPSHOT: &[Field] = &[
 pub(super) const VOLUME_CLONE: &[Field] = &[
     may("name", NAME),
     may("description", DESCRIPTION),
-    may("host_id", Id),
-    may("host_group_id", Id),
+    may("host_id", ID),
+    may("host_group_id", ID),
     may("logical_unit_number", LUN),
-    may("performance_policy_id", Id),
-    may("qos_performance_policy_id", Id),
-    may("protection_policy_id", Id),
+    may("performance_policy_id", ID),
+    may("qos_performance_policy_id", ID),
+    may("protection_policy_id", ID),
 ];
 
 /// `volume_restore`
 pub(super) const VOLUME_RESTORE: &[Field] = &[
-    must("from_snap_id", Id),
+    must("from_snap_id", ID),
     may("create_backup_snap", Bool),
-    may("backup_snap_profile", Object(VOLUME_SNAPSHOT)),
+    may("backup_snap_profile", Of(VOLUME_SNAPSHOT)),
 ];
 
 /// `volume_refresh`
 pub(super) const VOLUME_REFRESH: &[Field] = &[
-    must("from_object_id", Id),
+    must("from_object_id", ID),
     may("create_backup_snap", Bool),
-    may("backup_snap_profile", Object(VOLUME_SNAPSHOT)),
+    may("backup_snap_profile", Of(VOLUME_SNAPSHOT)),
 ];
 
 /// `volume_attach`
 pub(super) const VOLUME_ATTACH: &[Field] =
-    &[may("host_id", Id), may("host_group_id", Id), may("logical_unit_number", LUN)];
+    &[may("host_id", ID), may("host_group_id", ID), may("logical_unit_number", LUN)];
 
 /// `volume_detach`
 pub(super) const VOLUME_DETACH: &[Field] =
-    &[may("host_id", Id), may("host_group_id", Id), may("clear_host_agent_data", Bool)];
+    &[may("host_id", ID), may("host_group_id", ID), may("clear_host_agent_data", Bool)];
 
 /// `initiator_create_modify`
 const INITIATOR: &[Field] = &[
-    must("port_name", Text(1, 223)),
+    must("port_name", Plain(1, 223)),
     must("port_type", OneOf(&["iSCSI", "FC", "NVMe", "NVMe_vVol"])),
-    may("chap_single_username", Text(1, 64)),
-    may("chap_single_password", Text(12, 64)),
-    may("chap_mutual_username", Text(1, 64)),
-    may("chap_mutual_password", Text(12, 64)),
+    may("chap_single_username", Plain(1, 64)),
+    may("chap_single_password", Plain(12, 64)),
+    may("chap_mutual_username", Plain(1, 64)),
+    may("chap_mutual_password", Plain(12, 64)),
 ];
 
 /// `update_initiator_in_host`
 const INITIATOR_UPDATE: &[Field] = &[
-    may("port_name", Text(1, 223)),
-    may("chap_single_username", Text(1, 64)),
-    may("chap_single_password", Text(12, 64)),
-    may("chap_mutual_username", Text(1, 64)),
-    may("chap_mutual_password", Text(12, 64)),
+    may("port_name", Plain(1, 223)),
+    may("chap_single_username", Plain(1, 64)),
+    may("chap_single_password", Plain(12, 64)),
+    may("chap_mutual_username", Plain(1, 64)),
+    may("chap_mutual_password", Plain(12, 64)),
 ];
 
 const CONNECTIVITY: Kind =
@@ -166,27 +137,27 @@ const CONNECTIVITY: Kind =
 /// `host_create`
 pub(super) const HOST_CREATE: &[Field] = &[
     must("name", NAME),
-    may("description", Text(0, 256)),
+    may("description", Plain(0, 256)),
     must("os_type", OneOf(&["Windows", "Linux", "ESXi", "AIX", "HP-UX", "Solaris"])),
     may("host_connectivity", CONNECTIVITY),
-    must("initiators", List(INITIATOR)),
+    must("initiators", List(&Of(INITIATOR))),
 ];
 
 /// `host_modify`
 pub(super) const HOST_MODIFY: &[Field] = &[
     may("name", NAME),
-    may("description", Text(0, 256)),
+    may("description", Plain(0, 256)),
     may("host_connectivity", CONNECTIVITY),
-    may("remove_initiators", Texts),
-    may("add_initiators", List(INITIATOR)),
-    may("modify_initiators", List(INITIATOR_UPDATE)),
+    may("remove_initiators", IDS),
+    may("add_initiators", List(&Of(INITIATOR))),
+    may("modify_initiators", List(&Of(INITIATOR_UPDATE))),
 ];
 
 /// `host_attach`
-pub(super) const HOST_ATTACH: &[Field] = &[must("volume_id", Id), may("logical_unit_number", LUN)];
+pub(super) const HOST_ATTACH: &[Field] = &[must("volume_id", ID), may("logical_unit_number", LUN)];
 
 /// `host_detach`
-pub(super) const HOST_DETACH: &[Field] = &[must("volume_id", Id)];
+pub(super) const HOST_DETACH: &[Field] = &[must("volume_id", ID)];
 
 /// `host_delete`, `logout`, and what else has no members.
 pub(super) const NOTHING: &[Field] = &[];
@@ -194,21 +165,21 @@ pub(super) const NOTHING: &[Field] = &[];
 /// `volume_group_create`
 pub(super) const GROUP_CREATE: &[Field] = &[
     must("name", NAME),
-    may("description", Text(0, 256)),
-    may("volume_ids", Texts),
+    may("description", Plain(0, 256)),
+    may("volume_ids", IDS),
     may("is_write_order_consistent", Bool),
-    may("protection_policy_id", Id),
-    may("qos_performance_policy_id", Id),
+    may("protection_policy_id", ID),
+    may("qos_performance_policy_id", ID),
 ];
 
 /// `volume_group_modify`
 pub(super) const GROUP_MODIFY: &[Field] = &[
     may("name", NAME),
-    may("description", Text(0, 256)),
+    may("description", Plain(0, 256)),
     may("is_write_order_consistent", Bool),
-    may("protection_policy_id", IdOrNone),
-    may("qos_performance_policy_id", IdOrNone),
-    may("expiration_timestamp", IdOrNone),
+    may("protection_policy_id", ID_OR_NONE),
+    may("qos_performance_policy_id", ID_OR_NONE),
+    may("expiration_timestamp", ID_OR_NONE),
     may("is_secure", Bool),
     may("is_replication_destination", Bool),
     may("force", Bool),
@@ -218,12 +189,12 @@ pub(super) const GROUP_MODIFY: &[Field] = &[
 pub(super) const GROUP_DELETE: &[Field] = &[may("delete_members", Bool), may("immediate", Bool)];
 
 /// `volume_group_add_members` and `volume_group_remove_members`
-pub(super) const GROUP_MEMBERS: &[Field] = &[must("volume_ids", Texts)];
+pub(super) const GROUP_MEMBERS: &[Field] = &[must("volume_ids", IDS)];
 
 /// `volume_group_snapshot`
 pub(super) const GROUP_SNAPSHOT: &[Field] = &[
     must("name", NAME),
-    may("description", Text(0, 256)),
+    may("description", Plain(0, 256)),
     may("expiration_timestamp", TIME),
     may("is_secure", Bool),
 ];
@@ -231,27 +202,27 @@ pub(super) const GROUP_SNAPSHOT: &[Field] = &[
 /// `volume_group_clone`
 pub(super) const GROUP_CLONE: &[Field] = &[
     must("name", NAME),
-    may("description", Text(0, 256)),
-    may("protection_policy_id", Id),
-    may("qos_performance_policy_id", IdOrNone),
+    may("description", Plain(0, 256)),
+    may("protection_policy_id", ID),
+    may("qos_performance_policy_id", ID_OR_NONE),
     may("is_replication_destination", Bool),
 ];
 
 /// `policy_create`
 pub(super) const POLICY_CREATE: &[Field] = &[
     must("name", NAME),
-    may("description", Text(0, 256)),
-    may("snapshot_rule_ids", Texts),
-    may("replication_rule_ids", Texts),
-    may("io_limit_rule_id", Id),
+    may("description", Plain(0, 256)),
+    may("snapshot_rule_ids", IDS),
+    may("replication_rule_ids", IDS),
+    may("io_limit_rule_id", ID),
 ];
 
 /// `policy_modify`, what of it a QoS policy has.
 pub(super) const POLICY_MODIFY: &[Field] =
-    &[may("name", NAME), may("description", Text(0, 256)), may("io_limit_rule_id", Id)];
+    &[may("name", NAME), may("description", Plain(0, 256)), may("io_limit_rule_id", ID)];
 
-const IOPS: Kind = Int(1, 2_147_483_646);
-const KILOBYTES: Kind = Int(2000, 2_147_483_646);
+const IOPS: Kind = Within(1, 2_147_483_646);
+const KILOBYTES: Kind = Within(2000, 2_147_483_646);
 
 /// `io_limit_rule_create`
 pub(super) const RULE_CREATE: &[Field] = &[
@@ -259,7 +230,7 @@ pub(super) const RULE_CREATE: &[Field] = &[
     must("type", OneOf(&["Absolute", "Density"])),
     may("max_iops", IOPS),
     may("max_bw", KILOBYTES),
-    may("burst_percentage", Int(0, 100)),
+    may("burst_percentage", Within(0, 100)),
 ];
 
 /// `io_limit_rule_modify`
@@ -268,7 +239,7 @@ pub(super) const RULE_MODIFY: &[Field] = &[
     may("type", OneOf(&["Absolute", "Density"])),
     may("max_iops", IOPS),
     may("max_bw", KILOBYTES),
-    may("burst_percentage", Int(0, 100)),
+    may("burst_percentage", Within(0, 100)),
 ];
 
 /// `metrics_generate`
@@ -281,63 +252,27 @@ pub(super) const METRICS: &[Field] = &[
             "space_metrics_by_volume",
         ]),
     ),
-    must("entity_id", Text(1, 128)),
+    must("entity_id", Plain(1, 128)),
     may(
         "interval",
         OneOf(&["Best_Available", "Five_Sec", "Twenty_Sec", "Five_Mins", "One_Hour", "One_Day"]),
     ),
 ];
 
+/// Deployed clients (Cinder) name what they do not want, with null.
+const READING: Reading = Reading { null_is_none: true, ..STRICT };
+
 /// Checks a body.
 pub(super) fn check(fields: &'static [Field], body: &Value) -> Result<(), Failure> {
-    members("body", fields, body)
-}
-
-fn members(at: &str, fields: &'static [Field], object: &Value) -> Result<(), Failure> {
-    let Some(object) = object.as_object() else {
-        return Err(Failure::invalid(format!("{at} must be an object")).about(at));
+    let faults = READING.faults(Of(fields), body);
+    let Some(fault) = faults.first() else { return Ok(()) };
+    let name = fault.name();
+    let text = match fault.wrong {
+        Wrong::Unknown => format!("The property {name} is not allowed"),
+        Wrong::Missing => format!("The property {name} is required"),
+        Wrong::Not(List(_)) => format!("{name} must be a list"),
+        Wrong::Not(Of(_)) => format!("{name} must be an object"),
+        Wrong::Not(_) => format!("The value of {name} is not valid: {}", fault.value),
     };
-    let known = |name: &String| fields.iter().any(|field| field.0 == *name);
-    if let Some(name) = object.keys().find(|name| !known(name)) {
-        let text = format!("The property {name} is not allowed in {at}");
-        return Err(Failure::invalid(text).about(name));
-    }
-    for Field(name, kind, must) in fields {
-        match object.get(*name) {
-            None if *must => {
-                let text = format!("The property {name} is required in {at}");
-                return Err(Failure::invalid(text).about(name));
-            }
-            None => {}
-            // Deployed clients (Cinder) name what they do not want, with null.
-            Some(Value::Null) if !must => {}
-            Some(value) => one(name, *kind, value)?,
-        }
-    }
-    Ok(())
-}
-
-fn one(name: &str, kind: Kind, value: &Value) -> Result<(), Failure> {
-    let length = value.as_str().map(|text| text.chars().count());
-    let plain = value.as_str().is_none_or(|text| !text.chars().any(char::is_control));
-    let fits = match kind {
-        Bool => value.is_boolean(),
-        Int(least, most) => value.as_i64().is_some_and(|n| (least..=most).contains(&n)),
-        Text(least, most) => plain && length.is_some_and(|n| (least..=most).contains(&n)),
-        OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
-        Id => plain && length.is_some_and(|n| n > 0),
-        IdOrNone => plain && length.is_some(),
-        Texts => value.as_array().is_some_and(|all| all.iter().all(Value::is_string)),
-        List(fields) => {
-            let Some(all) = value.as_array() else {
-                return Err(Failure::invalid(format!("{name} must be a list")).about(name));
-            };
-            return all.iter().try_for_each(|item| members(name, fields, item));
-        }
-        Object(fields) => return members(name, fields, value),
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(Failure::invalid(format!("The value of {name} is not valid: {value}")).about(name))
+    Err(Failure::invalid(text).about(name))
 }

@@ -4,6 +4,8 @@
 use serde_json::Value;
 
 use super::failure::Refused;
+use crate::schema::Kind::{self, Bool, Chars, Either, List, Of, OneOf, Text, Within};
+use crate::schema::{Field, STRICT, Wrong, may};
 
 /// What a parameter of the query is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,23 +18,6 @@ pub(super) enum Query {
     /// The same, and it must be there.
     Must,
 }
-
-/// What a member of a body is.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    Bool,
-    Int(i64, i64),
-    /// The same, or an empty text, which takes the limit away.
-    IntOrEmpty(i64, i64),
-    Text(usize),
-    Texts,
-    OneOf(&'static [&'static str]),
-    Object(&'static [Field]),
-}
-
-/// A member, and since which version.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Field(pub(super) &'static str, pub(super) Kind);
 
 /// The body of a request.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +47,6 @@ pub(super) struct Endpoint {
     pub(super) token: u32,
 }
 
-use Kind::{Bool, Int, IntOrEmpty, Object, OneOf, Text, Texts};
-
 const fn list(name: &'static str) -> Parameter {
     Parameter(name, Query::List, 0)
 }
@@ -77,81 +60,84 @@ const fn since(version: u32, parameter: Parameter) -> Parameter {
     Parameter(parameter.0, parameter.1, version)
 }
 
-const REFERENCE: &[Field] = &[Field("id", Text(0)), Field("name", Text(0))];
+const TEXTS: Kind = List(&Text);
+/// It takes a limit away.
+const EMPTY: Kind = OneOf(&[""]);
+const REFERENCE: &[Field] = &[may("id", Text), may("name", Text)];
 const QOS: &[Field] = &[
-    Field("bandwidth_limit", Int(1 << 20, 512 << 30)),
-    Field("iops_limit", Int(100, 100_000_000)),
+    may("bandwidth_limit", Within(1 << 20, 512 << 30)),
+    may("iops_limit", Within(100, 100_000_000)),
 ];
 const QOS_PATCH: &[Field] = &[
-    Field("bandwidth_limit", IntOrEmpty(1 << 20, 512 << 30)),
-    Field("iops_limit", IntOrEmpty(100, 100_000_000)),
+    may("bandwidth_limit", Either(&Within(1 << 20, 512 << 30), &EMPTY)),
+    may("iops_limit", Either(&Within(100, 100_000_000), &EMPTY)),
 ];
 const PRIORITY: &[Field] = &[
-    Field("priority_adjustment_operator", Text(0)),
-    Field("priority_adjustment_value", Int(i32::MIN as i64, i32::MAX as i64)),
+    may("priority_adjustment_operator", Text),
+    may("priority_adjustment_value", Within(i32::MIN as i64, i32::MAX as i64)),
 ];
-const SIZE: Kind = Int(0, 4_503_599_627_370_496);
+const SIZE: Kind = Within(0, 4_503_599_627_370_496);
 const VOLUME_POST: &[Field] = &[
-    Field("destroyed", Bool),
-    Field("priority_adjustment", Object(PRIORITY)),
-    Field("provisioned", SIZE),
-    Field("qos", Object(QOS)),
-    Field("source", Object(REFERENCE)),
-    Field("subtype", OneOf(&["regular", "protocol_endpoint"])),
+    may("destroyed", Bool),
+    may("priority_adjustment", Of(PRIORITY)),
+    may("provisioned", SIZE),
+    may("qos", Of(QOS)),
+    may("source", Of(REFERENCE)),
+    may("subtype", OneOf(&["regular", "protocol_endpoint"])),
 ];
 const VOLUME_PATCH: &[Field] = &[
-    Field("destroyed", Bool),
-    Field("name", Text(0)),
-    Field("pod", Object(REFERENCE)),
-    Field("priority_adjustment", Object(PRIORITY)),
-    Field("provisioned", SIZE),
-    Field("qos", Object(QOS_PATCH)),
-    Field("requested_promotion_state", OneOf(&["promoted", "demoted"])),
-    Field("volume_group", Object(REFERENCE)),
+    may("destroyed", Bool),
+    may("name", Text),
+    may("pod", Of(REFERENCE)),
+    may("priority_adjustment", Of(PRIORITY)),
+    may("provisioned", SIZE),
+    may("qos", Of(QOS_PATCH)),
+    may("requested_promotion_state", OneOf(&["promoted", "demoted"])),
+    may("volume_group", Of(REFERENCE)),
 ];
-const SNAPSHOT_POST: &[Field] = &[Field("destroyed", Bool), Field("suffix", Text(63))];
-const DESTROY: &[Field] = &[Field("destroyed", Bool), Field("name", Text(0))];
+const SNAPSHOT_POST: &[Field] = &[may("destroyed", Bool), may("suffix", Chars(0, 63))];
+const DESTROY: &[Field] = &[may("destroyed", Bool), may("name", Text)];
 const CHAP: &[Field] = &[
-    Field("host_password", Text(255)),
-    Field("host_user", Text(0)),
-    Field("target_password", Text(255)),
-    Field("target_user", Text(0)),
+    may("host_password", Chars(0, 255)),
+    may("host_user", Text),
+    may("target_password", Chars(0, 255)),
+    may("target_user", Text),
 ];
 const PERSONALITY: Kind =
     OneOf(&["aix", "esxi", "hitachi-vsp", "hpux", "oracle-vm-server", "solaris", "vms"]);
 const HOST_POST: &[Field] = &[
-    Field("chap", Object(CHAP)),
-    Field("iqns", Texts),
-    Field("nqns", Texts),
-    Field("personality", PERSONALITY),
-    Field("vlan", Text(0)),
-    Field("wwns", Texts),
+    may("chap", Of(CHAP)),
+    may("iqns", TEXTS),
+    may("nqns", TEXTS),
+    may("personality", PERSONALITY),
+    may("vlan", Text),
+    may("wwns", TEXTS),
 ];
 const HOST_PATCH: &[Field] = &[
-    Field("name", Text(0)),
-    Field("add_iqns", Texts),
-    Field("add_nqns", Texts),
-    Field("add_wwns", Texts),
-    Field("chap", Object(CHAP)),
-    Field("host_group", Object(REFERENCE)),
-    Field("iqns", Texts),
-    Field("nqns", Texts),
-    Field("personality", PERSONALITY),
-    Field("remove_iqns", Texts),
-    Field("remove_nqns", Texts),
-    Field("remove_wwns", Texts),
-    Field("vlan", Text(0)),
-    Field("wwns", Texts),
+    may("name", Text),
+    may("add_iqns", TEXTS),
+    may("add_nqns", TEXTS),
+    may("add_wwns", TEXTS),
+    may("chap", Of(CHAP)),
+    may("host_group", Of(REFERENCE)),
+    may("iqns", TEXTS),
+    may("nqns", TEXTS),
+    may("personality", PERSONALITY),
+    may("remove_iqns", TEXTS),
+    may("remove_nqns", TEXTS),
+    may("remove_wwns", TEXTS),
+    may("vlan", Text),
+    may("wwns", TEXTS),
 ];
 const CONNECTION: &[Field] =
-    &[Field("lun", Int(1, 4095)), Field("protocol_endpoint", Object(REFERENCE))];
-const GROUP_SNAPSHOT: &[Field] = &[Field("name", Text(0)), Field("suffix", Text(63))];
+    &[may("lun", Within(1, 4095)), may("protocol_endpoint", Of(REFERENCE))];
+const GROUP_SNAPSHOT: &[Field] = &[may("name", Text), may("suffix", Chars(0, 63))];
 /// A tag: keys of 64 characters, values of 256.
 const TAG: &[Field] = &[
-    Field("copyable", Bool),
-    Field("key", Text(64)),
-    Field("namespace", Text(0)),
-    Field("value", Text(256)),
+    may("copyable", Bool),
+    may("key", Chars(0, 64)),
+    may("namespace", Text),
+    may("value", Chars(0, 256)),
 ];
 
 const PAGES: &[Parameter] = &[
@@ -407,29 +393,15 @@ impl Endpoint {
 }
 
 fn members(fields: &'static [Field], object: &Value, at: &str) -> Result<(), Refused> {
-    let object = object.as_object().ok_or_else(|| Refused::of("An object is expected.", at))?;
-    for (name, value) in object {
-        let Some(Field(_, kind)) = fields.iter().find(|field| field.0 == name) else {
-            return Err(Refused::of("Unrecognized or read-only field.", name));
-        };
-        let sound = match kind {
-            Bool => value.is_boolean(),
-            Int(least, most) => value.as_i64().is_some_and(|n| (*least..=*most).contains(&n)),
-            IntOrEmpty(least, most) => {
-                value == "" || value.as_i64().is_some_and(|n| (*least..=*most).contains(&n))
-            }
-            Text(0) => value.is_string(),
-            Text(most) => value.as_str().is_some_and(|text| text.chars().count() <= *most),
-            Texts => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
-            OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
-            Object(fields) => {
-                members(fields, value, name)?;
-                true
-            }
-        };
-        if !sound {
-            return Err(Refused::of("Invalid value of a field.", name));
-        }
-    }
-    Ok(())
+    let faults = STRICT.faults(Of(fields), object);
+    let Some(fault) = faults.first() else { return Ok(()) };
+    let name = if fault.path.is_empty() { at } else { fault.name() };
+    Err(Refused::of(
+        match fault.wrong {
+            Wrong::Unknown => "Unrecognized or read-only field.",
+            Wrong::Not(Of(_)) => "An object is expected.",
+            _ => "Invalid value of a field.",
+        },
+        name,
+    ))
 }

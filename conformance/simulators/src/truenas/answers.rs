@@ -6,50 +6,11 @@
 use serde_json::Value;
 
 use super::failure::Failure;
-
-/// What a value may be.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Any,
-    Null,
-    Bool,
-    /// What is done can only be true.
-    True,
-    Int,
-    Float,
-    Text,
-    /// Of at most so many characters, at least one.
-    Short(usize),
-    OneOf(&'static [&'static str]),
-    IntOf(&'static [i64]),
-    /// The document calls it a text; what the array's messages have is `{"$date": milliseconds}`.
-    Time,
-    /// An object that the document leaves open.
-    Open,
-    /// An object with these members and no others.
-    Of(&'static [Field]),
-    /// Objects of this kind under any names.
-    Names(&'static Kind),
-    List(&'static Kind),
-    Either(&'static Kind, &'static Kind),
-}
-
-/// A member: its name, what it may be, whether it must be there.
-#[derive(Clone, Copy, Debug)]
-struct Field(&'static str, Kind, bool);
-
-const fn must(name: &'static str, kind: Kind) -> Field {
-    Field(name, kind, true)
-}
-
-const fn may(name: &'static str, kind: Kind) -> Field {
-    Field(name, kind, false)
-}
-
-use Kind::{
-    Any, Bool, Either, Float, Int, IntOf, List, Names, Null, Of, OneOf, Open, Short, Text, Time,
-    True,
+use crate::schema::Kind::{
+    self, Any, Bool, Bytes, Either, Float, Int, IntOf, List, Names, Null, Of, OneOf, Open, Text,
+    Time, True,
 };
+use crate::schema::{Fault, Field, Reading, STRICT, Wrong, may, must};
 
 const TEXT_OR_NONE: Kind = Either(&Text, &Null);
 const INT_OR_NONE: Kind = Either(&Int, &Null);
@@ -192,7 +153,7 @@ const TARGET: &[Field] = &[
 ];
 const EXTENT: &[Field] = &[
     must("id", Int),
-    must("name", Short(64)),
+    must("name", Bytes(1, 64)),
     may("type", OneOf(&["DISK", "FILE"])),
     may("disk", TEXT_OR_NONE),
     may("serial", TEXT_OR_NONE),
@@ -202,7 +163,7 @@ const EXTENT: &[Field] = &[
     may("pblocksize", Bool),
     may("avail_threshold", INT_OR_NONE),
     may("comment", Text),
-    must("naa", Short(34)),
+    must("naa", Bytes(1, 34)),
     may("insecure_tpc", Bool),
     may("xen", Bool),
     may("rpm", OneOf(&["UNKNOWN", "SSD", "5400", "7200", "10000", "15000"])),
@@ -392,13 +353,14 @@ pub(super) fn check(method: &str, answer: &Value) -> Result<(), Failure> {
     // From 25.10 on those of snapshots are under `pool`.
     let of_snapshot =
         method.strip_prefix("pool.snapshot.").map(|verb| format!("zfs.snapshot.{verb}"));
+    let part = Reading { whole: false, ..STRICT };
     let wrong = match form(of_snapshot.as_deref().unwrap_or(method)) {
         None => Some("its form is in no table".to_owned()),
-        Some(Form::One(kind)) => differs(kind, answer, true, ""),
+        Some(Form::One(kind)) => differs(STRICT, kind, answer),
         Some(Form::Found(kind)) => match answer {
-            Value::Array(all) => all.iter().find_map(|one| differs(kind, one, false, "")),
-            Value::Object(_) => differs(kind, answer, false, ""),
-            _ => differs(Int, answer, true, ""),
+            Value::Array(all) => all.iter().find_map(|one| differs(part, kind, one)),
+            Value::Object(_) => differs(part, kind, answer),
+            _ => differs(STRICT, Int, answer),
         },
     };
     match wrong {
@@ -407,62 +369,13 @@ pub(super) fn check(method: &str, answer: &Value) -> Result<(), Failure> {
     }
 }
 
-/// Where and how a value is not of a kind. `all` is whether what must be there must be there.
-fn differs(kind: Kind, value: &Value, all: bool, at: &str) -> Option<String> {
-    let fits = match kind {
-        Any => true,
-        Null => value.is_null(),
-        Bool => value.is_boolean(),
-        True => *value == Value::Bool(true),
-        Int => value.as_i64().is_some() || value.as_u64().is_some(),
-        Float => value.is_number(),
-        Text => value.is_string(),
-        Short(most) => value.as_str().is_some_and(|text| (1..=most).contains(&text.len())),
-        OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
-        IntOf(numbers) => value.as_i64().is_some_and(|number| numbers.contains(&number)),
-        Time => {
-            let date = value.as_object().filter(|object| object.len() == 1);
-            value.is_string() || date.is_some_and(|date| date.get("$date").is_some())
-        }
-        Open => value.is_object(),
-        Either(one, other) => {
-            let first = differs(*one, value, all, at);
-            return first.and_then(|first| differs(*other, value, all, at).map(|_| first));
-        }
-        List(kind) => {
-            let Some(list) = value.as_array() else {
-                return Some(format!("{at} is {value}, not a list"));
-            };
-            let mut items = list.iter().enumerate();
-            return items.find_map(|(n, item)| differs(*kind, item, all, &format!("{at}[{n}]")));
-        }
-        Names(kind) => {
-            let Some(object) = value.as_object() else {
-                return Some(format!("{at} is {value}, not an object"));
-            };
-            let mut members = object.iter();
-            return members.find_map(|(key, one)| differs(*kind, one, all, &join(at, key)));
-        }
-        Of(fields) => return members(fields, value, all, at),
-    };
-    (!fits).then(|| format!("{at} is {value}, not {kind:?}"))
-}
-
-fn join(at: &str, key: &str) -> String {
-    if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") }
-}
-
-fn members(fields: &[Field], value: &Value, all: bool, at: &str) -> Option<String> {
-    let Some(object) = value.as_object() else {
-        return Some(format!("{at} is {value}, not an object"));
-    };
-    if let Some(Field(name, ..)) =
-        fields.iter().find(|Field(name, _, must)| all && *must && !object.contains_key(*name))
-    {
-        return Some(format!("{} is missing", join(at, name)));
-    }
-    object.iter().find_map(|(key, one)| match fields.iter().find(|Field(name, ..)| name == key) {
-        None => Some(format!("{} is not in the document", join(at, key))),
-        Some(Field(_, kind, _)) => differs(*kind, one, all, &join(at, key)),
+/// Where and how a value is not of a kind.
+fn differs(reading: Reading, kind: Kind, value: &Value) -> Option<String> {
+    let faults = reading.faults(kind, value);
+    let Fault { path, wrong, value } = faults.first()?;
+    Some(match wrong {
+        Wrong::Unknown => format!("{path} is not in the document"),
+        Wrong::Missing => format!("{path} is missing"),
+        Wrong::Not(kind) => format!("{path} is {value}, not {kind:?}"),
     })
 }

@@ -9,8 +9,9 @@ use super::objects::{
     Auth, Extent, Global, Initiator, Portal, Row, Service, Target, TargetExtent, key,
 };
 use super::query::Query;
-use super::schema::{self, AUTH, EXTENT, Field, GLOBAL, INITIATOR, PORTAL, TARGET, TARGET_EXTENT};
+use super::schema::{self, AUTH, EXTENT, GLOBAL, INITIATOR, PORTAL, TARGET, TARGET_EXTENT};
 use crate::core::{Array, Change, Export, Identity, Snapshot, View, Volume, Who, hex};
+use crate::schema::Field;
 
 /// The highest LUN number.
 const LUNS: i64 = 16382;

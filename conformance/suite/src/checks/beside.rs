@@ -119,10 +119,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-type Started<T> = (Vec<tokio::task::JoinHandle<Result<T, Error>>>, Arc<AtomicUsize>);
+pub(super) type Started<T> = (Vec<tokio::task::JoinHandle<Result<T, Error>>>, Arc<AtomicUsize>);
 
 /// Starts calls, all before the first is waited for.
-fn start<R: Request + Sync>(world: &mut World<'_>, requests: Vec<R>) -> Verdict<Started<R::Reply>> {
+pub(super) fn start<R: Request + Sync>(
+    world: &mut World<'_>,
+    requests: Vec<R>,
+) -> Verdict<Started<R::Reply>> {
     let port: Arc<ProcessPort> = world.port()?;
     let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = Vec::new();

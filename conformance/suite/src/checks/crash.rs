@@ -145,7 +145,7 @@ fn everywhere(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) ->
 }
 
 /// Something at each step, with a repetition and without.
-fn each(steps: &[String], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict {
+pub(super) fn each(steps: &[String], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict {
     for step in steps {
         for again in [true, false] {
             cut(step, again).map_err(|stop| match stop {
@@ -158,7 +158,7 @@ fn each(steps: &[String], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict
 }
 
 /// The steps that a call passes.
-fn passed(
+pub(super) fn passed(
     world: &mut World<'_>,
     call: impl FnOnce(&mut World<'_>) -> Result<(), Error>,
 ) -> Verdict<Vec<String>> {
@@ -180,7 +180,7 @@ fn passed(
 
 /// A call whose process dies at a step, and the attach after it. It may have got through, if its
 /// threads took another turn this time.
-fn killed(
+pub(super) fn killed(
     world: &mut World<'_>,
     step: &str,
     call: impl FnOnce(&mut World<'_>) -> Result<(), Error>,
@@ -281,6 +281,6 @@ fn cut(
 }
 
 /// The variable that names a file for the steps that are passed.
-const fn sm_step_log() -> &'static str {
+pub(super) const fn sm_step_log() -> &'static str {
     "SM_STEP_LOG"
 }

@@ -114,7 +114,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-fn backend(world: &World<'_>) -> Verdict<PathBuf> {
+pub(super) fn backend(world: &World<'_>) -> Verdict<PathBuf> {
     let backend = &world.bench.config.backend;
     let none = if backend.simulator.is_some() || backend.volume_groups {
         Stop::NotApplicable(
@@ -129,7 +129,7 @@ fn backend(world: &World<'_>) -> Verdict<PathBuf> {
 }
 
 /// All that a driver does to bring an SR in order; the listing, unless the SR was refused.
-fn tidied(
+pub(super) fn tidied(
     world: &mut World<'_>,
 ) -> Verdict<Option<BTreeMap<sm_model::VdiUuid, sm_model::vdi::VdiInfo>>> {
     world.reopen()?;

@@ -8,9 +8,13 @@ mod damage;
 mod data;
 mod disks;
 mod errors;
+mod faults;
+mod hosts;
 mod loads;
+mod recover;
 mod repository;
 mod resize;
+mod rough;
 pub(crate) mod sequences;
 mod snapshots;
 mod space;
@@ -91,7 +95,7 @@ pub(crate) const TREES: Needs = SNAPSHOTS.and(&["vdi_clone"]);
 
 /// All that are built, in the order in which they run.
 pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
-    let groups: [&'static [Check]; 15] = [
+    let groups: [&'static [Check]; 19] = [
         data::CHECKS,
         snapshots::CHECKS,
         trees::CHECKS,
@@ -107,6 +111,10 @@ pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
         sequences::CHECKS,
         crash::CHECKS,
         damage::CHECKS,
+        hosts::CHECKS,
+        recover::CHECKS,
+        rough::CHECKS,
+        faults::CHECKS,
     ];
     groups.into_iter().flatten().collect()
 });

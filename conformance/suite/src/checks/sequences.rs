@@ -119,6 +119,8 @@ struct Node {
     size: u64,
     name: String,
     snapshot_of: Option<VdiUuid>,
+    /// Of a clone: the disk that it was made of, itself or by a snapshot. Is that gone, the one before.
+    came_of: Option<VdiUuid>,
 }
 
 /// One sequence, in an SR of its own.
@@ -169,16 +171,19 @@ fn follow(world: &mut World<'_>, steps: &[Step]) -> Verdict {
             Step::Clone { disk } if world.can("vdi_clone") => {
                 let Some(source) = known(*disk).and_then(|at| nodes.get(at)) else { continue };
                 let vdi = world.clone(source.uuid)?;
-                let content = source.content.clone();
-                nodes.push(node(&vdi, content));
+                let (content, of) = (source.content.clone(), source.snapshot_of);
+                let came_of = of.or(Some(source.uuid));
+                nodes.push(Node { came_of, ..node(&vdi, content) });
             }
             Step::Revert { disk } if world.can("vdi_revert") => {
                 let Some(snapshot) = known(*disk).and_then(|at| nodes.get(at)) else { continue };
                 let (from, content, size) =
                     (snapshot.uuid, snapshot.content.clone(), snapshot.size);
                 let Some(of) = snapshot.snapshot_of else { continue };
-                let newest = nodes.iter().rev().find(|node| node.snapshot_of == Some(of));
-                let newest = newest.is_some_and(|node| node.uuid == from);
+                let since = nodes.iter().rev().take_while(|node| node.uuid != from);
+                let since =
+                    since.filter(|node| [node.snapshot_of, node.came_of].contains(&Some(of)));
+                let newest = since.count() == 0;
                 let Some(node) = nodes.iter_mut().find(|node| node.uuid == of) else { continue };
                 match world.call(VdiRevert { vdi: of, snapshot: from }) {
                     // Then nothing has changed (DRV-SNAP-13).
@@ -211,7 +216,11 @@ fn follow(world: &mut World<'_>, steps: &[Step]) -> Verdict {
             }
             Step::Destroy { disk } => {
                 let Some(at) = known(*disk) else { continue };
-                world.destroy(nodes.remove(at).uuid)?;
+                let gone = nodes.remove(at);
+                world.destroy(gone.uuid)?;
+                for node in nodes.iter_mut().filter(|node| node.came_of == Some(gone.uuid)) {
+                    node.came_of = gone.came_of;
+                }
             }
             Step::Maintain if world.can("sr_maintain") => {
                 world.call(sm_model::sr::SrMaintain::default())?;
@@ -247,6 +256,7 @@ fn node(vdi: &sm_model::vdi::VdiInfo, content: Content) -> Node {
         size: vdi.virtual_size.0,
         name: vdi.name.clone(),
         snapshot_of: vdi.snapshot_of,
+        came_of: None,
     }
 }
 

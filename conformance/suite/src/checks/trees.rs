@@ -193,7 +193,7 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Disks with a past: snapshots that came and went, with attaches between.
-fn history(world: &mut World<'_>) -> Verdict<Vec<(VdiUuid, Content)>> {
+pub(super) fn history(world: &mut World<'_>) -> Verdict<Vec<(VdiUuid, Content)>> {
     let (vdi, mut content) = world.filled("disk")?;
     let mut gone = Vec::new();
     for generation in 2..6 {

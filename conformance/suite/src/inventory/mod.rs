@@ -111,18 +111,31 @@ const PASSING: [&str; 5] = ["pool", "settings", "counter", "job", "hold"];
 impl Simulator {
     /// By HTTP/1.0, where the body is what comes until the end of the connection: so this needs no
     /// client.
-    fn ask(&self) -> Result<Value, String> {
+    pub(crate) fn admin(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
         let fail = |error: std::io::Error| format!("the simulator at {}: {error}", self.0);
         let odd = || format!("{} does not answer as a simulator does", self.0);
         let address = self.0.to_socket_addrs().map_err(fail)?.next().ok_or_else(odd)?;
         let mut stream = TcpStream::connect_timeout(&address, ANSWER).map_err(fail)?;
         stream.set_read_timeout(Some(ANSWER)).map_err(fail)?;
-        stream.write_all(b"GET /inventory HTTP/1.0\r\n\r\n").map_err(fail)?;
+        let length = match body.len() {
+            0 => String::new(),
+            length => format!("Content-Length: {length}\r\n"),
+        };
+        let request = format!("{method} {path} HTTP/1.0\r\n{length}\r\n{body}");
+        stream.write_all(request.as_bytes()).map_err(fail)?;
         let mut answer = Vec::new();
         stream.take(MOST).read_to_end(&mut answer).map_err(fail)?;
         let head = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or_else(odd)?;
         let body = answer.get(head + 4..).unwrap_or_default();
+        let text = String::from_utf8_lossy(body);
+        if answer.split(|byte| *byte == b' ').nth(1) != Some(b"200".as_slice()) {
+            return Err(format!("the simulator at {} refuses {method} {path}: {text}", self.0));
+        }
         serde_json::from_slice(body).map_err(|_| odd())
+    }
+
+    fn ask(&self) -> Result<Value, String> {
+        self.admin("GET", "/inventory", "")
     }
 }
 
@@ -141,7 +154,7 @@ impl Inventory for Simulator {
             // that.
             keys.map(move |(key, record)| {
                 let numbered = key.parse::<u64>().is_ok() || uuid::Uuid::try_parse(key).is_ok();
-                let mut fields = ["/name", "/attributes/name", "/comment"].iter();
+                let mut fields = ["/name", "/attributes/name", "/fields/name", "/comment"].iter();
                 let named = fields.find_map(|field| record.pointer(field)?.as_str());
                 let called = named.filter(|named| numbered && !named.is_empty()).unwrap_or(key);
                 (format!("{name}/{called}"), record.to_string())

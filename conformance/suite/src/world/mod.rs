@@ -463,6 +463,14 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// Closes a VDI that stays attached.
+    pub(crate) fn shut_keeping(&mut self, vdi: VdiUuid, disk: Disk) -> Verdict {
+        self.services.forget(vdi);
+        disk.close().map_err(Stop::Fail)?;
+        self.call(VdiDeactivate { vdi })?;
+        Ok(())
+    }
+
     /// Attaches a VDI for writing and fills blocks of it.
     pub(crate) fn fill(
         &mut self,

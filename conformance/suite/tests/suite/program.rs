@@ -67,6 +67,10 @@ fn a_certificate_is_verified_and_a_changed_one_is_not() {
     for name in ["junit.xml", "report.tap", "report.md", "report.html", "badge.svg", "driver.log"] {
         assert!(folder.path().join("out").join(name).exists(), "{name}");
     }
+    // Also what there would be of a run that is ended in the middle.
+    let progress = std::fs::read_to_string(folder.path().join("out/progress.log")).unwrap();
+    let [begins, ends] = progress.lines().collect::<Vec<_>>()[..] else { panic!("{progress}") };
+    assert!(begins.ends_with(" begins") && ends.contains(" PASS "), "{progress}");
 }
 
 #[test]

@@ -9,3 +9,4 @@ mod fence;
 mod hosts;
 mod images;
 mod life;
+mod merges;

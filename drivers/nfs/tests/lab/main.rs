@@ -4,6 +4,7 @@
 
 mod crash;
 mod faults;
+mod fence;
 mod life;
 mod probe;
 mod site;

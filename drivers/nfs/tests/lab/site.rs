@@ -1,5 +1,6 @@
 //! A server, a host, and `smctl` on it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use conformance::built::artefact;
@@ -14,25 +15,34 @@ pub(crate) const EXPORT: &str = "/srv/nfs";
 pub(crate) struct Site {
     pub(crate) network: Network,
     pub(crate) nas: Guest,
-    pub(crate) server: nfs::Server,
+    pub(crate) server: Arc<nfs::Server>,
     pub(crate) host: Guest,
 }
 
 impl Site {
     pub(crate) fn new() -> lab::Result<Self> {
+        let [site] = Self::of(["host"])?;
+        Ok(site)
+    }
+
+    /// The same server for several hosts.
+    pub(crate) fn of<const N: usize>(names: [&str; N]) -> lab::Result<[Self; N]> {
         // Built before guests run, which see the files.
         assert!(artefact("libsm_driver_nfs.so").is_file());
         let lab = Lab::new()?;
         let network = lab.network()?;
-        let [nas, host] = lab.boot([
-            lab.guest("nas").network(&network),
-            lab.guest("host").network(&network).memory(512),
-        ])?;
+        let [nas] = lab.boot([lab.guest("nas").network(&network)])?;
+        let hosts = lab.boot(names.map(|name| lab.guest(name).network(&network).memory(512)))?;
         kit::xfs(&nas, "/srv/nfs.img", Some(512 << 20), EXPORT)?;
-        let server = nfs::Server::start(&nas, EXPORT)?;
-        let site = Self { network, nas, server, host };
-        site.ready()?;
-        Ok(site)
+        let server = Arc::new(nfs::Server::start(&nas, EXPORT)?);
+        let sites = hosts.map(|host| {
+            let (network, nas, server) = (network.clone(), nas.clone(), server.clone());
+            Self { network, nas, server, host }
+        });
+        for site in &sites {
+            site.ready()?;
+        }
+        Ok(sites)
     }
 
     /// What a host needs that has just booted.

@@ -55,6 +55,21 @@ fn the_size_that_the_array_made_is_that_of_the_disk() {
         let grown = sr.until_done(resize(1, 400 << 30)).await?.vdi;
         assert!(grown.virtual_size.0 > 400 << 30, "{}", grown.virtual_size.0);
         assert_eq!(sr.listed().await?[&vdi(1)].virtual_size, grown.virtual_size);
+        assert_eq!(sr.until_done(resize(1, 400 << 30)).await?.changed, Changed::Already);
+        // A smaller one is none, however little: nobody asked for it.
+        for size in [(400 << 30) - 4096, grown.virtual_size.0 - 4096] {
+            let error = sr.driver.call(resize(1, size)).await.unwrap_err();
+            assert_eq!((error.kind.clone(), error.legacy_code()), (Kind::Limit, 79), "{size}");
+        }
+        let error = sr.driver.call(create(1, (400 << 30) - 4096)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Exists, "{error:?}");
+        // A disk that was put back has the size of then, by both numbers.
+        sr.until_done(snapshot(1, 2)).await?;
+        sr.until_done(resize(1, 500 << 30)).await?;
+        let back = sr.until_done(revert(1, 2)).await?.vdi;
+        assert_eq!(back.virtual_size, grown.virtual_size);
+        let same = sr.until_done(resize(1, 400 << 30)).await?;
+        assert_eq!((same.changed, same.vdi.virtual_size), (Changed::Already, grown.virtual_size));
         sr.driver.close().await;
         Ok(())
     })

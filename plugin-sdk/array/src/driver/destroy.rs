@@ -13,6 +13,9 @@ use crate::ledger::{Intent, What};
 use crate::names::Role;
 use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
 
+/// How often a volume is freed of what keeps it. Once does, unless clones come and go meanwhile.
+const ROUNDS: u32 = 4;
+
 impl<P: Product> Offload<P> {
     pub(super) async fn destroy(&self, cx: &Cx, vdi: VdiUuid) -> Result<VdiDestroyed> {
         let ledger = Self::ledger(cx);
@@ -121,17 +124,20 @@ impl<P: Product> Offload<P> {
             }
             return Ok(());
         }
+        let Some(mut volume) = self.as_intended(cx, volume).await? else { return Ok(()) };
         let mut unmapped = false;
-        let mut promotions = 0;
+        let mut rounds = 0;
         loop {
-            match self.array.delete(cx, volume).await {
+            match self.array.delete(cx, &volume).await {
                 Ok(()) => break,
                 Err(failure) if failure.class == Class::NotFound => break,
                 Err(failure) if failure.class == Class::InUse => {
-                    if !unmapped && self.unmap_stale(cx, volume).await? {
+                    if !unmapped && self.unmap_stale(cx, &volume).await? {
                         unmapped = true;
-                    } else if promotions < 8 && self.promote_one(cx, volume).await? {
-                        promotions += 1;
+                    } else if rounds < ROUNDS && self.free(cx, &volume, rounds == 0).await? {
+                        rounds += 1;
+                        let Some(now) = self.as_intended(cx, &volume).await? else { break };
+                        volume = now;
                     } else {
                         return Err(failure);
                     }
@@ -144,67 +150,117 @@ impl<P: Product> Offload<P> {
             self.recent.forget(VdiUuid(named.uuid));
         }
         if let Some(origin) = &volume.origin {
-            self.reap_origin(cx, volume, origin).await.map_err(Failure::partly)?;
+            self.reap_origin(cx, &volume, origin).await.map_err(Failure::partly)?;
         }
         Ok(())
     }
 
-    /// Turns a clone around that hangs on a hidden snapshot of the volume, so that the volume can
-    /// go. Only where no visible snapshot keeps the volume anyway.
-    async fn promote_one(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
+    /// A volume as the intent to remove it has it, in which what it hangs on is right. A
+    /// [promotion](Self::free) changes that: it leaves the intent without an object until the volume was
+    /// read again. None: the volume is gone, and was not removed by us.
+    async fn as_intended(&self, cx: &Cx, volume: &Volume) -> Outcome<Option<Volume>> {
+        let ledger = Self::ledger(cx);
+        let object = match ledger.open(&volume.name).await? {
+            Some(Intent { what: What::Delete, object, .. }) => object,
+            _ => return Ok(Some(volume.clone())),
+        };
+        if let Some(object) = object {
+            let known = serde_json::from_value(object).ok();
+            return Ok(Some(known.unwrap_or_else(|| volume.clone())));
+        }
+        let Some(now) = self.array.get(cx, &volume.name).await.or_absent()? else {
+            return Ok(None);
+        };
+        ledger.intend(&volume.name, What::Delete, Some(serde_json::json!(now))).await?;
+        Ok(Some(now))
+    }
+
+    /// Frees a volume of hidden snapshots, so that it can go: those that no clone hangs on are removed,
+    /// and the clone of the newest one is turned around, which takes all older ones along. Only where no
+    /// visible snapshot keeps the volume anyway. Whether it is worth another try.
+    async fn free(&self, cx: &Cx, volume: &Volume, first: bool) -> Outcome<bool> {
         if self.array.capabilities().clone != CloneKind::Dependent {
             return Ok(false);
         }
         let snapshots = self.array.snapshots(cx, Some(volume)).await?;
-        let roles: Vec<_> = snapshots.iter().map(|one| (self.read_snapshot(one), one)).collect();
-        if roles.iter().any(|(role, _)| !matches!(role, Some((Role::Hidden, _)))) {
+        if snapshots.is_empty() {
+            // The last one went meanwhile, with its clone; or a host has the volume.
+            return Ok(first);
+        }
+        if !snapshots.iter().all(|one| matches!(self.read_snapshot(one), Some((Role::Hidden, _)))) {
             return Ok(false);
         }
-        for (role, snapshot) in roles {
-            let Some((_, clone)) = role else { continue };
-            match self.array.get(cx, &self.disk_name(clone)).await.or_absent()? {
-                Some(clone) if clone.origin.as_ref() == Some(&snapshot.id) => {
-                    self.array.promote(cx, &clone).await?;
-                    step!("array.promoted");
-                    return Ok(true);
+        let mut all = self.array.list(cx, &self.codec.prefix(Role::Disk)).await?;
+        all.retain(|one| self.codec.read(&one.name).is_some());
+        let mut freed = false;
+        let mut newest: Option<(u64, &Volume)> = None;
+        for snapshot in &snapshots {
+            match all.iter().find(|one| one.origin.as_ref() == Some(&snapshot.id)) {
+                Some(clone) if newest.is_none_or(|(order, _)| order < snapshot.order) => {
+                    newest = Some((snapshot.order, clone));
                 }
-                // Its clone is gone, or was never made.
-                _ => match self.array.delete_snapshot(cx, snapshot).await.or_absent() {
-                    Ok(_) => return Ok(true),
+                Some(_) => {}
+                None => match self.array.delete_snapshot(cx, snapshot).await.or_absent() {
+                    Ok(_) => freed = true,
+                    // Somebody else's clone hangs on it.
                     Err(failure) if failure.class == Class::InUse => {}
                     Err(failure) => return Err(failure),
                 },
             }
         }
-        Ok(false)
+        if let Some((_, clone)) = newest {
+            Self::ledger(cx).intend(&volume.name, What::Delete, None).await?;
+            // A clone may go meanwhile.
+            self.array.promote(cx, clone).await.or_absent()?;
+            step!("array.promoted");
+            freed = true;
+        }
+        Ok(freed)
     }
 
-    /// A clone is gone: the snapshot it hung on, if that was kept only for it.
+    /// What was removed hung on a snapshot: that goes, if it was kept only for it.
     async fn reap_origin(&self, cx: &Cx, clone: &Volume, origin: &str) -> Outcome<()> {
-        let hidden =
-            self.codec.read(&clone.name).map(|named| self.snapshot_name(Role::Hidden, named.uuid));
-        let mut candidates = Vec::new();
-        if let Some(hidden) = hidden
-            && let Some(found) = self.array.get_snapshot(cx, &hidden, None).await.or_absent()?
-        {
-            candidates.push(found);
-        } else {
-            // It hung on a snapshot that the user saw once.
-            let all = self.items(cx).await?;
-            let gone = all.into_iter().filter(|item| item.is_gone() && item.is_snapshot);
-            candidates.extend(gone.map(|item| item.volume).filter(|volume| volume.id == origin));
-        }
-        for snapshot in candidates {
-            match self.array.delete_snapshot(cx, &snapshot).await.or_absent() {
-                Ok(_) => {}
-                Err(failure) if failure.class == Class::InUse => continue,
-                Err(failure) => return Err(failure),
+        let own = match self.codec.read(&clone.name) {
+            Some(named) => {
+                let hidden = self.snapshot_name(Role::Hidden, named.uuid);
+                self.array.get_snapshot(cx, &hidden, None).await.or_absent()?
             }
-            step!("array.origin_removed");
-            if let Some(parent) = &snapshot.snapshot_of {
-                self.reap(cx, parent).await?;
+            None => None,
+        };
+        let found = match own.filter(|own| own.id == origin) {
+            // Another clone's, since one of the two was turned around; or one that the user saw once.
+            None => {
+                let all = self.array.snapshots(cx, None).await?;
+                all.into_iter().find(|one| one.id == origin)
             }
-        }
+            own => own,
+        };
+        let (name, snapshot) = match found {
+            Some(hidden) if matches!(self.read_snapshot(&hidden), Some((Role::Hidden, _))) => {
+                (hidden.name.clone(), hidden)
+            }
+            Some(seen) => match self.with_text(cx, seen).await? {
+                Some(item) if item.is_gone() => (self.intent_of(&item), item.volume),
+                _ => return Ok(()),
+            },
+            // Gone already, but perhaps not what was kept for it.
+            None => {
+                let all = Self::ledger(cx).all_open().await?.into_iter();
+                let mut removals = all.filter_map(|(name, intent)| match intent {
+                    Intent { what: What::Delete, object: Some(object), .. } => {
+                        Some((name, serde_json::from_value::<Volume>(object).ok()?))
+                    }
+                    _ => None,
+                });
+                match removals.find(|(_, one)| one.id == origin) {
+                    Some(removal) => removal,
+                    None => return Ok(()),
+                }
+            }
+        };
+        // Another clone may hang on it.
+        self.remove_unseen(cx, &name, &snapshot).await.unless_in_use()?;
+        step!("array.origin_removed");
         Ok(())
     }
 

@@ -31,6 +31,11 @@ impl Item {
         matches!(&self.document, Ok(Some(document)) if document.gone)
     }
 
+    /// See [`Document::asked`].
+    pub(super) fn asked(&self) -> Option<Bytes> {
+        self.document.as_ref().ok()?.as_ref()?.asked
+    }
+
     /// The document, for who goes on with it. Error kind `corrupt` if it cannot be read.
     pub(super) fn usable(&self, sr: plugin_sdk::model::SrUuid) -> Result<Document> {
         if let Some(trouble) = &self.volume.trouble {

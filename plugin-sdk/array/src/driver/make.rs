@@ -14,9 +14,10 @@ use super::item::Item;
 use super::recent::Happened;
 use super::{Offload, Product, no_vdi};
 use crate::array::{Array as _, CloneKind, New, SnapshotScope, Volume};
+use crate::ledger::{Begin, What};
 use crate::metadata::Document;
 use crate::names::Role;
-use crate::outcome::{OrAbsent as _, Outcome};
+use crate::outcome::{Failure, OrAbsent as _, Outcome};
 
 impl<P: Product> Offload<P> {
     /// Finds an object that may be half made, and gives it the text that it lacks, so that whoever
@@ -78,6 +79,7 @@ impl<P: Product> Offload<P> {
             sharable: request.sharable,
             keys: request.keys,
             incomplete: request.incomplete,
+            asked: rule.asked(size),
             ..Document::new(self.sr)
         };
         let (name, text) = (self.disk_name(request.uuid.0), self.text(&document)?);
@@ -97,7 +99,7 @@ impl<P: Product> Offload<P> {
                             "it is a disk that was destroyed and is still needed".to_owned()
                         );
                     }
-                    if rule.is(size, item.volume.size) {
+                    if rule.is(size, item.volume.size) && item.asked().is_none_or(|it| it == size) {
                         return Ok(());
                     }
                     Err(format!("it has {} bytes, not {}", item.volume.size.0, size.0))
@@ -149,9 +151,13 @@ impl<P: Product> Offload<P> {
         let capabilities = self.array.capabilities();
         let to = capabilities.size.fit(request.virtual_size)?;
         let mut item = self.known(cx, request.vdi).await?;
-        refuse_read_only(&item, &item.usable(self.sr)?)?;
+        let mut document = item.usable(self.sr)?;
+        refuse_read_only(&item, &document)?;
         let now = item.volume.size;
-        if now > to && !capabilities.size.is(to, now) {
+        if now > to && document.asked != Some(to) {
+            if Self::is_late_resize(cx, request.vdi, to).await? {
+                return Ok(VdiDone { changed: Changed::Already, vdi: item.info() });
+            }
             return Err(Error::new(
                 Kind::Limit,
                 format!(
@@ -160,6 +166,16 @@ impl<P: Product> Offload<P> {
                 ),
             )
             .legacy_detail(79, "shrinking not allowed"));
+        }
+        if now < to && capabilities.size.slack > Bytes(0) {
+            // Before it grows: a repetition then finds what it asks for.
+            document.asked = Some(to);
+            self.describe(cx, &mut item.volume, &document).await?;
+            item.document = Ok(Some(document));
+            step!("array.size_noted");
+        }
+        if now < to {
+            Self::note_resize(cx, request.vdi, to).await?;
         }
         let first = AtomicBool::new(true);
         let (volume, first) = (&item.volume, &first);
@@ -262,7 +278,7 @@ impl<P: Product> Offload<P> {
         let ledger = Self::ledger(cx);
         let caught = &AtomicBool::new(false);
         if self.array.capabilities().snapshots == SnapshotScope::Unnamed {
-            let changed =
+            let (changed, item) =
                 ledger
                     .make_then_name(
                         name,
@@ -280,12 +296,15 @@ impl<P: Product> Offload<P> {
                         |cx, from| async move {
                             self.array.rename_snapshot(&cx, volume, &from, name).await
                         },
+                        |cx| async move {
+                            self.recent.note(spec.uuid, Happened::Made);
+                            let gone = || Failure::from(no_vdi(spec.uuid));
+                            let item = self.find(&cx, spec.uuid).await?.ok_or_else(gone)?;
+                            let found = self.look_whole(&cx, Ok(item.volume), document).await?;
+                            found.ok_or_else(gone)
+                        },
                     )
                     .await?;
-            self.recent.note(spec.uuid, Happened::Made);
-            let item = self.find(cx, spec.uuid).await?.ok_or_else(|| no_vdi(spec.uuid))?;
-            let found = self.look_whole(cx, Ok(item.volume), document).await?;
-            let item = found.ok_or_else(|| no_vdi(spec.uuid))?;
             of_source(spec, &item)?;
             return Ok((changed, item.info()));
         }
@@ -329,18 +348,32 @@ impl<P: Product> Offload<P> {
             ..source.usable(self.sr)?
         };
         let (name, text) = (self.disk_name(request.uuid.0), self.text(&document)?);
+        let ledger = Self::ledger(cx);
         let hidden;
+        let mut begin = Begin::Now(None);
         let mut from = &source.volume;
         if capabilities.clone == CloneKind::Dependent && !source.is_snapshot {
-            hidden = self.hidden_snapshot(cx, &source.volume, request.uuid).await?;
+            if ledger.open(&name).await?.is_none() {
+                // Before there is a snapshot for it, which nobody would find otherwise.
+                ledger.intend(&name, What::Create, None).await?;
+                begin = Begin::Ahead;
+            }
+            hidden = match self.hidden_snapshot(cx, &source.volume, request.uuid).await {
+                Err(failure) if failure.class.is_certain() && begin == Begin::Ahead => {
+                    ledger.conclude(&name).await?;
+                    return Err(failure.into());
+                }
+                made => made?,
+            };
             from = &hidden;
         }
         let (size, pool) = (source.volume.size, self.pool.as_deref());
         let new = New { name: &name, size, pool, metadata: &text };
         let (new, document) = (&new, &document);
-        let outcome = Self::ledger(cx)
-            .create(
+        let outcome = ledger
+            .create_of(
                 &name,
+                begin,
                 capabilities.unique_names,
                 |cx| async move {
                     let found = self.array.get(&cx, new.name).await;
@@ -360,8 +393,8 @@ impl<P: Product> Offload<P> {
             Ok((changed, item)) => Ok(VdiDone { changed, vdi: item.info() }),
             Err(failure) => {
                 if failure.class.is_certain() && *from != source.volume {
-                    // Best effort: the next destroy of the source finds it, too.
-                    let _ = self.array.delete_snapshot(&cx.shielded(), from).await;
+                    // Best effort: the next attach of the SR does it, too, or a destroy of the source.
+                    let _ = self.remove_unseen(&cx.shielded(), &from.name, from).await;
                 }
                 Err(failure.into())
             }
@@ -395,7 +428,8 @@ impl<P: Product> Offload<P> {
             return Ok(VdiDone { changed: Changed::Already, vdi: item.info() });
         }
         let snapshot = self.known(cx, request.snapshot).await?;
-        if snapshot.usable(self.sr)?.snapshot_of != Some(request.vdi)
+        let then = snapshot.usable(self.sr)?;
+        if then.snapshot_of != Some(request.vdi)
             || snapshot.volume.snapshot_of.as_ref() != Some(&item.volume.name)
         {
             return Err(Error::new(
@@ -413,7 +447,10 @@ impl<P: Product> Offload<P> {
                     Kind::InUse,
                     format!("VDI {} has {newer} snapshots that are newer, and the array would remove them", request.vdi),
                 )
-                .hint("clone the snapshot instead, or destroy the newer ones first"));
+                .hint(
+                    "clone the snapshot instead, or first destroy the newer ones, and what was cloned of the \
+                     VDI since",
+                ));
             }
         }
         let mut tries = 0;
@@ -429,7 +466,7 @@ impl<P: Product> Offload<P> {
             }
         }
         step!("array.restored");
-        document.reverted = Some(cx.operation_id());
+        (document.reverted, document.asked) = (Some(cx.operation_id()), then.asked);
         let cx = &cx.shielded();
         item.volume.size = Bytes(0);
         if let Some(now) = self.find(cx, request.vdi).await? {

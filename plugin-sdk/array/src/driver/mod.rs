@@ -20,6 +20,7 @@ mod make;
 pub mod probe;
 mod recent;
 mod record;
+mod resizes;
 
 use host_kit::iscsi::uses::Held;
 use plugin_sdk::config::{DeviceConfig, RawConfig};
@@ -332,7 +333,9 @@ impl<P: Product> Driver for Offload<P> {
     }
 
     async fn vdi_destroy(&self, cx: &Cx, request: VdiDestroy) -> Result<VdiDestroyed> {
-        self.destroy(cx, request.vdi).await
+        let done = self.destroy(cx, request.vdi).await?;
+        Self::forget_resizes(cx, request.vdi).await?;
+        Ok(done)
     }
 
     async fn vdi_attach(&self, cx: &Cx, request: VdiAttach) -> Result<VdiAttached> {

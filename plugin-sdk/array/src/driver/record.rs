@@ -7,7 +7,7 @@ use plugin_sdk::{Cx, Result, step};
 
 use super::recent::Happened;
 use super::{Connector as _, Offload, Product};
-use crate::array::{Array as _, Masking as _, MetadataPlace, New, Volume};
+use crate::array::{Array as _, CloneKind, Masking as _, MetadataPlace, New, Volume};
 use crate::ledger::{Intent, What};
 use crate::metadata::Document;
 use crate::names::{Codec, Role};
@@ -122,6 +122,7 @@ impl<P: Product> Offload<P> {
         let Some((record, _)) = self.record(cx).await? else {
             self.settle(cx, true).await?;
             cx.kv().remove(HERE).await?;
+            Self::forget_all_resizes(cx).await?;
             return Ok(SrDone { changed: Changed::Already });
         };
         self.settle(cx, true).await?;
@@ -139,6 +140,7 @@ impl<P: Product> Offload<P> {
         let initiator = self.connector.initiator(cx).await?;
         self.array.revoke(cx, &initiator).await?;
         cx.kv().remove(HERE).await?;
+        Self::forget_all_resizes(cx).await?;
         let changed = Self::ledger(cx)
             .delete(&record.name, Some(serde_json::json!(record)), |cx| {
                 let record = &record;
@@ -219,7 +221,7 @@ impl<P: Product> Offload<P> {
                     }
                     found => found,
                 };
-                let Some(volume) = found else { return Ok(Settled::Nothing) };
+                let Some(volume) = found else { return self.settle_unmade(cx, name).await };
                 let role = inner.map(|(role, _)| role);
                 let role = role.or_else(|| self.codec.read(name).map(|named| named.role));
                 if role != Some(Role::Hidden) {
@@ -237,10 +239,12 @@ impl<P: Product> Offload<P> {
                 Ok(Settled::Undone)
             }
             What::Delete => {
-                let Some(object) = &intent.object else { return Ok(Settled::Nothing) };
-                let Ok(volume) = serde_json::from_value::<Volume>(object.clone()) else {
-                    return Ok(Settled::Nothing);
+                let volume = match intent.object.clone() {
+                    Some(object) => serde_json::from_value::<Volume>(object).ok(),
+                    // It was not removed yet: a clone of it was being turned around.
+                    None => self.array.get(cx, name).await.or_absent()?,
                 };
+                let Some(volume) = volume else { return Ok(Settled::Nothing) };
                 let is_snapshot = volume.snapshot_of.is_some();
                 match self.remove_volume(cx, &volume, is_snapshot).await {
                     Ok(()) => Ok(Settled::Completed("removed")),
@@ -254,6 +258,15 @@ impl<P: Product> Offload<P> {
                 let Some(of) = of else { return Ok(Settled::Nothing) };
                 let mut new = self.array.snapshots(cx, Some(&of)).await.or_absent()?;
                 let new = new.get_or_insert_default();
+                if let Some(named) = new.iter().find(|one| one.name == name) {
+                    // It lacks at most its text, and then nobody was told of it.
+                    let item = self.with_text(cx, named.clone()).await?;
+                    if item.is_some_and(|item| !matches!(item.document, Ok(None))) {
+                        return Ok(Settled::Completed("made"));
+                    }
+                    self.remove_unseen(cx, name, named).await?;
+                    return Ok(Settled::Undone);
+                }
                 new.retain(|one| match made {
                     Some(made) => one.name == *made,
                     None => !before.contains(&one.name) && one.name != name,
@@ -267,6 +280,23 @@ impl<P: Product> Offload<P> {
             }
             // What the array shows is how it ended.
             What::Resize { .. } | What::Rename { .. } => Ok(Settled::Nothing),
+        }
+    }
+
+    /// A clone that was never made may have a snapshot that it was to hang on.
+    async fn settle_unmade(&self, cx: &Cx, name: &str) -> Outcome<Settled> {
+        let named = self.codec.read(name).filter(|named| named.role == Role::Disk);
+        let Some(named) = named.filter(|_| self.array.capabilities().clone == CloneKind::Dependent)
+        else {
+            return Ok(Settled::Nothing);
+        };
+        let hidden = self.snapshot_name(Role::Hidden, named.uuid);
+        match self.array.get_snapshot(cx, &hidden, None).await.or_absent()? {
+            Some(snapshot) => {
+                self.remove_unseen(cx, &hidden, &snapshot).await?;
+                Ok(Settled::Undone)
+            }
+            None => Ok(Settled::Nothing),
         }
     }
 }

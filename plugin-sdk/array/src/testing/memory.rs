@@ -61,12 +61,13 @@ impl Habits {
         habits
     }
 
-    /// Clones that hang on snapshots; a restore removes newer ones.
+    /// Clones that hang on snapshots; a volume stays as long as it has any; a restore removes newer ones.
     pub fn truenas() -> Self {
         let mut habits =
             Self::base(NameRule::new(200), 16 << 10, MetadataPlace::AtCreate { limit: 4096 });
         habits.capabilities.clone = CloneKind::Dependent;
         habits.capabilities.snapshots = SnapshotScope::Within;
+        habits.capabilities.delete_takes_snapshots = false;
         habits.capabilities.restore_drops_newer = true;
         habits
     }
@@ -395,7 +396,7 @@ impl MemoryArray {
 }
 
 impl State {
-    fn id(&mut self) -> String {
+    pub(super) fn id(&mut self) -> String {
         self.next += 1;
         format!("{:032x}", self.next)
     }

@@ -93,10 +93,9 @@ impl Array for MemoryArray {
                 .filter(|(_, disk)| disk.of == of)
                 .map(|(id, _)| id.clone())
                 .collect();
-            let hangs = |disk: &Disk| disk.origin.as_ref().is_some_and(|id| own.contains(id));
             let dependent = habits.capabilities.clone == CloneKind::Dependent;
-            if dependent && state.now.volumes.values().any(hangs) {
-                return Err(Failure::new(Class::InUse).words("the volume has dependent clones"));
+            if dependent && !own.is_empty() {
+                return Err(Failure::new(Class::InUse).words("the volume has snapshots"));
             }
             state.now.volumes.remove(&volume.id);
             state.now.snapshots.retain(|id, _| !own.contains(id));
@@ -271,22 +270,31 @@ impl Array for MemoryArray {
 
     async fn promote(&self, _: &Cx, clone: &Volume) -> Outcome<()> {
         self.change("promote", |state, _| {
-            let origin =
-                state
-                    .now
-                    .volumes
-                    .get_mut(&clone.id)
-                    .and_then(|disk| disk.origin.take())
-                    .ok_or_else(|| Failure::new(Class::Invalid).words("not a cloned filesystem"))?;
-            let Some(moved) = state.now.snapshots.get(&origin).cloned() else { return Ok(()) };
-            // The origin, and what is older, belongs to the clone from now on.
-            for disk in state.now.snapshots.values_mut() {
-                if disk.of == moved.of && disk.order <= moved.order {
-                    disk.of = Some(clone.id.clone());
+            let disk = state.now.volumes.get(&clone.id);
+            let Some(origin) = disk.and_then(|disk| disk.origin.clone()) else {
+                return Err(Failure::new(Class::NotFound).words("there is no such clone"));
+            };
+            let Some(at) = state.now.snapshots.get(&origin).cloned() else { return Ok(()) };
+            if let Some(parent) = at.of.as_ref().and_then(|id| state.now.volumes.get_mut(id)) {
+                let older = parent.origin.replace(origin);
+                if let Some(disk) = state.now.volumes.get_mut(&clone.id) {
+                    disk.origin = older;
                 }
             }
-            if let Some(old) = moved.of.as_ref().and_then(|id| state.now.volumes.get_mut(id)) {
-                old.origin = Some(origin);
+            // It, and what is older, belongs to the clone from now on, and has another path.
+            let moved = state.now.snapshots.iter();
+            let moved = moved.filter(|(_, disk)| disk.of == at.of && disk.order <= at.order);
+            for id in moved.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+                let new = state.id();
+                if let Some(mut disk) = state.now.snapshots.remove(&id) {
+                    disk.of = Some(clone.id.clone());
+                    state.now.snapshots.insert(new.clone(), disk);
+                }
+                for disk in state.now.volumes.values_mut() {
+                    if disk.origin.as_ref() == Some(&id) {
+                        disk.origin = Some(new.clone());
+                    }
+                }
             }
             Ok(())
         })

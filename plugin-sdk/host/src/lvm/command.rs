@@ -10,6 +10,7 @@ use plugin_sdk::{Cx, Error, Result};
 
 use crate::lvm::devices::Devices;
 use crate::lvm::report::{COLUMNS, Report};
+use crate::lvm::rounds::Rounds;
 
 /// Time for a report. It reads a few blocks of each device, so a device does not answer if it takes
 /// longer; `lvm` itself would wait for ever.
@@ -21,17 +22,18 @@ pub trait Gate: Debug + Send + Sync {
     fn check(&self) -> Result<()>;
 }
 
-/// Runs `lvm` on some devices.
+/// Runs `lvm` on some devices. Clones share reports.
 #[derive(Clone, Debug)]
 pub struct Lvm {
     devices: Devices,
     gate: Option<Arc<dyn Gate>>,
+    reports: Arc<Rounds<Report>>,
 }
 
 impl Lvm {
     /// On these devices.
     pub fn new(devices: Devices) -> Self {
-        Self { devices, gate: None }
+        Self { devices, gate: None, reports: Arc::default() }
     }
 
     /// The same, asking before each change whether it may be made.
@@ -69,7 +71,8 @@ impl Lvm {
         ))
     }
 
-    /// All that lies on the devices.
+    /// All that lies on the devices, as it is at some instant of this call: callers that wait at the
+    /// same time share a command that begins after each of them has come.
     pub async fn report(&self, cx: &Cx) -> Result<Report> {
         let mut words: Vec<&str> = vec!["--reportformat", "json", "--units", "b", "--nosuffix"];
         for (part, columns) in COLUMNS {
@@ -77,8 +80,10 @@ impl Lvm {
         }
         // Half of the time: one that hangs on a device takes seconds to be given up.
         let limit = REPORT.min(cx.remaining() / 2);
-        let output = self.run(&cx.within(limit), "fullreport", &words).await;
-        let output = output.map_err(|error| match error.kind {
+        let cx = &cx.within(limit);
+        let question = async { Report::parse(&self.run(cx, "fullreport", &words).await?) };
+        let report = self.reports.ask(question, cx.ended()).await;
+        let report = report.map_err(|error| match error.kind {
             Kind::DeadlineExceeded => {
                 let seconds = limit.as_secs_f64();
                 let message = format!("{} do not answer within {seconds:.0} s", self.devices);
@@ -88,7 +93,7 @@ impl Lvm {
             }
             _ => error,
         })?;
-        Report::parse(&output)
+        Ok(Report::clone(&report))
     }
 
     /// Changes something. Looks for a cancel before, never stops in between: a command that is

@@ -19,6 +19,7 @@ mod names;
 mod pool;
 mod report;
 mod repository;
+mod rounds;
 mod sr;
 mod tags;
 mod vdis;

@@ -24,7 +24,7 @@ pub(crate) const COLUMNS: [(&str, &str); 5] = [
 ];
 
 /// All that lies on the devices that were looked at.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     /// The volume groups.
     pub groups: Vec<Group>,
