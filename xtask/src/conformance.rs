@@ -113,7 +113,7 @@ struct Run {
 type Outcome = Result<(bool, PathBuf)>;
 
 /// Runs that are to be done. Whoever has time takes the next.
-pub(crate) struct Queue {
+struct Queue {
     runs: Vec<Run>,
     only: Vec<String>,
     /// When all must have ended.
@@ -132,13 +132,8 @@ impl Queue {
         Self { runs, only: asked.only.clone(), end, next, done }
     }
 
-    /// All checks of all drivers, whose programs have been built.
-    pub(crate) fn whole(end: Instant) -> Self {
-        Self::new(&Asked::default(), end)
-    }
-
     /// Does runs until none is left that nobody does.
-    pub(crate) fn work(&self) {
+    fn work(&self) {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(run) = self.runs.get(number) else { break };
@@ -154,32 +149,6 @@ impl Queue {
         done.sort_by_key(|(number, _)| *number);
         let named = |(number, outcome): (usize, _)| Some((self.runs.get(number)?.driver, outcome));
         done.into_iter().filter_map(named).collect()
-    }
-
-    /// Drivers, with whether each holds what it must, and the page, with whether it is current.
-    pub(crate) fn verdicts(self) -> Vec<(String, bool)> {
-        let mut verdicts = Vec::new();
-        let mut certificates = Vec::new();
-        for (driver, outcome) in self.outcomes() {
-            let good = match outcome {
-                Ok((good, certificate)) => {
-                    certificates.push(certificate);
-                    good
-                }
-                Err(failure) => {
-                    println!("conformance: {driver}: {failure}");
-                    false
-                }
-            };
-            verdicts.push((driver.to_owned(), good));
-        }
-        let current = folders().and_then(|folders| pages(&certificates, &absent(&folders), true));
-        let current = current.unwrap_or_else(|failure| {
-            println!("conformance: {PAGE}: {failure}");
-            false
-        });
-        verdicts.push((PAGE.to_owned(), current));
-        verdicts
     }
 }
 

@@ -32,12 +32,8 @@ struct Program {
 }
 
 /// Builds all test programs and runs them until `end`. Each line goes to `each` as if `cargo test`
-/// had said it. A lane that has no programs left does `then`. Answers whether all have ended well.
-pub(crate) fn run(
-    end: Instant,
-    each: impl FnMut(&str) + Send,
-    then: impl Fn() + Sync,
-) -> Result<bool> {
+/// had said it. Answers whether all have ended well.
+pub(crate) fn run(end: Instant, each: impl FnMut(&str) + Send) -> Result<bool> {
     let words = ["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"];
     let printed = cargo().args(words).run()?;
     let (guests, others): (Vec<_>, Vec<_>) = programs(&printed.stdout)
@@ -49,13 +45,7 @@ pub(crate) fn run(
     let each = Mutex::new(each);
     Ok(std::thread::scope(|scope| {
         let lanes = [guests, others]
-            .map(|programs| {
-                scope.spawn(|| {
-                    let good = lane(programs, end, &each);
-                    then();
-                    good
-                })
-            })
+            .map(|programs| scope.spawn(|| lane(programs, end, &each)))
             .map(std::thread::ScopedJoinHandle::join);
         lanes.into_iter().all(|good| good.unwrap_or(false))
     }))

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, the conformance of all drivers, a short run of the fuzz targets, and one line at the end that says how it went.
+//! `cargo xtask test`: all tests, a short run of the fuzz targets, and one line at the end that says how it went.
 //!
 //! Why plain test programs and no other runner: they are there wherever cargo is, and what people
 //! read in a log is the same everywhere.
@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::conformance;
 use crate::failure::{Failure, Result};
 use crate::fuzz;
 use crate::lab;
@@ -49,12 +48,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         match fuzz::all(None, fuzz::SECONDS) {
             Ok(outcomes) => {
                 for outcome in outcomes {
-                    tally.one(format!("fuzz: {}", outcome.target), outcome.good);
+                    tally.fuzzed(outcome.target, outcome.good);
                 }
             }
             Err(failure) => {
                 println!("fuzz ... FAILED: {failure}");
-                tally.one("fuzz: all targets".to_owned(), false);
+                tally.fuzzed("all targets", false);
             }
         }
     }
@@ -64,19 +63,13 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     Ok(if good && tally.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All test programs and then the conformance suite on all drivers, in lanes, and the examples in
-/// the documentation. Whether all programs ended well.
+/// All test programs, in lanes, and then the examples in the documentation. Whether all is well.
 fn everything(end: Instant, tally: &mut Tally) -> Result<bool> {
-    let drivers = conformance::Queue::whole(end);
-    let each = |line: &str| {
+    let programs = lanes::run(end, |line| {
         println!("{line}");
         tally.line(line);
-    };
-    let programs = lanes::run(end, each, || drivers.work())?;
+    })?;
     tally.end_of_suite();
-    for (name, good) in drivers.verdicts() {
-        tally.one(format!("conformance: {name}"), good);
-    }
     let left = end.saturating_duration_since(Instant::now());
     let documentation = cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"]);
     Ok(tally.all_of(documentation.deadline(left))? && programs)
@@ -149,13 +142,13 @@ impl Tally {
         Ok(status.success())
     }
 
-    /// A fuzz target counts as one test, and so does the conformance of a driver.
-    fn one(&mut self, name: String, good: bool) {
+    /// A fuzz target counts as one test.
+    fn fuzzed(&mut self, target: &str, good: bool) {
         if good {
             self.passed += 1;
         } else {
             self.failed += 1;
-            self.failures.push(name);
+            self.failures.push(format!("fuzz: {target}"));
         }
     }
 
@@ -276,9 +269,9 @@ mod tests {
     #[test]
     fn a_fuzz_target_counts_as_a_test() {
         let mut tally = Tally { passed: 1, ..Tally::default() };
-        tally.one("fuzz: parse".to_owned(), true);
+        tally.fuzzed("parse", true);
         assert!(tally.good());
-        tally.one("fuzz: open_chain".to_owned(), false);
+        tally.fuzzed("open_chain", false);
         assert_eq!(tally.totals(), "2 passed, 1 failed, 0 skipped");
         assert!(!tally.good() && tally.report(true).contains("failed: fuzz: open_chain"));
     }

@@ -89,10 +89,17 @@ impl<P: Product> Offload<P> {
         Ok(VdiDestroyed { changed: Changed::Modified })
     }
 
-    /// Whether a volume has snapshots that a user sees, ours or not.
+    /// Whether a volume has snapshots that a user sees, ours or not. One that was removed a moment ago
+    /// may still be in the array's list.
     async fn has_snapshots(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
         let all = self.array.snapshots(cx, Some(volume)).await?;
-        Ok(all.iter().any(|one| !matches!(self.read_snapshot(one), Some((Role::Hidden, _)))))
+        Ok(all.iter().any(|one| match self.read_snapshot(one) {
+            Some((Role::Hidden, _)) => false,
+            Some((_, uuid)) => {
+                self.recent.of(VdiUuid(uuid), P::SETTLE.stale) != Some(Happened::Removed)
+            }
+            None => true,
+        }))
     }
 
     /// Whether snapshots or clones hang on what could not be removed.
