@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::Bench;
 use crate::catalog::{self, Level, Row};
 use crate::certificate::{self, Certificate, Entry, Timing};
-use crate::checks::{self, Check, Setup, sequences::Step};
+use crate::checks::{self, Check, sequences::Step};
 use crate::config::Config;
 use crate::verdict::{State, Stop, Verdict};
 use crate::world::World;
@@ -208,9 +208,13 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
     {
         return nothing(Err(Stop::NotTestable(why.clone())));
     }
-    let world = match check.setup {
-        Setup::Nothing => World::without_kept(bench).and_then(|()| World::bare(bench, check.id)),
-        Setup::Sr => World::with_sr(bench, check.id),
+    if let Some(why) = check.setup.lacks(bench) {
+        return nothing(Err(Stop::NotApplicable(why.to_owned())));
+    }
+    let world = if check.setup.has_sr() {
+        World::with_sr(bench, check.id)
+    } else {
+        World::without_kept(bench).and_then(|()| World::bare(bench, check.id))
     };
     let mut world = match world {
         Ok(world) => world,
@@ -222,9 +226,9 @@ fn one(bench: &Bench, check: &Check, absent: &mut BTreeMap<&'static str, Verdict
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
             Err(Stop::NotTestable("the check itself panicked: a defect of the suite".into()))
         });
-    let verdict = match (verdict, check.setup) {
-        (Ok(()), Setup::Sr) => world.finish(),
-        (verdict, _) => verdict,
+    let verdict = match verdict {
+        Ok(()) if check.setup.has_sr() => world.finish(),
+        verdict => verdict,
     };
     world.wipe();
     Outcome {

@@ -37,7 +37,7 @@ macro_rules! fault {
             needs: CHANGES,
             sentences: &["DRV-IDEM-1", "DRV-IDEM-8", "DRV-ERR-1", "DRV-ERR-5", "DRV-CRASH-3"],
             explain: $explain,
-            setup: Setup::Sr,
+            setup: Setup::SrOfSimulator,
             run: |world| once(world, &$ways),
         }
     };
@@ -88,7 +88,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "One request of each change, chosen by chance, is refused with status 429 and \
             `Retry-After: 1`. Nothing may be asked before that second is over; then the change is \
             done, once, at this call or the next.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let requests = learn(world, &array)?;
@@ -115,7 +115,7 @@ pub(super) const CHECKS: &[Check] = &[
             first request of a listing on, and from its last on: the listing must fail as a whole, \
             with an error that does not say that something must change first, and so must a create. \
             Then the array is back, and they succeed.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let life = Life::new(world)?;
@@ -149,7 +149,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "The array takes the requests of a create, carries them out, and says nothing: the \
             call must end within 5 s of its deadline, which is 3 s here. Then the array answers \
             again, and the same wish is done, once.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| deadline(world, &json!({"kind": "silence", "milliseconds": 12_000})),
     },
     Check {
@@ -158,7 +158,7 @@ pub(super) const CHECKS: &[Check] = &[
         sentences: &["DRV-TIME-2", "DRV-TIME-1", "DRV-IDEM-1", "DRV-IDEM-8"],
         explain: "As O03, with answers that come a byte in a quarter of a second: that something \
             comes at all is no reason to wait past the deadline.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| deadline(world, &json!({"kind": "slow_drip", "milliseconds": 250})),
     },
     Check {
@@ -168,7 +168,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "The array refuses everything with status 503: each change must end in time with \
             an error that does not say that something must change first, after at most sixty \
             requests. Then it answers, and all is done.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let life = Life::new(world)?;
@@ -195,7 +195,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "The controllers of the array change over before each change: sessions end, and \
             for half a second changes are refused. A change is done, or says that it may be uttered \
             again, and is done when it is.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let life = Life::new(world)?;
@@ -215,7 +215,7 @@ pub(super) const CHECKS: &[Check] = &[
         sentences: &["DRV-IDEM-1", "DRV-IDEM-7"],
         explain: "The clock of the array jumps a day ahead before each change: sessions, jobs and \
             what else lasts for a time are over. Each change is done at the first or second call.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let life = Life::new(world)?;
@@ -235,7 +235,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "The requests of a second listing are counted with four disks and with twenty: \
             sixteen more disks may take four more requests at most, or each disk is asked for by \
             itself. Only a simulated array counts what it is asked.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfSimulator,
         run: |world| {
             let array = simulator(world)?;
             let mut counts = Vec::new();

@@ -27,7 +27,7 @@ const ROUNDS: usize = 6;
 const WRITES: u64 = 3000;
 
 /// Why several hosts cannot be played.
-const DEVICE: &str =
+pub(super) const DEVICE: &str =
     "the driver answers a device of this host, which several hosts cannot be played with";
 
 pub(super) const CHECKS: &[Check] = &[
@@ -38,9 +38,8 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "Four hosts ask at the same moment to write one disk, six times over: each time \
             exactly one of them may, the others are refused with `in_use`. When the one has let \
             go, the next may.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let hosts = several(world, vdi)?;
@@ -72,9 +71,8 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "Four hosts take and give back the right to write one disk as fast as they can, \
             each by itself. From the answer to its activate until it asks for the deactivate a \
             host has the disk: no two of these times may overlap.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, _) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let hosts = several(world, vdi)?;
@@ -126,9 +124,8 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "While one host writes a disk, another one deactivates and detaches it, which it \
             never had: whether that is refused or answered with success, the first must keep the \
             disk, and a third may not write it.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, mut content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let disk = world.open(vdi, ReadWrite)?;
@@ -150,9 +147,8 @@ pub(super) const CHECKS: &[Check] = &[
             the source writes and lets go, the target writes. The target must be refused until \
             then, and see what the source wrote; the source is refused from then on, and its late \
             detach must not end the target's hold.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, mut content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let disk = world.open(vdi, ReadWrite)?;
@@ -184,9 +180,8 @@ pub(super) const CHECKS: &[Check] = &[
         sentences: &["DRV-ATT-3", "DRV-ATT-6"],
         explain: "As G13, but the target's process dies before it takes the disk: the source must \
             get it back, with all that was written, and go on.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, mut content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let disk = world.open(vdi, ReadWrite)?;
@@ -210,9 +205,8 @@ pub(super) const CHECKS: &[Check] = &[
         sentences: &["DRV-ATT-3"],
         explain: "Three hosts have a disk attached for reading at the same time: all read all of \
             it, and one that lets go takes it from nobody.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let hosts = several(world, vdi)?;
@@ -239,9 +233,8 @@ pub(super) const CHECKS: &[Check] = &[
         sentences: &["DRV-ATT-3"],
         explain: "While one host writes a disk, another one wants to read it. Refused or not, the \
             writer must keep the disk when the reader has let go, and no third host may write it.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, mut content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let disk = world.open(vdi, ReadWrite)?;
@@ -273,9 +266,10 @@ pub(super) const CHECKS: &[Check] = &[
         setup: Setup::Sr,
         run: |world| {
             let (vdi, mut content) = world.filled("disk")?;
-            let locks = match playable(world).and_then(|()| keeps_lock(world, vdi)) {
+            let played = Setup::SrOfHosts.lacks(world.bench).is_none();
+            let locks = match if played { keeps_lock(world, vdi) } else { Ok(()) } {
                 Err(Stop::NotApplicable(_)) => false,
-                other => other.map(|()| true)?,
+                other => other.map(|()| played)?,
             };
             let disk = world.open(vdi, ReadWrite)?;
             world.fill_open(&disk, vdi, &mut content, &[1, 2], 2)?;
@@ -306,9 +300,8 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "A host writes the first and the last block of a disk in turn, without a pause; \
             meanwhile another host takes a snapshot of it. That is refused, or the snapshot is of \
             one instant: its two blocks are those of one turn, or the first is one turn ahead.",
-        setup: Setup::Sr,
+        setup: Setup::SrOfHosts,
         run: |world| {
-            playable(world)?;
             let (vdi, mut content) = world.filled("disk")?;
             keeps_lock(world, vdi)?;
             let last = world.size() / BLOCK - 1;
@@ -485,14 +478,6 @@ fn kill(host: &Arc<ProcessPort>) {
         // One that has ended by itself is as dead.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
-}
-
-/// Whether it is known before a disk is made that several hosts cannot be played here.
-fn playable(world: &World<'_>) -> Verdict {
-    if world.can("offload") || world.bench.config.backend.volume_groups {
-        return Err(Stop::NotApplicable(DEVICE.into()));
-    }
-    Ok(())
 }
 
 /// Whether several hosts can be played here, and are kept apart by the driver. It must keep them apart

@@ -24,6 +24,7 @@ use std::sync::LazyLock;
 
 pub(crate) use loads::honestly_absent;
 
+use crate::bench::Bench;
 use crate::verdict::Verdict;
 use crate::world::World;
 
@@ -34,6 +35,29 @@ pub(crate) enum Setup {
     Nothing,
     /// An SR that is attached and empty.
     Sr,
+    /// As `Sr`, on an array that goes wrong on command.
+    SrOfSimulator,
+    /// As `Sr`, where several hosts can be played.
+    SrOfHosts,
+}
+
+impl Setup {
+    pub(crate) fn has_sr(self) -> bool {
+        self != Self::Nothing
+    }
+
+    /// Why the check does not apply, where that is known before an SR is made, which takes long on some
+    /// backends.
+    pub(crate) fn lacks(self, bench: &Bench) -> Option<&'static str> {
+        let offload = bench.inspection.manifest.can("offload");
+        match self {
+            Self::SrOfSimulator if bench.simulator().is_none() => Some(
+                "the configuration names no simulated array: nothing goes wrong on command",
+            ),
+            Self::SrOfHosts if offload || bench.config.backend.volume_groups => Some(hosts::DEVICE),
+            _ => None,
+        }
+    }
 }
 
 /// A check that is built.

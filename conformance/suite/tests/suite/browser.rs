@@ -48,6 +48,7 @@ impl Browser {
         // What it says from now on is read, so that it is never held up.
         std::thread::spawn(move || lines.for_each(drop));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(COMMAND).no_proxy().build().unwrap();
         let url = format!("http://127.0.0.1:{}/session", port.unwrap());
         let mut browser = Self { driver, client, runtime, session: url };
