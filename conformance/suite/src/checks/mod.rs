@@ -51,9 +51,9 @@ impl Setup {
     pub(crate) fn lacks(self, bench: &Bench) -> Option<&'static str> {
         let offload = bench.inspection.manifest.can("offload");
         match self {
-            Self::SrOfSimulator if bench.simulator().is_none() => Some(
-                "the configuration names no simulated array: nothing goes wrong on command",
-            ),
+            Self::SrOfSimulator if bench.simulator().is_none() => {
+                Some("the configuration names no simulated array: nothing goes wrong on command")
+            }
             Self::SrOfHosts if offload || bench.config.backend.volume_groups => Some(hosts::DEVICE),
             _ => None,
         }
