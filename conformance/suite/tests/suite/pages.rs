@@ -48,7 +48,7 @@ fn parsed(html: &str) -> Html {
 }
 
 /// A run in which one check fails, one holds and one does not apply.
-pub(crate) fn mixed(at: &Path, more: &[&str]) -> (Output, Certificate) {
+fn mixed(at: &Path, more: &[&str]) -> (Output, Certificate) {
     let sr = config("defect = \"snapshot-live\"");
     let only = ["--only", "E02", "--only", "C10", "--only", "E19", "--quiet"];
     let (output, certificate) = run(at, &faulty_driver(), &sr, &[&only, more].concat());

@@ -1,8 +1,12 @@
 //! The pages in a real browser: on a phone, in the dark and on paper. Spoken with by W3C WebDriver
 //! (<https://www.w3.org/TR/webdriver2/>), as `chromedriver` of Chromium 156 understands it.
+//!
+//! A program of its own: checks of the other one count its children, and a browser has many.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,10 +15,12 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::{pages, program, said};
+use conformance::built;
 
 /// Time for one command of the browser.
 const COMMAND: Duration = Duration::from_secs(60);
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sm-conformance");
 
 /// CSS pixels of a small phone.
 const PHONE: (u32, u32) = (360, 740);
@@ -131,7 +137,7 @@ impl Browser {
         std::fs::write(&file, decoded(&self.post("/print", &json!({})))).unwrap();
         let read = Command::new("pdftotext").arg("-layout").arg(&file).arg("-").output();
         let read = read.unwrap_or_else(|error| panic!("pdftotext, of poppler-utils: {error}"));
-        assert!(read.status.success(), "{}", said(&read));
+        assert!(read.status.success(), "{read:?}");
         String::from_utf8(read.stdout).unwrap()
     }
 }
@@ -173,9 +179,9 @@ fn is_for_phones(browser: &Browser) {
 
 #[test]
 fn a_browser_shows_the_page_on_a_phone_in_the_dark_and_on_paper() {
-    let folder = crate::folder();
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let at = folder.path();
-    pages::mixed(at, &[]);
+    run(at);
     let browser = Browser::start();
     browser.open(&at.join("out/report.html"));
     is_for_phones(&browser);
@@ -213,7 +219,7 @@ fn a_browser_shows_the_page_on_a_phone_in_the_dark_and_on_paper() {
 
     let matrix = at.join("matrix.html");
     let certificate = at.join("out/certificate.json");
-    let made = program().arg("matrix").args(vec![certificate; 10]).output().unwrap();
+    let made = Command::new(PROGRAM).arg("matrix").args(vec![certificate; 10]).output().unwrap();
     std::fs::write(&matrix, &made.stdout).unwrap();
     browser.open(&matrix);
     is_for_phones(&browser);
@@ -225,6 +231,30 @@ fn a_browser_shows_the_page_on_a_phone_in_the_dark_and_on_paper() {
         let built = built.as_str().unwrap();
         assert!(paper.contains(&format!(" {built}\n")), "{built} is not on paper:\n{paper}");
     }
+}
+
+/// A run in which one check fails and one holds.
+fn run(at: &Path) {
+    // The driver, which is root's here, runs as nobody, and goes through this.
+    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o711)).unwrap();
+    let driver = std::env::current_exe().unwrap().with_file_name("libfaulty.so");
+    let config = "[device-config]\nlocation = \"{scratch}\"\ndefect = \"snapshot-live\"\n\
+                  [backend]\ndirectory = \"{scratch}\"\n[suite]\ncall-seconds = 60\n";
+    let sr = at.join("sr.toml");
+    std::fs::write(&sr, config).unwrap();
+    let done = Command::new(PROGRAM)
+        .env("SM_DRIVER_HOST", built::artefact("sm-driver-host"))
+        .args(["run", "--only", "E02", "--only", "C10", "--quiet", "--driver"])
+        .arg(driver)
+        .arg("--config")
+        .arg(sr)
+        .arg("--out")
+        .arg(at.join("out"))
+        .arg("--scratch")
+        .arg(at)
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
 }
 
 /// A script for the contrast of an element's words with the page, as WCAG 2.2 reckons it.
