@@ -1,4 +1,7 @@
 //! The example of the guide, held to the contract as its author would do it.
+//!
+//! A program of its own, as an author's: checks count its children.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use conformance::built;
 
