@@ -244,12 +244,17 @@ impl Folder {
     /// Lets this host in again, if nothing of the SR is in use here.
     pub(crate) fn let_in(&self, cx: &Cx) -> Result<()> {
         let path = self.mark_of(self.host());
-        let Some(mark) = read_mark(&path)? else { return Ok(()) };
-        if let Some(vdi) = mark.in_use(&Holder::here(cx)?) {
-            return Err(mark.fence.error().context("vdi", vdi));
+        if read_mark(&path)?.is_none() {
+            return Ok(());
         }
+        let here = Holder::here(cx)?;
         let tree = self.tree_to_leave()?;
         let _guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
+        // Another process may have let the host in meanwhile, and it may have been shut out once more.
+        let Some(mark) = read_mark(&path)? else { return Ok(()) };
+        if let Some(vdi) = mark.in_use(&here) {
+            return Err(mark.fence.error().context("vdi", vdi));
+        }
         files::remove(&path).map_err(|error| from_io(error, &path))?;
         step!("sr_attach.let_in");
         Ok(())

@@ -2,6 +2,9 @@
 
 use crate::*;
 
+/// Longer than the lists of any of these arrays lag.
+const SHOWN: Duration = Duration::from_millis(70);
+
 /// A wish, and the disks that are there when it was not carried out, and when it was.
 struct Wish {
     name: &'static str,
@@ -69,9 +72,9 @@ async fn cut(
     }
     sr.driver = sr.host.open::<Driver>(sr.uuid, &[("target", &sr.target)]).await?;
     // A host that comes back at once would only see what the array showed before.
-    tokio::time::sleep(Duration::from_millis(70)).await;
+    tokio::time::sleep(SHOWN).await;
     sr.until_done(4, SrAttach {}).await?;
-    tokio::time::sleep(Duration::from_millis(70)).await;
+    tokio::time::sleep(SHOWN).await;
     let listed = sr.listed().await?;
     let mut there: Vec<VdiUuid> = listed.keys().copied().collect();
     there.sort();
@@ -84,7 +87,7 @@ async fn cut(
     for (n, disk) in there.into_iter().rev().enumerate() {
         sr.until_done(10 + u32::try_from(n).unwrap(), VdiDestroy { vdi: disk }).await?;
     }
-    tokio::time::sleep(Duration::from_millis(70)).await;
+    tokio::time::sleep(SHOWN).await;
     sr.until_done(20, SrAttach {}).await?;
     assert_eq!(sr.array.inventory(), empty, "{what}");
     assert_eq!(sr.array.violations(), Vec::<String>::new(), "{what}");
