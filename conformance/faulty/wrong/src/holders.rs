@@ -44,13 +44,15 @@ impl Store {
 
     /// Error kind `in_use` for a disk that another host writes: it cannot be stopped from here.
     pub(crate) fn refuse_elsewhere(&self, vdi: VdiUuid) -> Result<()> {
-        match self.writer(vdi) {
-            Some(writer) if writer != self.me() => {
-                let text = format!("VDI {vdi} is being written by host {writer}");
-                Err(Error::new(Kind::InUse, text).context("vdi", vdi))
-            }
-            _ => Ok(()),
+        self.writer(vdi).map_or(Ok(()), |writer| self.refuse_another(vdi, &writer))
+    }
+
+    fn refuse_another(&self, vdi: VdiUuid, writer: &str) -> Result<()> {
+        if writer == self.me() {
+            return Ok(());
         }
+        let text = format!("VDI {vdi} is being written by host {writer}");
+        Err(Error::new(Kind::InUse, text).context("vdi", vdi))
     }
 
     /// Whether a note of a use is about a disk that is gone.
@@ -108,18 +110,23 @@ impl Store {
             plugin_sdk::tokio::time::sleep(MOMENT).await;
             return Ok(fs::write(&writer, self.me())?);
         }
-        // A link is made once, whoever else tries.
+        // A link is made once, whoever else tries. One that was there and is gone when it is read was
+        // given back in between: nobody has the disk then, this host neither.
         let mine = self.folder.join(format!("{vdi}.{}.new", self.host));
         fs::write(&mine, self.me())?;
-        let locked = fs::hard_link(&mine, &writer);
+        let locked = loop {
+            match fs::hard_link(&mine, &writer) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if let Some(writer) = self.writer(vdi) {
+                        break self.refuse_another(vdi, &writer);
+                    }
+                }
+                other => break Ok(other?),
+            }
+        };
         files::remove(&mine)?;
         step!("vdi_activate.locked");
-        match locked {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.refuse_elsewhere(vdi)
-            }
-            other => Ok(other?),
-        }
+        locked
     }
 
     pub(crate) fn deactivate(&self, vdi: VdiUuid) -> Result<()> {
