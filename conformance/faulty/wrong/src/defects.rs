@@ -121,5 +121,7 @@ defects! {
     }
     "time" {
         "slow-create": "each create takes 1.2 s more", by ["R02"];
+        "looks-again": "a thread looks every millisecond whether something has changed", by ["R05"];
+        "keeps-answers": "each answer stays in memory", by ["R06"];
     }
 }

@@ -31,6 +31,16 @@ device_config! {
     }
 }
 
+/// Ends with the process.
+fn look_again_and_again(at: Utf8PathBuf) {
+    std::thread::spawn(move || {
+        loop {
+            drop(at.metadata());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
 /// One SR.
 #[derive(Clone)]
 pub struct Faulty(Store);
@@ -65,6 +75,9 @@ impl Driver for Faulty {
         let secret = config.password.map(|secret| secret.reveal().to_owned()).unwrap_or_default();
         if defect == "secret-in-log" {
             plugin_sdk::tracing::info!("logging in as admin:{secret}");
+        }
+        if defect == "looks-again" {
+            look_again_and_again(config.location.clone());
         }
         Ok(Self(Store::new(&config.location, sr, (defect, secret), cx.host())))
     }
@@ -136,6 +149,9 @@ impl Driver for Faulty {
     }
 
     async fn vdi_stat(&self, _: &Cx, request: VdiStat) -> Result<VdiInfo> {
+        if self.0.is("keeps-answers") {
+            self.0.memory().answers.push(vec![1; 64 << 10]);
+        }
         self.0.read(request.vdi)
     }
 

@@ -35,6 +35,7 @@ pub(crate) struct Memory {
     pub(crate) names: BTreeMap<VdiUuid, String>,
     pub(crate) sizes: BTreeMap<VdiUuid, Bytes>,
     pub(crate) open: Vec<File>,
+    pub(crate) answers: Vec<Vec<u8>>,
 }
 
 impl Store {

@@ -11,6 +11,7 @@ mod errors;
 mod faults;
 mod hosts;
 mod loads;
+mod process;
 mod recover;
 mod repository;
 mod resize;
@@ -119,7 +120,7 @@ pub(crate) const TREES: Needs = SNAPSHOTS.and(&["vdi_clone"]);
 
 /// All that are built, in the order in which they run.
 pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
-    let groups: [&'static [Check]; 19] = [
+    let groups: [&'static [Check]; 20] = [
         data::CHECKS,
         snapshots::CHECKS,
         trees::CHECKS,
@@ -132,6 +133,7 @@ pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
         repository::CHECKS,
         loads::CHECKS,
         beside::CHECKS,
+        process::CHECKS,
         sequences::CHECKS,
         crash::CHECKS,
         damage::CHECKS,

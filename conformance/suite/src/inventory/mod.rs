@@ -214,6 +214,44 @@ pub(crate) struct Held {
     pub(crate) threads: usize,
 }
 
+/// What a process has done since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spent {
+    /// On a processor, in itself and in the kernel.
+    pub(crate) time: Duration,
+    /// How often one of its threads began to wait: it wakes up as often.
+    pub(crate) wakeups: u64,
+}
+
+/// What a tick of `/proc/PID/stat` is: USER_HZ is 100 on all that Linux runs on but Alpha and IA-64.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Looks at a process; none if it is gone.
+pub(crate) fn spent(pid: u32) -> Option<Spent> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Fields 14 and 15 (proc_pid_stat(5)); the second is in brackets and may hold anything.
+    let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+    let ticks: u32 = fields.filter_map(|field| field.parse::<u32>().ok()).sum();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let wakeups = threads.filter_map(|thread| {
+        let status = fs::read_to_string(thread.path().join("status")).ok()?;
+        field(&status, "voluntary_ctxt_switches:")
+    });
+    Some(Spent { time: TICK * ticks, wakeups: wakeups.sum() })
+}
+
+/// Bytes of a process that are in memory; none if it is gone.
+pub(crate) fn resident(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(field(&status, "RssAnon:")? * 1024)
+}
+
+/// A number of `/proc/PID/status` (proc_pid_status(5)).
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// Looks at a process; none if it is gone.
 pub(crate) fn held(pid: u32) -> Option<Held> {
     let place = PathBuf::from(format!("/proc/{pid}"));
@@ -270,8 +308,17 @@ mod tests {
         let of = |pid| processes(std::process::id()).iter().any(|(other, _)| *other == pid);
         assert!(of(child.id()));
         assert!(held(child.id()).is_some_and(|held| held.threads == 1));
+        let me = std::process::id();
+        let before = spent(me).unwrap();
+        while spent(me).unwrap().time < before.time + TICK {}
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(spent(me).unwrap().wakeups > before.wakeups);
+        let taken = resident(me).unwrap();
+        let more = std::hint::black_box(vec![1_u8; 16 << 20]);
+        assert!(resident(me).unwrap() >= taken + more.len() as u64 / 2);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!of(child.id()) && held(child.id()).is_none());
+        assert_eq!((spent(child.id()), resident(child.id())), (None, None));
     }
 }
