@@ -8,7 +8,7 @@ use sm_model::sr::SrFenced;
 use sm_model::{Error, HostId, Kind, Operation};
 
 use crate::cli::host::HostCommand;
-use crate::errors::{Failure, Result};
+use crate::errors::{Failure, Result, Status};
 use crate::output::{Report, escape};
 use crate::session::Session;
 use crate::sr::changed_text;
@@ -58,24 +58,43 @@ fn ask(host: &str, srs: &[Sr]) -> Failure {
     .hint(format!("smctl host fence {host} --yes"))
 }
 
+/// Each SR by itself: one that fails keeps the host in no other.
 async fn fence(session: &Session, host: &str, srs: &[Sr]) -> Result<Report> {
     let id = HostId(host.to_owned());
-    let (mut done, mut unknown): (Vec<(&Sr, SrFenced)>, Option<Error>) = (Vec::new(), None);
+    let (mut done, mut failed): (Vec<(&Sr, SrFenced)>, Vec<(&Sr, Error)>) = (vec![], vec![]);
     for sr in srs {
         // Each is a wish of its own.
         let op = session.op.part(&sr.uuid().to_string());
         match sr.fence(&op, &id).await {
             Ok(fenced) => done.push((sr, fenced)),
-            Err(error) if error.kind == Kind::NotFound => unknown = Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => failed.push((sr, error)),
         }
     }
-    if let (true, Some(error)) = (done.is_empty(), unknown) {
-        return Err(error.into());
+    // An SR that the host has never used has nothing to shut it out of.
+    let matters = |(_, error): &&(&Sr, Error)| error.kind != Kind::NotFound;
+    let first = failed.iter().find(matters).or_else(|| failed.first().filter(|_| done.is_empty()));
+    let status = first.map_or(Status::OK, |(_, error)| Status::of(&error.kind));
+    if let (true, Some((_, error))) = (done.is_empty(), first) {
+        return Err(error.clone().into());
     }
+    failed.retain(|failed| matters(&failed));
     let rows = done.iter().map(|(sr, fenced)| json!({"sr": sr.uuid(), "fenced": fenced}));
-    let document = json!({"host": host, "srs": rows.collect::<Vec<_>>()});
-    Ok(Report::new(session.json, &document, || text(host, &done)))
+    let mut document = json!({"host": host, "srs": rows.collect::<Vec<_>>()});
+    let report = if failed.is_empty() {
+        Report::new(session.json, &document, || text(host, &done))
+    } else {
+        let rows = failed.iter().map(|(sr, error)| json!({"sr": sr.uuid(), "error": error}));
+        document["failed"] = rows.collect();
+        let said: Vec<String> = failed.iter().map(|(sr, error)| not_out(host, sr, error)).collect();
+        Report::new(session.json, &document, || text(host, &done))
+            .note(session.json, said.join("\n"))
+    };
+    Ok(report.status(status))
+}
+
+fn not_out(host: &str, sr: &Sr, error: &Error) -> String {
+    let (host, name) = (escape(host), escape(&sr.record().name));
+    format!("smctl: host {host} is NOT shut out of {name}: {}", escape(&error.message))
 }
 
 fn text(host: &str, done: &[(&Sr, SrFenced)]) -> String {

@@ -29,6 +29,50 @@ fn what_is_not_there() {
     }
 }
 
+/// A host is shut out of all SRs that can be reached; of the others it is said.
+#[test]
+fn a_host_that_stays_in_one_sr() {
+    let world = World::with_sr("child");
+    world.ok(&["sr", "create", "--driver", "file", "--name", "two", &world.location()]);
+    let listed = world.json(&["sr", "list"]);
+    let uuid = |name: &str| {
+        let mut srs = listed["srs"].as_array().unwrap().iter();
+        srs.find(|sr| sr["name"] == name).unwrap()["uuid"].as_str().unwrap().to_owned()
+    };
+    let (one, two) = (uuid("images"), uuid("two"));
+    let mark = |sr: &str| {
+        let folder = world.folder.path().join("images").join(sr).join(".sm/fenced");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder.join("xen2.json")
+    };
+    let said = world.fails(&["host", "fence", "xen2", "--yes"], 3);
+    assert!(said.contains("knows no host xen2"), "{said}");
+
+    let text = r#"{"version": 1, "host": "xen2", "by": "xen1", "epoch": 1, "open": []}"#;
+    std::fs::write(mark(&two), text).unwrap();
+    assert_eq!(world.json(&["host", "fence", "xen2", "--yes"])["srs"][0]["sr"], two.as_str());
+
+    std::fs::write(mark(&one), "{").unwrap();
+    let ran = world.run(&["host", "fence", "xen2", "--yes"]);
+    assert_eq!(ran.status, 13, "{ran:?}");
+    assert!(ran.stdout.contains("host xen2 is shut out of two, epoch 1"), "{ran:?}");
+    let path = mark(&one);
+    let expected =
+        format!("smctl: host xen2 is NOT shut out of images: {} cannot be read\n", path.display());
+    assert_eq!(ran.stderr, expected);
+    let ran = world.run(&["--json", "host", "fence", "xen2", "--yes"]);
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.status, &told["srs"][0]["sr"]), (13, &two.as_str().into()));
+    let failed = &told["failed"][0];
+    assert_eq!(
+        (&failed["sr"], &failed["error"]["kind"]),
+        (&one.as_str().into(), &"corrupt".into())
+    );
+
+    std::fs::remove_file(mark(&two)).unwrap();
+    world.fails(&["host", "fence", "xen2", "--yes"], 13);
+}
+
 /// A name that means several objects lists them.
 #[test]
 fn what_is_ambiguous() {
