@@ -97,22 +97,35 @@ impl Folder {
     }
 
     pub(crate) fn attach(&self, cx: &Cx) -> Result<SrRecovered> {
-        if !there(&self.path)? {
-            return Err(self.missing());
-        }
-        // An SR that XenServer made has no place for our data yet.
-        Tree::init(self.path.as_std_path()).map_err(from_vhd)?;
-        if self.read()?.is_none() {
-            self.write(&SrFile { version: 1, ..SrFile::default() })?;
-        }
+        // Once for all that follows: a server is asked again and again while a folder is opened.
+        let tree = self.ready()?;
         self.let_in(cx)?;
         // This is the first that a host asks for after a boot.
-        crate::maintain::release_stale(&self.tree()?, cx)?;
-        self.recover(cx)
+        crate::maintain::release_stale(&tree, cx)?;
+        recover::recover(&tree, cx)
+    }
+
+    /// The images, with a place for our data beside them, which an SR that XenServer made lacks.
+    fn ready(&self) -> Result<Tree> {
+        // `sr.json` is written last: with it all else is there and synced, unless somebody took it away.
+        let is_ours = self.read()?.is_some();
+        if is_ours {
+            match self.open() {
+                Err(error) if error.is_not_found() => {}
+                other => return other.map_err(from_vhd),
+            }
+        } else if !there(&self.path)? {
+            return Err(self.missing());
+        }
+        Tree::init(self.path.as_std_path()).map_err(from_vhd)?;
+        if !is_ours {
+            self.write(&SrFile { version: 1, ..SrFile::default() })?;
+        }
+        self.tree()
     }
 
     pub(crate) fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
-        recover::recover(self, cx)
+        recover::recover(&self.tree()?, cx)
     }
 
     pub(crate) fn destroy(&self, cx: &Cx) -> Result<Changed> {
@@ -254,6 +267,11 @@ impl Folder {
         Ok(())
     }
 
+    fn open(&self) -> vhd::Result<Tree> {
+        let mark = self.mark_of(&self.host).into_std_path_buf();
+        Tree::open_unless(self.path.as_std_path(), mark)
+    }
+
     fn opened(&self, tree: vhd::Result<Tree>) -> Result<Tree> {
         match tree {
             Err(error) if error.is_not_found() => Err(self.missing()),
@@ -278,8 +296,7 @@ impl Place for Folder {
     }
 
     fn tree(&self) -> Result<Tree> {
-        let mark = self.mark_of(&self.host).into_std_path_buf();
-        self.opened(Tree::open_unless(self.path.as_std_path(), mark))
+        self.opened(self.open())
     }
 
     fn tree_to_leave(&self) -> Result<Tree> {

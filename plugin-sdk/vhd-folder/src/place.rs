@@ -172,7 +172,7 @@ impl dyn Place + '_ {
 
     /// Finishes or undoes what a crash left.
     pub fn recover(&self, cx: &Cx) -> Result<SrRecovered> {
-        recover::recover(self, cx)
+        recover::recover(&self.tree()?, cx)
     }
 
     /// Merges what can be merged.

@@ -2,28 +2,26 @@
 
 use plugin_sdk::model::sr::SrRecovered;
 use plugin_sdk::{Cx, Result};
-use vhd::tree;
+use vhd::tree::{self, Tree};
 
 use crate::changes;
 use crate::error::from_vhd;
 use crate::live::Served;
-use crate::place::Place;
 
-pub(crate) fn recover(place: &dyn Place, cx: &Cx) -> Result<SrRecovered> {
-    let tree = place.tree()?;
+pub(crate) fn recover(tree: &Tree, cx: &Cx) -> Result<SrRecovered> {
     // Looking first: the lock would make every scan wait for a running clone.
     let listing = tree.list().map_err(from_vhd)?;
     let deserted = deserted_base(&listing.nodes);
-    if !listing.unfinished && !deserted && !changes::has_dead(&tree)? {
+    if !listing.unfinished && !deserted && !changes::has_dead(tree)? {
         return Ok(SrRecovered::default());
     }
     let guard = tree.lock(cx.deadline()).map_err(from_vhd)?;
     let mut recovery = tree.recover(&guard).map_err(from_vhd)?;
-    let logs = changes::sweep(&tree, &guard)?;
+    let logs = changes::sweep(tree, &guard)?;
     recovery.removed.extend(logs.iter().map(|vdi| format!("log of changes of {vdi}")));
     // A merge below a disk that is open leaves its node when it is completed here.
     if deserted || deserted_base(&tree.list().map_err(from_vhd)?.nodes) {
-        let served = Served::of(&tree, cx)?;
+        let served = Served::of(tree, cx)?;
         match tree.collect_beside(&guard, &served) {
             Ok(bases) => {
                 recovery.removed.extend(bases.iter().map(|base| format!("base copy {base}")));

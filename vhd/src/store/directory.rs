@@ -13,12 +13,14 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::{Area, At, Blob, Held, Store};
 use crate::error::{Error, Result};
@@ -27,11 +29,18 @@ use crate::sys;
 /// Our directory inside the store.
 const OURS: &str = ".sm";
 
+/// In it, locked by whoever changes anything.
+const LOCK: &str = "lock";
+
+/// In it, locked by whoever merges images.
+const MAINTENANCE_LOCK: &str = "maintenance.lock";
+
 /// A store in one directory. Holds open directories and nothing else, so it is cheap to open and
 /// never stale.
 pub struct Directory {
     path: PathBuf,
     images: File,
+    ours: File,
     docs: File,
     journal: File,
     tmp: File,
@@ -48,22 +57,20 @@ impl Directory {
             make(&ours.join(folder(area)))?;
         }
         let directory = Self::open(path)?;
-        sys::sync_dir(open_dir(&ours)?, &ours)?;
+        sys::sync_dir(&directory.ours, &ours)?;
         sys::sync_dir(&directory.images, path)?;
         Ok(directory)
     }
 
     /// Opens a store. [`Error::is_not_found`] when the directory is not there or is no store.
     pub fn open(path: &Path) -> Result<Self> {
-        let ours = path.join(OURS);
-        Ok(Self {
-            path: path.to_owned(),
-            images: open_dir(path)?,
-            docs: open_dir(&ours.join(folder(Area::Docs)))?,
-            journal: open_dir(&ours.join(folder(Area::Journal)))?,
-            tmp: open_dir(&ours.join(folder(Area::Tmp)))?,
-            shut_out: None,
-        })
+        // Each from the one above it: over NFS every part of a path asks the server.
+        let images = open_dir(path)?;
+        let at = path.join(OURS);
+        let ours = open_dir_at(&images, OURS, &at)?;
+        let area = |area| open_dir_at(&ours, folder(area), &at.join(folder(area)));
+        let (docs, journal, tmp) = (area(Area::Docs)?, area(Area::Journal)?, area(Area::Tmp)?);
+        Ok(Self { path: path.to_owned(), images, ours, docs, journal, tmp, shut_out: None })
     }
 
     /// As [`Directory::open`], for somebody who may be shut out: while there is a file `mark`, whoever
@@ -101,7 +108,16 @@ impl Directory {
     }
 
     fn lock_path(&self) -> PathBuf {
-        self.path.join(OURS).join("lock")
+        self.path.join(OURS).join(LOCK)
+    }
+
+    /// Opens a file to lock, and makes it if it is not there.
+    fn open_lock(&self, name: &str, path: &Path) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::openat(&self.ours, name, flags, mode)
+            .map(File::from)
+            .map_err(|errno| Error::io(path, "open")(errno.into()))
     }
 }
 
@@ -118,7 +134,7 @@ impl Store for Directory {
         let path = self.area(area);
         match self.held(area) {
             Some(dir) => names(dir, &path),
-            None => match open_dir(&path) {
+            None => match open_dir_at(&self.ours, folder(area), &path) {
                 Ok(dir) => names(&dir, &path),
                 Err(error) if error.is_not_found() => Ok(Vec::new()),
                 Err(error) => Err(error),
@@ -189,7 +205,7 @@ impl Store for Directory {
         let path = self.area(area);
         match self.held(area) {
             Some(dir) => sys::sync_dir(dir, &path),
-            None => sys::sync_dir(open_dir(&path)?, &path),
+            None => sys::sync_dir(open_dir_at(&self.ours, folder(area), &path)?, &path),
         }
     }
 
@@ -204,7 +220,7 @@ impl Store for Directory {
     fn lock(&self, deadline: Instant) -> Result<Held> {
         let path = self.lock_path();
         let start = Instant::now();
-        let mut file = open_lock(&path)?;
+        let mut file = self.open_lock(LOCK, &path)?;
         let mut pause = Duration::from_millis(1);
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -228,8 +244,8 @@ impl Store for Directory {
     }
 
     fn try_lock_maintenance(&self) -> Result<Option<Held>> {
-        let path = self.path.join(OURS).join("maintenance.lock");
-        let file = open_lock(&path)?;
+        let path = self.path.join(OURS).join(MAINTENANCE_LOCK);
+        let file = self.open_lock(MAINTENANCE_LOCK, &path)?;
         match sys::try_lock(&file) {
             Ok(true) => Ok(Some(Box::new(file))),
             Ok(false) => Ok(None),
@@ -241,7 +257,7 @@ impl Store for Directory {
         // Never for reading alone: a server of NFS delegates a file that nobody writes, and Linux's client
         // then gives shared locks without asking it. If one is given while an exclusive one is being given
         // back, and the delegation recalled, each of the two waits for the other, for ever.
-        let file = sys::open(&self.lock_path(), true).ok()?;
+        let file = sys::open_at(&self.ours, Path::new(LOCK), true).ok()?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
         Some(Box::new(file))
     }
@@ -276,17 +292,14 @@ fn make(path: &Path) -> Result<()> {
     }
 }
 
-fn open_lock(path: &Path) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-    rustix::fs::open(path, flags, mode)
-        .map(File::from)
-        .map_err(|errno| Error::io(path, "open")(errno.into()))
+fn open_dir(path: &Path) -> Result<File> {
+    open_dir_at(rustix::fs::CWD, path, path)
 }
 
-fn open_dir(path: &Path) -> Result<File> {
+/// Opens `name`, which is seen from `dir`; an error names `path`.
+fn open_dir_at(dir: impl AsFd, name: impl Arg, path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+    rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())
         .map(File::from)
         .map_err(|errno| Error::io(path, "open directory")(errno.into()))
 }

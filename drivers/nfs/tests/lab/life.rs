@@ -11,6 +11,30 @@ fn count(site: &Site, operation: &str) -> u64 {
     lines.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum()
 }
 
+/// All that the client asked the server for, since it was mounted.
+fn requests(site: &Site) -> u64 {
+    let text = site.host.read("/proc/self/mountstats").unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let operation = |line: &str| -> Option<u64> {
+        let (name, numbers) = line.trim().split_once(": ")?;
+        let is_one = name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        numbers.split_whitespace().next().filter(|_| is_one)?.parse().ok()
+    };
+    text.lines().filter_map(operation).sum()
+}
+
+/// Each part of a path that is walked asks the server, so the folders are opened once, each from the
+/// one above it.
+fn attach_asks_for_little(site: &Site) {
+    site.create("small", &["serverpath=/"]);
+    site.ok(&["sr", "detach", "small"]);
+    assert_eq!(requests(site), 0);
+    site.ok(&["sr", "attach", "small"]);
+    let asked = requests(site);
+    assert!((1..=100).contains(&asked), "{asked} requests for an attach");
+    site.ok(&["sr", "destroy", "small"]);
+}
+
 fn life(site: &Site, name: &str, version: &str) -> String {
     let path = if version == "3" { EXPORT } else { "/" };
     let (path, wanted) = (format!("serverpath={path}"), format!("nfsversion={version}"));
@@ -105,6 +129,7 @@ fn an_sr_lives_over_nfs_3_and_over_nfs_4_2_below_one_export() -> lab::Result<()>
         }
         site.ok(&["sr", "destroy", name]);
     }
+    attach_asks_for_little(&site);
     assert_eq!(site.nas.check(["ls", "-A", EXPORT])?, "");
     assert_eq!((site.mount(&old), site.mount(&new)), (String::new(), String::new()));
     Ok(())
