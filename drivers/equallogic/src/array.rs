@@ -3,6 +3,7 @@
 mod access;
 mod restore;
 mod shown;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -265,6 +266,11 @@ fn odd(what: &str, line: &str) -> Failure {
     garbled(format!("a line of the array's {what} cannot be read: {line:?}"))
 }
 
+/// Whether an object is shown as offline.
+fn is_offline(details: &Details) -> bool {
+    details.get("status").is_some_and(|status| status.eq_ignore_ascii_case("offline"))
+}
+
 /// The volumes of our SR that have snapshots.
 fn with_snapshots(rows: &[VolumeRow], cx: &Cx) -> Vec<String> {
     let ours = |row: &&VolumeRow| {
@@ -407,20 +413,40 @@ impl Array for EqualLogic {
         self.on(cx, object, "offline", Effect::Changes, "offline").await?;
         step!("equallogic.offline");
         self.run(cx, Command::delete(&volume.name)?).await.map_err(Failure::partly)?;
-        Ok(())
+        restore::forget(&cx.shielded(), &volume.name).await
     }
 
     async fn snapshot(&self, _: &Cx, volume: &Volume, _: &New<'_>) -> Outcome<Volume> {
         Err(Failure::new(Class::Unsupported).object(volume.name.clone()))
     }
 
-    async fn snapshot_unnamed(&self, cx: &Cx, volume: &Volume) -> Outcome<String> {
+    async fn snapshot_unnamed(&self, cx: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<String> {
         let object = Object::of(&volume.id);
-        let reply =
-            self.on(cx, &object, "snapshot", Effect::Changes, "snapshot create-now").await?;
+        let description = quoted(&text::encode(new.name, new.metadata))?;
+        let rest = format!("snapshot create-now description {description}");
+        let reply = self.on(cx, &object, "snapshot", Effect::Changes, &rest).await?;
         reply.after("snapshot name is").ok_or_else(|| {
             garbled(format!("the array does not tell the name of its snapshot of {}", volume.name))
         })
+    }
+
+    async fn taken_for(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        new: &New<'_>,
+        names: Vec<String>,
+    ) -> Outcome<Option<String>> {
+        self.find_taken(cx, volume, new, names).await
+    }
+
+    async fn remove_forgotten(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        unnamed: Vec<Volume>,
+    ) -> Outcome<Vec<Volume>> {
+        self.remove_unnamed(cx, volume, unnamed).await
     }
 
     async fn rename_snapshot(&self, cx: &Cx, volume: &Volume, from: &str, to: &str) -> Outcome<()> {
@@ -444,6 +470,10 @@ impl Array for EqualLogic {
         if let Some(volume) = hint
             && let Some(found) = self.get_object(cx, &at(&volume)).await.or_absent()?
         {
+            // It has just got its name, and the next scan need not ask for it.
+            if cx.operation() == "vdi_snapshot" {
+                shown::keep(cx, &found).await;
+            }
             return Ok(found);
         }
         let all = self.all_snapshots(cx).await?;
@@ -488,6 +518,10 @@ impl Array for EqualLogic {
 
     async fn restore(&self, cx: &Cx, volume: &Volume, snapshot: &Volume) -> Outcome<()> {
         restore::restore(self, cx, volume, snapshot).await
+    }
+
+    async fn settle_restores(&self, cx: &Cx) -> Outcome<Vec<String>> {
+        restore::settle(self, cx).await
     }
 
     async fn clone_of(&self, cx: &Cx, source: &Volume, new: &New<'_>) -> Outcome<Volume> {

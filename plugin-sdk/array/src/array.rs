@@ -408,14 +408,43 @@ pub trait Array: Masking {
         new: &New<'_>,
     ) -> impl Future<Output = Outcome<Volume>> + Send;
 
-    /// Takes a snapshot under a name that the array chooses, and answers that.
+    /// Takes a snapshot under a name that the array chooses, and answers that. It has the text of `new`
+    /// from its first moment, and gets the name there afterwards.
     fn snapshot_unnamed(
         &self,
         cx: &Cx,
         volume: &Volume,
+        new: &New<'_>,
     ) -> impl Future<Output = Outcome<String>> + Send {
-        let _ = (cx, volume);
+        let _ = (cx, volume, new);
         unsupported("a snapshot under a name of its own")
+    }
+
+    /// Which of these snapshots of a volume is the one that [`snapshot_unnamed`](Self::snapshot_unnamed)
+    /// took for this wish, on another host or in a life that is forgotten. By its text, never by a guess.
+    fn taken_for(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        new: &New<'_>,
+        names: Vec<String>,
+    ) -> impl Future<Output = Outcome<Option<String>>> + Send {
+        let _ = (cx, volume, new, names);
+        ready(Ok(None))
+    }
+
+    /// Removes those of a volume's snapshots without a name of ours that were made for us all the same,
+    /// and that nobody knows any more: never named, or the backup of a [`restore`](Self::restore) that
+    /// was cut. Only what is proven to be ours. Answers the others. Nothing else is asked of the volume
+    /// meanwhile.
+    fn remove_forgotten(
+        &self,
+        cx: &Cx,
+        volume: &Volume,
+        unnamed: Vec<Volume>,
+    ) -> impl Future<Output = Outcome<Vec<Volume>>> + Send {
+        let _ = (cx, volume);
+        ready(Ok(unnamed))
     }
 
     /// Gives a snapshot another name.
@@ -519,6 +548,13 @@ pub trait Array: Masking {
         volume: &Volume,
         snapshot: &Volume,
     ) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// Makes volumes whole whose [`restore`](Self::restore) by this host was cut: they can be reached, with
+    /// the old content or the new one, and no backup is left. Answers their names.
+    fn settle_restores(&self, cx: &Cx) -> impl Future<Output = Outcome<Vec<String>>> + Send {
+        let _ = cx;
+        ready(Ok(Vec::new()))
+    }
 
     /// Makes a volume from a volume or snapshot; from a snapshot only with
     /// [`CloneKind::Dependent`].

@@ -6,7 +6,7 @@ use array_kit::outcome::{Class, OrAbsent as _, Outcome};
 use array_kit::retry::Effect;
 use plugin_sdk::{Cx, step};
 
-use super::{EqualLogic, odd};
+use super::{EqualLogic, is_offline, odd};
 use crate::cli::command::{Object, word};
 use crate::cli::parse::{self, AccessRecord};
 use crate::cli::reply::Reply;
@@ -52,7 +52,7 @@ impl EqualLogic {
             step!("equallogic.access_made");
         }
         let mut details = self.details(cx, object).await?;
-        if details.get("status").is_some_and(|status| status.eq_ignore_ascii_case("offline")) {
+        if is_offline(&details) {
             self.on(cx, object, "online", Effect::Changes, "online").await?;
             details = self.details(cx, object).await?;
         }

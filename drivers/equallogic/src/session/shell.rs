@@ -14,6 +14,7 @@ use russh::{Channel, ChannelMsg};
 use super::ssh::{Connection, too_many};
 use crate::cli::reply::Reply;
 use crate::cli::screen::{Screen, Seen};
+use crate::cli::verdict::judge;
 
 /// After this much silence behind a prompt, the empty command that was sent ahead is sent again.
 const THROWN_AWAY: Duration = Duration::from_millis(400);
@@ -96,14 +97,7 @@ impl Shell {
         }
         for (setting, needed) in SETTINGS {
             let text = self.run(cx, setting, quiet).await.map_err(|lost| not_begun(cx, lost))?;
-            let refusal = Reply::read(&text, setting).refusal;
-            if let (true, Some(words)) = (*needed, refusal) {
-                return Err(Failure::new(Class::Unsupported)
-                    .fact(format!("the array does not take {setting:?}"))
-                    .words(words)
-                    .hint("its firmware is older than what this driver knows")
-                    .legacy(170));
-            }
+            taken(setting, *needed, Reply::read(&text, setting))?;
         }
         let text = self.run(cx, SHOW, quiet).await.map_err(|lost| not_begun(cx, lost))?;
         match still_on(&Reply::read(&text, SHOW)) {
@@ -214,6 +208,23 @@ impl Shell {
     }
 }
 
+/// Whether a setting was taken, or the session can do without it. A group that is busy says so here as
+/// anywhere else; what it does not know, its firmware is too old for.
+fn taken(setting: &str, needed: bool, reply: Reply) -> Outcome<()> {
+    let Err(failure) = judge("setting", reply) else { return Ok(()) };
+    let is_old = matches!(failure.class, Class::Unknown | Class::Invalid | Class::Unsupported);
+    match failure.class {
+        Class::Busy => Err(failure),
+        _ if !needed => Ok(()),
+        _ if is_old => Err(failure
+            .reclassed(Class::Unsupported)
+            .fact(format!("the array does not take {setting:?}"))
+            .hint("its firmware is older than what this driver knows")
+            .legacy(170)),
+        _ => Err(failure),
+    }
+}
+
 /// What asks for the settings.
 const SHOW: &str = "cli-settings show";
 
@@ -248,7 +259,36 @@ fn not_begun(cx: &Cx, lost: Lost) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use plugin_sdk::model::Kind;
+
     use super::*;
+
+    #[test]
+    fn a_setting_that_is_refused_is_no_old_firmware_for_certain() {
+        let class = |needed: bool, words: &str| {
+            let reply = Reply::read(&format!("% Error - {words}\n"), "paging");
+            taken("paging", needed, reply).map_err(|failure| failure.class)
+        };
+        for (words, needed, optional) in [
+            ("The group is busy: try again later.", Err(Class::Busy), Err(Class::Busy)),
+            ("Maximum number of sessions reached.", Err(Class::Busy), Err(Class::Busy)),
+            ("Permission denied.", Err(Class::Denied), Ok(())),
+            ("Bad command", Err(Class::Unsupported), Ok(())),
+            ("Not supported.", Err(Class::Unsupported), Ok(())),
+            ("Something new.", Err(Class::Unsupported), Ok(())),
+        ] {
+            assert_eq!((class(true, words), class(false, words)), (needed, optional), "{words}");
+        }
+        let old = Reply::read("% Error - Bad command\n", "paging");
+        let failure = taken("paging", true, old).unwrap_err();
+        let said = "the array does not take \"paging\" (the array says: Bad command)";
+        assert_eq!(failure.to_string(), said);
+        let error = plugin_sdk::Error::from(failure);
+        assert_eq!((error.kind.clone(), error.legacy_code()), (Kind::Unsupported, 170));
+        let hint = "its firmware is older than what this driver knows";
+        assert_eq!(error.hint.as_deref(), Some(hint));
+        assert!(taken("paging", true, Reply::default()).is_ok());
+    }
 
     #[test]
     fn settings_are_read_back_if_they_can_be_understood() {

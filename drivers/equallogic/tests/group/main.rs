@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 mod copies;
+mod cut;
 mod kills;
 mod life;
 mod login;

@@ -102,6 +102,32 @@ fn sessions_of_others_are_waited_for() {
     .unwrap();
 }
 
+/// A group that is busy while a session begins is asked again, and never said to be too old.
+#[test]
+fn a_group_that_is_busy_while_a_session_begins_is_waited_for() {
+    use array_sim::core::{Effect, Fault};
+    run(async {
+        let fixture = Fixture::new();
+        let faults = fixture.simulated.array.faults();
+        let busy = |times: u64| {
+            let effect = Effect::Refuse { status: 503, retry_after: None, body: None };
+            faults.add(Fault { call: "settings".to_owned(), after: 0, times, effect });
+        };
+        busy(2);
+        let driver = fixture.open(&TestHost::new()).await?;
+        assert!(faults.left().is_empty(), "it was busy");
+        driver.close().await;
+        busy(0);
+        let error = fixture.open(&TestHost::new()).await.map(drop).unwrap_err();
+        assert!(matches!(error.kind, Kind::Busy { .. }), "{error}");
+        let words = error.backend.as_deref().unwrap_or_default();
+        assert!(words.contains("The group is busy: try again later."), "{error:?}");
+        faults.clear();
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// An idle session ends on the array; nobody notices.
 #[test]
 fn an_idle_session_is_replaced() {

@@ -89,17 +89,26 @@ impl<P: Product> Offload<P> {
         Ok(VdiDestroyed { changed: Changed::Modified })
     }
 
-    /// Whether a volume has snapshots that a user sees, ours or not. One that was removed a moment ago
-    /// may still be in the array's list.
+    /// Whether a volume, which is to go, has snapshots that a user sees, ours or not. One that was removed
+    /// a moment ago may still be in the array's list. What was begun for us and forgotten goes.
     async fn has_snapshots(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
-        let all = self.array.snapshots(cx, Some(volume)).await?;
-        Ok(all.iter().any(|one| match self.read_snapshot(one) {
-            Some((Role::Hidden, _)) => false,
-            Some((_, uuid)) => {
-                self.recent.of(VdiUuid(uuid), P::SETTLE.stale) != Some(Happened::Removed)
+        let mut unnamed = Vec::new();
+        for one in self.array.snapshots(cx, Some(volume)).await? {
+            match self.read_snapshot(&one) {
+                Some((Role::Hidden, _)) => {}
+                Some((_, uuid)) => {
+                    let recent = self.recent.of(VdiUuid(uuid), P::SETTLE.stale);
+                    if recent != Some(Happened::Removed) {
+                        return Ok(true);
+                    }
+                }
+                None => unnamed.push(one),
             }
-            None => true,
-        }))
+        }
+        if unnamed.is_empty() {
+            return Ok(false);
+        }
+        Ok(!self.array.remove_forgotten(cx, volume, unnamed).await?.is_empty())
     }
 
     /// Whether snapshots or clones hang on what could not be removed.

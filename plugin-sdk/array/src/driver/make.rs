@@ -1,6 +1,7 @@
 //! Disks, snapshots and clones are made and changed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use plugin_sdk::model::access::ImageFormat;
 use plugin_sdk::model::vdi::{
@@ -275,9 +276,11 @@ impl<P: Product> Offload<P> {
         let document = &self.snapshot_document(spec, source, time)?;
         let name = &self.snapshot_name(Role::Snapshot, spec.uuid.0);
         let (volume, text) = (&source.volume, &self.text(document)?);
+        let new = &snapshot_of(volume, name, text);
         let ledger = Self::ledger(cx);
         let caught = &AtomicBool::new(false);
         if self.array.capabilities().snapshots == SnapshotScope::Unnamed {
+            let there = &Mutex::new(Vec::new());
             let (changed, item) =
                 ledger
                     .make_then_name(
@@ -285,11 +288,21 @@ impl<P: Product> Offload<P> {
                         Some(serde_json::json!(volume)),
                         |cx| async move {
                             let all = self.array.snapshots(&cx, Some(volume)).await?;
-                            Ok(all.into_iter().map(|snapshot| snapshot.name).collect())
+                            let names = all.into_iter().map(|snapshot| snapshot.name);
+                            let names: Vec<String> = names.collect();
+                            there.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&names);
+                            Ok(names)
                         },
                         // Asked for once.
                         |cx| async move {
-                            let made = self.array.snapshot_unnamed(&cx, volume).await?;
+                            let names = std::mem::take(
+                                &mut *there.lock().unwrap_or_else(PoisonError::into_inner),
+                            );
+                            let taken = self.array.taken_for(&cx, volume, new, names).await?;
+                            let made = match taken {
+                                Some(taken) => taken,
+                                None => self.array.snapshot_unnamed(&cx, volume, new).await?,
+                            };
                             cx.snapshots_caught().await;
                             Ok(made)
                         },
@@ -319,8 +332,7 @@ impl<P: Product> Offload<P> {
                 |item| of_source(spec, item).map_err(|error| error.message.clone()),
                 |cx| async move {
                     once(caught)?;
-                    let made =
-                        self.array.snapshot(&cx, volume, &snapshot_of(volume, name, text)).await?;
+                    let made = self.array.snapshot(&cx, volume, new).await?;
                     caught.store(true, Ordering::Relaxed);
                     cx.snapshots_caught().await;
                     self.made(&cx, made, document).await

@@ -191,6 +191,8 @@ impl<P: Product> Offload<P> {
             // The host repeats what it began, and a repetition settles its own intent.
             return Ok(done);
         }
+        let restored = self.array.settle_restores(cx).await?;
+        done.completed.extend(restored.into_iter().map(|name| format!("{name}: usable again")));
         let ledger = Self::ledger(cx);
         for (name, intent) in ledger.all_open().await? {
             cx.check()?;
@@ -258,21 +260,29 @@ impl<P: Product> Offload<P> {
                 let Some(of) = of else { return Ok(Settled::Nothing) };
                 let mut new = self.array.snapshots(cx, Some(&of)).await.or_absent()?;
                 let new = new.get_or_insert_default();
-                if let Some(named) = new.iter().find(|one| one.name == name) {
-                    // It lacks at most its text, and then nobody was told of it.
+                if new.iter().any(|one| one.name == name) {
+                    // With its text, which a listing need not have: another host may have finished it.
+                    let named = self.array.get_snapshot(cx, name, Some(&of)).await.or_absent()?;
+                    let Some(named) = named else { return Ok(Settled::Nothing) };
                     let item = self.with_text(cx, named.clone()).await?;
                     if item.is_some_and(|item| !matches!(item.document, Ok(None))) {
                         return Ok(Settled::Completed("made"));
                     }
-                    self.remove_unseen(cx, name, named).await?;
+                    // Nobody was told of it.
+                    self.remove_unseen(cx, name, &named).await?;
                     return Ok(Settled::Undone);
                 }
-                new.retain(|one| match made {
-                    Some(made) => one.name == *made,
-                    None => !before.contains(&one.name) && one.name != name,
-                });
-                // Several: none can be told to be ours.
-                if let [one] = new.as_slice() {
+                let Some(made) = made else {
+                    // What is new may be anybody's.
+                    new.retain(|one| {
+                        !before.contains(&one.name) && self.read_snapshot(one).is_none()
+                    });
+                    let (all, new) = (new.len(), std::mem::take(new));
+                    let others = self.array.remove_forgotten(cx, &of, new).await?;
+                    let gone = others.len() < all;
+                    return Ok(if gone { Settled::Undone } else { Settled::Nothing });
+                };
+                if let Some(one) = new.iter().find(|one| one.name == *made) {
                     self.remove_unseen(cx, name, one).await?;
                     return Ok(Settled::Undone);
                 }

@@ -12,7 +12,8 @@ use crate::array::{
     Mapping, Masking, MetadataPlace, New, Part, Pool, Target, Volume,
 };
 use crate::ledger::ResizeKind;
-use crate::outcome::{Class, Failure, Outcome};
+use crate::metadata::Document;
+use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
 use crate::qos::QosRule;
 
 impl Array for MemoryArray {
@@ -116,13 +117,50 @@ impl Array for MemoryArray {
         .await
     }
 
-    async fn snapshot_unnamed(&self, _: &Cx, volume: &Volume) -> Outcome<String> {
+    async fn snapshot_unnamed(&self, _: &Cx, volume: &Volume, new: &New<'_>) -> Outcome<String> {
+        let text = new.metadata;
         self.change("snapshot_unnamed", |state, habits| {
             let name = format!("{}-2009-06-10-12:00:00.{}", volume.name, state.next);
-            state.add_snapshot(&volume.id, &name, "", habits)?;
+            let id = state.add_snapshot(&volume.id, &name, text, habits)?;
+            if let Some(disk) = state.now.snapshots.get_mut(&id) {
+                disk.text = Some(text.to_owned());
+            }
             Ok(name)
         })
         .await
+    }
+
+    async fn taken_for(
+        &self,
+        _: &Cx,
+        volume: &Volume,
+        new: &New<'_>,
+        names: Vec<String>,
+    ) -> Outcome<Option<String>> {
+        self.read("taken_for", |objects, _| {
+            let of = Some(volume.id.clone());
+            let mut own = objects.snapshots.values().filter(|disk| disk.of == of);
+            let found = own.find(|disk| {
+                names.contains(&disk.name) && disk.text.as_deref() == Some(new.metadata)
+            });
+            Ok(found.map(|disk| disk.name.clone()))
+        })
+    }
+
+    async fn remove_forgotten(
+        &self,
+        cx: &Cx,
+        _: &Volume,
+        mut unnamed: Vec<Volume>,
+    ) -> Outcome<Vec<Volume>> {
+        let is_ours = |one: &mut Volume| {
+            let document = one.metadata.as_deref().map(Document::read);
+            matches!(document, Some(Ok(Document { snapshot_of: Some(_), .. })))
+        };
+        for ours in unnamed.extract_if(.., is_ours).collect::<Vec<_>>() {
+            self.delete_snapshot(cx, &ours).await.or_absent()?;
+        }
+        Ok(unnamed)
     }
 
     async fn rename_snapshot(&self, _: &Cx, volume: &Volume, from: &str, to: &str) -> Outcome<()> {
