@@ -8,7 +8,7 @@
 //! | attach | detach |
 //! |---|---|
 //! | the target is noted as needed by the VDI | what was written goes out |
-//! | where no session is: does a portal show the target to this host? login at all its portals | the multipath map, then each path, are removed |
+//! | login at all its portals where no session is; if that is refused: does a portal show the target to this host? | the multipath map, then each path, are removed |
 //! | a look at the LUN's number, and at nothing else; what is there must have the identity | logout, if no other VDI needs the target |
 //! | its size | the target is noted as not needed |
 //! | a multipath map, where multipathd runs | the array ends the mapping |
@@ -82,44 +82,44 @@ impl IscsiHost {
         }
     }
 
-    /// Logs in where there is no session yet. Where there is none at all, a portal is asked first
-    /// whether the target is there for this host: a login to one that is not ends in a time-out.
+    /// Logs in where there is no session yet. If the first login is refused, a portal is asked whether
+    /// the target is there for this host, which a refusal does not say.
     async fn log_in(&self, cx: &Cx, iqn: &Iqn, portals: &[Target]) -> Result<()> {
-        if sessions_of([iqn]).is_empty() {
-            self.shown(cx, iqn, portals).await?;
-            step!("array.target_shown");
+        let is_first = sessions_of([iqn]).is_empty();
+        match iscsi::login_anywhere(cx, portals, &self.secrets()).await {
+            // 68: a portal was there, and no session came of it.
+            Err(error) if is_first && error.legacy_code() == 68 => {
+                Err(self.not_shown(cx, iqn, portals).await.unwrap_or(error))
+            }
+            other => other.map(drop),
         }
-        iscsi::login_anywhere(cx, portals, &self.secrets()).await?;
-        Ok(())
     }
 
-    async fn shown(&self, cx: &Cx, iqn: &Iqn, portals: &[Target]) -> Result<()> {
-        let mut failed = None;
+    /// That the first portal to answer does not show the target to this host; none if it does.
+    async fn not_shown(&self, cx: &Cx, iqn: &Iqn, portals: &[Target]) -> Option<Error> {
         for Target { portal, .. } in portals {
             let found = match iscsi::discover(cx, portal, &self.secrets()).await {
                 // It shows none at all.
                 Err(error) if error.kind == Kind::NotFound => Vec::new(),
-                Err(error) => {
-                    cx.check()?;
-                    failed.get_or_insert(error);
-                    continue;
-                }
+                Err(_) => continue,
                 Ok(found) => found,
             };
             if found.iter().any(|target| target.iqn == *iqn) {
-                return Ok(());
+                return None;
             }
-            let own = self.own_name()?;
-            return Err(Error::new(
-                Kind::Auth,
-                format!("{portal} does not show the target {iqn} to {own}"),
-            )
-            .legacy(96)
-            .hint(
-                "the array must let this initiator in; after a change of its name, restart iscsid",
-            ));
+            let own = self.own_name().ok()?;
+            return Some(
+                Error::new(
+                    Kind::Auth,
+                    format!("{portal} does not show the target {iqn} to {own}"),
+                )
+                .legacy(96)
+                .hint(
+                    "the array must let this initiator in; after a change of its name, restart iscsid",
+                ),
+            );
         }
-        Err(failed.unwrap_or_else(|| no_target("no portal")))
+        None
     }
 }
 

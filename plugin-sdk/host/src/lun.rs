@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -222,8 +222,16 @@ pub async fn grow(cx: &Cx, id: &ScsiId, size: u64) -> Result<()> {
 /// any later time, and whoever used that would hold it in the way.
 pub async fn join(cx: &Cx, id: &ScsiId, paths: &[Disk]) -> Result<()> {
     if multipath::is_running() {
-        multipath::ensure(cx, id, paths).await?;
+        let map = multipath::ensure(cx, id, paths).await?;
         step!("lun.map_made");
+        // Its name is made some time after it is there. Whoever gets the kernel's instead could find
+        // another map under that one day.
+        let what = format!("the device {}", named(&map));
+        let there = || Ok(is_named(&map).then_some(()));
+        if let Err(error) = block::wait(cx, APPEARS, &what, there).await {
+            cx.check()?;
+            plugin_sdk::tracing::warn!(%error, "the map is used by the kernel's name");
+        }
         return Ok(());
     }
     if paths.len() > 1 { Err(no_map(id, paths.len())) } else { Ok(()) }
@@ -263,15 +271,40 @@ pub fn device(id: &ScsiId) -> Result<String> {
     }
 }
 
-fn path_of(map: &Mapped) -> String {
-    let named = format!("/dev/mapper/{}", map.name);
-    if Path::new(&named).exists() { named } else { format!("/dev/{}", map.device) }
+fn named(map: &Mapped) -> String {
+    format!("/dev/mapper/{}", map.name)
 }
 
-/// Has the kernel refuse writes to a device, or take them again.
+/// Whether the map's name leads to it: to a map of before it may for a moment.
+fn is_named(map: &Mapped) -> bool {
+    let number = |path: &str| std::fs::metadata(path).ok().map(|node| node.rdev());
+    let found = number(&named(map));
+    found.is_some() && found == number(&format!("/dev/{}", map.device))
+}
+
+fn path_of(map: &Mapped) -> String {
+    if is_named(map) { named(map) } else { format!("/dev/{}", map.device) }
+}
+
+/// Has the kernel refuse writes to a device, or take them again. No command is run for a device that is
+/// so already, as a new one is for writing.
 pub async fn set_read_only(cx: &Cx, device: &str, read_only: bool) -> Result<()> {
+    if is_read_only(Path::new("/sys"), device) == Some(read_only) {
+        return Ok(());
+    }
     let word = if read_only { "--setro" } else { "--setrw" };
     cx.command("blockdev").args([word, device]).run().await.map(drop)
+}
+
+/// What the kernel says of the device that a name leads to; none if it says nothing.
+fn is_read_only(sys: &Path, device: &str) -> Option<bool> {
+    let device = std::fs::canonicalize(device).ok()?;
+    let file = sys.join("class/block").join(device.file_name()?).join("ro");
+    match std::fs::read_to_string(file).ok()?.trim() {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
 }
 
 /// Lets go of a LUN: what was written goes out, its map goes, and its paths in these sessions. None
@@ -373,5 +406,28 @@ async fn flush(cx: &Cx, device: &str, paths: Vec<Disk>) -> Result<()> {
             plugin_sdk::tracing::warn!(device, %error, "a device without a path is removed");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_read_only_if_the_kernel_says_so_under_its_own_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dev, ro) = (folder.path().join("dev"), folder.path().join("class/block/dm-0"));
+        for place in [&dev, &ro] {
+            std::fs::create_dir_all(place).unwrap();
+        }
+        std::fs::write(dev.join("dm-0"), "").unwrap();
+        std::os::unix::fs::symlink(dev.join("dm-0"), dev.join("3600a")).unwrap();
+        let told = |name: &str| is_read_only(folder.path(), dev.join(name).to_str().unwrap());
+        assert_eq!(told("3600a"), None);
+        for (text, expected) in [("1\n", Some(true)), ("0\n", Some(false)), ("", None)] {
+            std::fs::write(ro.join("ro"), text).unwrap();
+            assert_eq!((told("3600a"), told("dm-0")), (expected, expected));
+        }
+        assert_eq!(told("sdz"), None);
     }
 }

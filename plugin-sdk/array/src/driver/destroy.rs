@@ -44,7 +44,7 @@ impl<P: Product> Offload<P> {
         }
         if !item.is_snapshot
             && self.array.capabilities().delete_takes_snapshots
-            && self.has_snapshots(cx, &item.volume).await?
+            && self.seen_snapshot(cx, &item.volume).await?.is_some()
         {
             return self.hide(cx, item).await;
         }
@@ -89,26 +89,28 @@ impl<P: Product> Offload<P> {
         Ok(VdiDestroyed { changed: Changed::Modified })
     }
 
-    /// Whether a volume, which is to go, has snapshots that a user sees, ours or not. One that was removed
-    /// a moment ago may still be in the array's list. What was begun for us and forgotten goes.
-    async fn has_snapshots(&self, cx: &Cx, volume: &Volume) -> Outcome<bool> {
+    /// A snapshot that a user sees, ours or not, of a volume which is to go.
+    pub(super) async fn seen_snapshot(&self, cx: &Cx, volume: &Volume) -> Outcome<Option<Volume>> {
         let mut unnamed = Vec::new();
         for one in self.array.snapshots(cx, Some(volume)).await? {
             match self.read_snapshot(&one) {
                 Some((Role::Hidden, _)) => {}
                 Some((_, uuid)) => {
                     let recent = self.recent.of(VdiUuid(uuid), P::SETTLE.stale);
+                    // One that was removed a moment ago may still be in the array's list.
                     if recent != Some(Happened::Removed) {
-                        return Ok(true);
+                        return Ok(Some(one));
                     }
                 }
                 None => unnamed.push(one),
             }
         }
         if unnamed.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
-        Ok(!self.array.remove_forgotten(cx, volume, unnamed).await?.is_empty())
+        // What was begun for us and forgotten goes.
+        let foreign = self.array.remove_forgotten(cx, volume, unnamed).await?;
+        Ok(foreign.into_iter().next())
     }
 
     /// Whether snapshots or clones hang on what could not be removed.
@@ -286,7 +288,7 @@ impl<P: Product> Offload<P> {
         let volume = match self.array.get(cx, name).await.or_absent()? {
             Some(volume) => {
                 let Some(item) = self.with_text(cx, volume).await? else { return Ok(()) };
-                if !item.is_gone() || self.has_snapshots(cx, &item.volume).await? {
+                if !item.is_gone() || self.seen_snapshot(cx, &item.volume).await?.is_some() {
                     return Ok(());
                 }
                 item.volume

@@ -132,8 +132,19 @@ impl<P: Product> Offload<P> {
                 .legacy(39)
                 .hint("destroy them first; smctl vdi list shows them"));
         }
-        // What is gone for the user and still there has something foreign hanging on it.
+        // What is gone for the user and still there has something foreign hanging on it, or had.
         for item in self.items(cx).await? {
+            if !item.is_snapshot
+                && self.array.capabilities().delete_takes_snapshots
+                && let Some(foreign) = self.seen_snapshot(cx, &item.volume).await?
+            {
+                let (volume, snapshot) = (&item.volume.name, &foreign.name);
+                let text =
+                    format!("volume {volume} has snapshot {snapshot}, which is not this SR's");
+                return Err(Error::new(Kind::InUse, text).context("sr", self.sr).hint(
+                    "it would go with the volume: if nobody needs it, remove it on the array",
+                ));
+            }
             self.remove_unseen(cx, &self.intent_of(&item), &item.volume).await?;
         }
         // A host that never detached the SR would leave its entry behind.

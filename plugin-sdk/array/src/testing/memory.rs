@@ -260,6 +260,22 @@ impl MemoryArray {
         state.now.snapshots.retain(|_, disk| disk.of.as_ref().is_none_or(|of| !ids.contains(of)));
     }
 
+    /// Somebody at the array's console takes a snapshot of a volume.
+    pub fn snapshot_by_hand(&self, volume: &str, name: &str) {
+        let mut state = self.lock();
+        for of in state.volume_ids(volume) {
+            let content = state.now.volumes.get(&of).map_or(0, |disk| disk.content);
+            let (id, of) = (state.id(), Some(of));
+            let disk = Disk { name: name.to_owned(), content, of, ..Disk::default() };
+            state.now.snapshots.insert(id, disk);
+        }
+    }
+
+    /// Somebody at the array's console removes a snapshot.
+    pub fn remove_snapshot_by_hand(&self, name: &str) {
+        self.lock().now.snapshots.retain(|_, disk| disk.name != name);
+    }
+
     /// Somebody at the array's console changes a volume's size, text, or hosts.
     pub fn change_by_hand(&self, name: &str, size: u64, text: Option<&str>) {
         let mut state = self.lock();

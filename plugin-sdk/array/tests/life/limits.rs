@@ -60,6 +60,48 @@ fn another_srs_volume_is_never_shown_or_removed() {
     .unwrap();
 }
 
+/// A snapshot that somebody took at the array outlives the VDI, also where an array's delete of a volume
+/// takes its snapshots along.
+#[test]
+fn somebody_elses_snapshot_of_our_volume_outlives_vdi_and_sr() {
+    for (what, habits) in habits() {
+        run(async {
+            let mut sr = Sr::new(habits, false).await?;
+            sr.until_done(1, SrCreate::default()).await?;
+            sr.until_done(11, create(1, 64 * MIB)).await?;
+            let volume = volume_name(&sr, 1);
+            sr.array.write(&volume, 5);
+            sr.array.snapshot_by_hand(&volume, "before-the-upgrade");
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            sr.until_done(12, VdiDestroy { vdi: vdi(1) }).await?;
+            assert_eq!(sr.listed().await?.len(), 0, "{what}");
+            assert_eq!(sr.array.content("before-the-upgrade"), [5], "{what}");
+
+            let destroyed = sr.driver.call(SrDestroy {}).await;
+            assert_eq!(sr.array.content("before-the-upgrade"), [5], "{what}");
+            if sr.array.content(&volume).is_empty() {
+                // Its snapshots stand by themselves.
+                destroyed?;
+                return Ok(());
+            }
+            let error = destroyed.unwrap_err();
+            assert_eq!(error.kind, Kind::InUse, "{what}: {error:?}");
+            if sr.array.capabilities().delete_takes_snapshots {
+                let said = format!(
+                    "volume {volume} has snapshot before-the-upgrade, which is not this SR's"
+                );
+                assert_eq!(error.message, said, "{what}");
+            }
+            sr.array.remove_snapshot_by_hand("before-the-upgrade");
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            sr.until_done(13, SrDestroy {}).await?;
+            assert_eq!(sr.array.content(&volume), Vec::<u64>::new(), "{what}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 /// Two volumes or two thousand: a scan asks as often.
 #[test]
 fn a_scan_asks_as_often_for_many_volumes_as_for_few() {

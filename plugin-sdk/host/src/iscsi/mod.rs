@@ -4,7 +4,8 @@
 //! |---|---|
 //! | which sessions there are, in what state, which disks they brought | sysfs: no command |
 //! | discovery, login, logout | `iscsiadm`, one command each |
-//! | names and passwords | written into the node's record, mode 0600, in `record.rs`: an argument of `iscsiadm` could be read by every user of the host |
+//! | the record of a target, with name and password | written and removed in `record.rs`, mode 0600: an argument of `iscsiadm` could be read by every user of the host |
+//! | new disks | a write to sysfs, by who knows which one is wanted; `iscsid` looks for none |
 //! | logout when nobody needs a target any more | [`uses`] |
 //!
 //! A portal is tried by TCP before `iscsiadm` is: that tries for half a minute and more what is
@@ -183,8 +184,8 @@ fn not_discovered(portal: &Portal, (failure, words): (Failure, String)) -> Error
     .backend(words)
 }
 
-/// Logs in at one portal of a target, and waits until the kernel has looked at its disks.
-/// `already` if there is a session.
+/// Logs in at one portal of a target. Its disks are for the caller to look for: with [`rescan`], or as
+/// [`crate::lun`] does. `already` if there is a session.
 ///
 /// Errors: kind `auth` with SMAPI's 68; `unreachable` with 141; 68 for all else that a target says
 /// to a login.
@@ -196,36 +197,66 @@ pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
     let portal = target.portal.to_string();
     let node = ["-m", "node", "-T", target.iqn.as_str(), "-p", &portal];
     let what = format!("{} at {portal}", target.iqn);
-    if let Err((failure, words)) = admin(cx, &node, Some(&["-o", "new"])).await? {
-        return Err(failure.error(&what, 68).backend(words));
-    }
-    let file = record::of_node(target)?;
-    let mut settings = record::timeouts();
+    let mut settings = record::ours();
     settings.extend(chap.settings("node.session"));
-    record::set(&file, &settings)?;
-    let answer = admin(cx, &node, Some(&["--login"])).await;
+    let mut is_written = record::make(target, &settings)?;
+    let answer = loop {
+        if !is_written {
+            if let Err((failure, words)) = admin(cx, &node, Some(&["-o", "new"])).await? {
+                return Err(failure.error(&what, 68).backend(words));
+            }
+            record::set(&record::of_node(target)?, &settings)?;
+        }
+        match admin(cx, &node, Some(&["--login"])).await {
+            // This open-iscsi has its records elsewhere.
+            Ok(Err((Failure::NoRecords, _))) if is_written => {
+                record::forget(&target.iqn, &target.portal)?;
+                is_written = false;
+            }
+            answer => break answer,
+        }
+    };
     match answer {
-        Ok(Ok(_)) => {}
-        Ok(Err((Failure::Exists, _))) => return Ok(Changed::Already),
+        Ok(Ok(_)) => Ok(Changed::Created),
+        Ok(Err((Failure::Exists, _))) => Ok(Changed::Already),
         // Nothing goes on trying behind our back, and no password is left.
         other => {
             let cx = cx.shielded();
             let _ = admin(&cx, &node, Some(&["--logout"])).await;
-            let _ = admin(&cx, &node, Some(&["-o", "delete"])).await;
-            return match other {
+            forget(&cx, &target.iqn, &target.portal).await;
+            match other {
                 Ok(Err((failure, words))) => Err(failure.error(&what, 68).backend(words)),
                 Err(error) if error.kind == Kind::DeadlineExceeded => {
                     Err(Failure::Timeout.error(&what, 68))
                 }
                 Err(error) => Err(error),
                 Ok(Ok(_)) => Ok(Changed::Created),
-            };
+            }
         }
     }
-    if let Some(session) = sessions().iter().find(|session| session.is_of(target)) {
-        block::scan_host(cx, session.host).await?;
+}
+
+/// Removes the record of a target at a portal, with the password in it. One that stays is as safe as
+/// before: mode 0600.
+async fn forget(cx: &Cx, iqn: &Iqn, portal: &Portal) {
+    let done = match record::forget(iqn, portal) {
+        Ok(true) => return,
+        Ok(false) => {
+            let portal = portal.to_string();
+            let node = ["-m", "node", "-T", iqn.as_str(), "-p", &portal];
+            admin(cx, &node, Some(&["-o", "delete"])).await
+        }
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(Ok(_) | Err((Failure::NoRecords, _))) => {}
+        Ok(Err((_, words))) => {
+            plugin_sdk::tracing::warn!(%iqn, %portal, words, "the record of a target stays");
+        }
+        Err(error) => {
+            plugin_sdk::tracing::warn!(%iqn, %portal, %error, "the record of a target stays");
+        }
     }
-    Ok(Changed::Created)
 }
 
 /// Logs in at these portals of one target, where there is no session yet. One that works is enough:
@@ -257,19 +288,16 @@ pub async fn login_anywhere(cx: &Cx, targets: &[Target], chap: &Chap) -> Result<
 
 /// Ends a session, and forgets its record with the password in it. `already` if there is none.
 pub async fn logout(cx: &Cx, session: &Session) -> Result<Changed> {
-    let portal = session.portal.to_string();
-    let node = ["-m", "node", "-T", session.iqn.as_str(), "-p", &portal];
-    let what = format!("{} at {portal}", session.iqn);
-    let changed = match admin(cx, &node, Some(&["--logout"])).await? {
+    // By its number, which no later session has: whatever became of its record, this one ends.
+    let words = ["-m", "session", "-r", &session.number.to_string(), "--logout"];
+    let what = format!("{} at {}", session.iqn, session.portal);
+    let changed = match admin(cx, &words, None).await? {
         Ok(_) => Changed::Modified,
-        Err((Failure::NoRecords | Failure::NoSession, _)) => Changed::Already,
+        // It has ended by itself: the status says of such a number only that it cannot be read.
+        Err(_) if !sessions().iter().any(|one| one.number == session.number) => Changed::Already,
         Err((failure, words)) => return Err(failure.error(&what, 69).backend(words)),
     };
-    if let Err((failure, words)) = admin(cx, &node, Some(&["-o", "delete"])).await?
-        && failure != Failure::NoRecords
-    {
-        plugin_sdk::tracing::warn!(target = %what, words, "the record of a target stays");
-    }
+    forget(cx, &session.iqn, &session.portal).await;
     Ok(changed)
 }
 
