@@ -271,7 +271,8 @@ pub trait Array: Masking {
     }
 
     /// Which of these snapshots of a volume is the one that [`snapshot_unnamed`](Self::snapshot_unnamed)
-    /// took for this wish, on another host or in a life that is forgotten. By its text, never by a guess.
+    /// took for this wish: its answer was lost, or it was on another host, or in a life that is forgotten.
+    /// By its text, never by a guess: others take snapshots too.
     fn taken_for(
         &self,
         cx: &Cx,
@@ -280,7 +281,7 @@ pub trait Array: Masking {
         names: Vec<String>,
     ) -> impl Future<Output = Outcome<Option<String>>> + Send {
         let _ = (cx, volume, new, names);
-        ready(Ok(None))
+        unsupported("telling a snapshot by its text")
     }
 
     /// Removes those of a volume's snapshots without a name of ours that were made for us all the same,

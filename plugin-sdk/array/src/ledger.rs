@@ -435,17 +435,19 @@ impl Ledger {
     }
 
     /// For arrays that choose the name of a new snapshot: makes it and names it `name`, once. `list`
-    /// are the names of all snapshots of the volume, `make` answers the name that the array chose,
-    /// `rename` gives one its name, and `finish` what it lacks then: until that is done, nobody is told
-    /// that it is there, and the intent stays.
+    /// are the names of all snapshots of the volume, `ours` tells which of some it is that was made for
+    /// this wish, `make` answers the name that the array chose, `rename` gives one its name, and `finish`
+    /// what it lacks then: until that is done, nobody is told that it is there, and the intent stays.
     ///
-    /// [`Class::Unknown`] if several are there that were not before, and none can be told to be
-    /// ours: nothing is renamed or removed then.
-    pub async fn make_then_name<T, L, M, R, F>(
+    /// What is new may be anybody's: only `ours` decides. So a snapshot that another host made for the same
+    /// wish, or a life that is forgotten, is found too.
+    #[expect(clippy::too_many_arguments, reason = "each is one step of what is done")]
+    pub async fn make_then_name<T, L, O, M, R, F>(
         &self,
         name: &str,
         object: Option<Value>,
         list: impl Fn(Cx) -> L + Send + Sync,
+        ours: impl Fn(Cx, Vec<String>) -> O + Send + Sync,
         make: impl Fn(Cx) -> M + Send + Sync,
         rename: impl Fn(Cx, String) -> R + Send + Sync,
         finish: impl Fn(Cx) -> F + Send + Sync,
@@ -453,6 +455,7 @@ impl Ledger {
     where
         T: Send,
         L: Future<Output = Outcome<Vec<String>>> + Send,
+        O: Future<Output = Outcome<Option<String>>> + Send,
         M: Future<Output = Outcome<String>> + Send,
         R: Future<Output = Outcome<()>> + Send,
         F: Future<Output = Outcome<T>> + Send,
@@ -467,11 +470,13 @@ impl Ledger {
         }
         let (before, mut made) = match open {
             Some(Intent { what: What::MakeThenName { before, made }, .. }) => {
-                let made = made.filter(|made| now.contains(made));
-                let found = new_one(name, &before, &now)?;
-                (before, made.or(found))
+                let made = match made.filter(|made| now.contains(made)) {
+                    Some(made) => Some(made),
+                    None => ours(self.shield.clone(), newer(&before, now)).await?,
+                };
+                (before, made)
             }
-            _ => (now, None),
+            _ => (now.clone(), ours(self.shield.clone(), now).await?),
         };
         if made.is_none() {
             let what = What::MakeThenName { before: before.clone(), made: None };
@@ -485,7 +490,11 @@ impl Ledger {
                 }
                 Err(failure) => {
                     // It is asked for once: a second request would make a second snapshot.
-                    match self.newcomer(name, &before, &list).await? {
+                    let found = self.appears(|cx| {
+                        let (all, ours, before) = (list(cx.clone()), &ours, &before);
+                        async move { ours(cx, newer(before, all.await?)).await }
+                    });
+                    match found.await? {
                         Some(chosen) => chosen,
                         None => return Err(failure.object(name)),
                     }
@@ -569,36 +578,10 @@ impl Ledger {
         }
         Ok(now)
     }
-
-    async fn newcomer<L>(
-        &self,
-        name: &str,
-        before: &[String],
-        list: impl Fn(Cx) -> L + Send + Sync,
-    ) -> Outcome<Option<String>>
-    where
-        L: Future<Output = Outcome<Vec<String>>> + Send,
-    {
-        self.appears(|cx| {
-            let list = list(cx);
-            async move { new_one(name, before, &list.await?) }
-        })
-        .await
-    }
 }
 
-/// The one name that was not there before.
-fn new_one(name: &str, before: &[String], now: &[String]) -> Outcome<Option<String>> {
-    let new: Vec<&String> = now.iter().filter(|one| !before.contains(one)).collect();
-    match new.as_slice() {
-        [] => Ok(None),
-        [one] => Ok(Some((*one).clone())),
-        several => {
-            let names: Vec<&str> = several.iter().map(|one| one.as_str()).collect();
-            Err(Failure::new(Class::Unknown)
-                .object(name)
-                .fact(format!("one of these is it, and none can be told: {}", names.join(", ")))
-                .hint("remove or rename on the array those that are somebody else's"))
-        }
-    }
+/// Those that were not there before.
+fn newer(before: &[String], mut now: Vec<String>) -> Vec<String> {
+    now.retain(|one| !before.contains(one));
+    now
 }

@@ -18,6 +18,8 @@ const SETTLE: Settle =
 #[derive(Default)]
 struct State {
     names: Vec<String>,
+    /// The array's name of the snapshot that has our text.
+    ours: Option<String>,
     size: u64,
     /// What a stale read still shows, and how often.
     stale: Option<(u64, u32)>,
@@ -122,10 +124,14 @@ impl Fake {
                 "nightly",
                 None,
                 |_| async { Ok(self.names()) },
+                |_, names| async move {
+                    Ok(self.0.lock().unwrap().ours.clone().filter(|ours| names.contains(ours)))
+                },
                 |_| async {
                     self.change(|state| {
                         let name = format!("web-2009-06-10.{}", state.names.len());
                         state.names.push(name.clone());
+                        assert_eq!(state.ours.replace(name.clone()), None, "made once");
                         Ok(name)
                     })
                 },
@@ -325,7 +331,7 @@ fn a_rename_whose_answer_is_lost_is_done() {
     }
 }
 
-/// A snapshot that the array names: found again by what was not there before.
+/// A snapshot that the array names: found again by its text.
 #[test]
 fn a_snapshot_without_a_name_is_named_once() {
     for (lost_before, lost_after) in [(0, 0), (0, 1), (0, 2)] {
@@ -341,25 +347,33 @@ fn a_snapshot_without_a_name_is_named_once() {
     }
 }
 
+/// Others take snapshots at the same time, which have such names too.
 #[test]
-fn a_snapshot_that_cannot_be_told_from_another_is_left_alone() {
+fn somebody_elses_new_snapshot_is_not_taken_for_ours() {
     with_cx(|cx| async move {
         let ledger = Ledger::new(&cx, SETTLE);
         let what = What::MakeThenName { before: vec!["a".to_owned()], made: None };
-        ledger.intend("nightly", what, None).await.map_err(Error::from)?;
-        let names = ["a", "web-1", "web-2"].map(str::to_owned).to_vec();
-        let fake = Fake::with(State { names: names.clone(), ..State::default() });
-        let failure = fake.snapshot(&cx).await.unwrap_err();
-        assert_eq!(failure.class, Class::Unknown);
-        assert_eq!(
-            failure.to_string(),
-            "nightly: one of these is it, and none can be told: web-1, web-2"
-        );
-        assert_eq!(fake.names(), names);
-        // One of them turns out to be somebody else's.
-        fake.0.lock().unwrap().names.remove(1);
+        ledger.intend("nightly", what.clone(), None).await.map_err(Error::from)?;
+        let names = || ["a", "web-1"].map(str::to_owned).to_vec();
+        // The request was lost: it is made now.
+        let fake = Fake::with(State { names: names(), ..State::default() });
         assert_eq!(fake.snapshot(&cx).await.map_err(Error::from)?, Changed::Created);
-        assert_eq!(fake.names(), ["a", "nightly"]);
+        assert_eq!(fake.names(), ["a", "web-1", "nightly"]);
+        // It was not, and the intent is there, or on another host.
+        for intend in [true, false] {
+            if intend {
+                ledger.intend("nightly", what.clone(), None).await.map_err(Error::from)?;
+            }
+            let ours = Some("web-2".to_owned());
+            let names = [names(), vec!["web-2".to_owned()]].concat();
+            let fake = Fake::with(State { names, ours, ..State::default() });
+            assert_eq!(fake.snapshot(&cx).await.map_err(Error::from)?, Changed::Created);
+            assert_eq!(fake.names(), ["a", "web-1", "nightly"], "{intend}");
+        }
+        // A request that is lost now makes none, and somebody else's is left alone.
+        let fake = Fake::with(State { names: names(), lost_before: 1, ..State::default() });
+        assert_eq!(fake.snapshot(&cx).await.unwrap_err().class, Class::Unknown);
+        assert_eq!(fake.names(), names());
         Ok(())
     });
 }

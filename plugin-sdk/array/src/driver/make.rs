@@ -1,7 +1,6 @@
 //! Disks, snapshots and clones are made and changed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use plugin_sdk::model::access::ImageFormat;
 use plugin_sdk::model::vdi::{
@@ -280,7 +279,6 @@ impl<P: Product> Offload<P> {
         let ledger = Self::ledger(cx);
         let caught = &AtomicBool::new(false);
         if self.array.capabilities().snapshots == SnapshotScope::Unnamed {
-            let there = &Mutex::new(Vec::new());
             let (changed, item) =
                 ledger
                     .make_then_name(
@@ -288,21 +286,14 @@ impl<P: Product> Offload<P> {
                         Some(serde_json::json!(volume)),
                         |cx| async move {
                             let all = self.array.snapshots(&cx, Some(volume)).await?;
-                            let names = all.into_iter().map(|snapshot| snapshot.name);
-                            let names: Vec<String> = names.collect();
-                            there.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&names);
-                            Ok(names)
+                            Ok(all.into_iter().map(|snapshot| snapshot.name).collect())
+                        },
+                        |cx, names| async move {
+                            self.array.taken_for(&cx, volume, new, names).await
                         },
                         // Asked for once.
                         |cx| async move {
-                            let names = std::mem::take(
-                                &mut *there.lock().unwrap_or_else(PoisonError::into_inner),
-                            );
-                            let taken = self.array.taken_for(&cx, volume, new, names).await?;
-                            let made = match taken {
-                                Some(taken) => taken,
-                                None => self.array.snapshot_unnamed(&cx, volume, new).await?,
-                            };
+                            let made = self.array.snapshot_unnamed(&cx, volume, new).await?;
                             cx.snapshots_caught().await;
                             Ok(made)
                         },

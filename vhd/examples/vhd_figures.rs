@@ -1,7 +1,7 @@
 //! Prints how long the operations of a store take on this machine.
 //!
 //! ```text
-//! cargo run --release -p vhd --example figures -- [directory]
+//! cargo run --release -p vhd --example vhd_figures -- [directory]
 //! ```
 //!
 //! Each figure is the median of several runs; the slowest is beside it, because one slow sync says
