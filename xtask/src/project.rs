@@ -39,7 +39,7 @@ pub(crate) enum Profile {
 /// Builds what a user of the product has: `smctl`, the child process, the file driver. Answers
 /// the folder they are in.
 pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
-    build(&["smctl", "sm-driver-host", "sm-driver-file"], profile)
+    build(&["smctl", "sm-driver-host", "sm-driver-file", "datapath"], profile)
 }
 
 /// Builds libraries and programs of packages. Answers the folder they are in.

@@ -24,7 +24,7 @@ use disk::{Disk, compare};
 use steps::{Smctl, Steps};
 
 pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
-    let hint = "--release, or --array equallogic [--product FOLDER]";
+    let hint = "[--array equallogic] [--release, or --product FOLDER]";
     let mut profile = Profile::Dev;
     let (mut array, mut built) = (None, None);
     let mut words = options.iter();
@@ -40,7 +40,12 @@ pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
         }
     }
     match (array, built) {
-        (None, None) => of_files(profile),
+        (None, Some(built)) => of_files(&built),
+        (None, None) => {
+            setup::ensure()?;
+            println!("building smctl and the file driver (the first time takes minutes)");
+            of_files(&project::build_product(profile)?)
+        }
         (Some("equallogic"), Some(built)) => array::run(&built),
         (Some("equallogic"), None) => {
             println!("building smctl, the driver and the simulator (the first time takes minutes)");
@@ -50,20 +55,16 @@ pub(crate) fn run(options: &[&str]) -> Result<ExitCode> {
         (Some(other), _) => {
             Err(Failure::new(format!("there is no demo of the array {other:?}")).hint(hint))
         }
-        (None, Some(_)) => Err(Failure::new("--product is for --array").hint(hint)),
     }
 }
 
-fn of_files(profile: Profile) -> Result<ExitCode> {
-    setup::ensure()?;
-    println!("building smctl and the file driver (the first time takes minutes)");
-    let product = project::build_product(profile)?;
+fn of_files(product: &Path) -> Result<ExitCode> {
     let work = tempfile::Builder::new()
         .prefix("sm-demo-")
         .tempdir()
         .doing(|| "make a temporary directory".to_owned())?;
     let mut steps = Steps::default();
-    let outcome = story(&product, work.path(), &mut steps);
+    let outcome = story(product, work.path(), &mut steps);
     // Whatever happened: nothing of the demo stays.
     let path = work.path().to_owned();
     work.close().doing(|| format!("remove {}", path.display()))?;
@@ -93,10 +94,13 @@ fn story(product: &Path, work: &Path, steps: &mut Steps) -> Result<()> {
             disk.changed(work, "upgraded.img")
         })?;
     let attached = steps.type_in_json(&smctl, &["vdi", "attach", "web", "--json"])?;
-    steps.step_said("the guest writes what it changed into the attached disk", || {
-        guest::write(&attached, &upgraded.image)
-    })?;
+    let written = steps
+        .step_said("the guest writes what it changed into the attached disk", || {
+            guest::write(&attached, &upgraded.image)
+        });
+    // In any case: it is served by a process of its own.
     steps.type_in(&smctl, &["vdi", "detach", "web"])?;
+    written?;
     exports_as(steps, &smctl, "web", &upgraded)?;
     exports_as(steps, &smctl, "before upgrade", &disk)?;
 

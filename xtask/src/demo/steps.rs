@@ -41,6 +41,7 @@ impl Smctl {
         Tool::new(&self.program)
             .args(words)
             .env("SMCTL_STATE_DIR", &self.state)
+            .env("SM_RUN_DIR", self.state.with_file_name("run"))
             .env("LC_ALL", "C.UTF-8")
             .directory(&self.directory)
     }
