@@ -61,7 +61,7 @@ fn ask(host: &str, srs: &[Sr]) -> Failure {
 /// Each SR by itself: one that fails keeps the host in no other.
 async fn fence(session: &Session, host: &str, srs: &[Sr]) -> Result<Report> {
     let id = HostId(host.to_owned());
-    let (mut done, mut failed): (Vec<(&Sr, SrFenced)>, Vec<(&Sr, Error)>) = (vec![], vec![]);
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
     for sr in srs {
         // Each is a wish of its own.
         let op = session.op.part(&sr.uuid().to_string());
@@ -80,16 +80,13 @@ async fn fence(session: &Session, host: &str, srs: &[Sr]) -> Result<Report> {
     failed.retain(|failed| matters(&failed));
     let rows = done.iter().map(|(sr, fenced)| json!({"sr": sr.uuid(), "fenced": fenced}));
     let mut document = json!({"host": host, "srs": rows.collect::<Vec<_>>()});
-    let report = if failed.is_empty() {
-        Report::new(session.json, &document, || text(host, &done))
-    } else {
+    if !failed.is_empty() {
         let rows = failed.iter().map(|(sr, error)| json!({"sr": sr.uuid(), "error": error}));
         document["failed"] = rows.collect();
-        let said: Vec<String> = failed.iter().map(|(sr, error)| not_out(host, sr, error)).collect();
-        Report::new(session.json, &document, || text(host, &done))
-            .note(session.json, said.join("\n"))
-    };
-    Ok(report.status(status))
+    }
+    let report = Report::new(session.json, &document, || text(host, &done)).status(status);
+    let said: Vec<String> = failed.iter().map(|(sr, error)| not_out(host, sr, error)).collect();
+    Ok(if said.is_empty() { report } else { report.note(session.json, said.join("\n")) })
 }
 
 fn not_out(host: &str, sr: &Sr, error: &Error) -> String {
