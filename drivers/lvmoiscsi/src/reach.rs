@@ -14,8 +14,11 @@ use plugin_sdk::{Cx, Error, Result, step};
 
 use crate::config::{Place, Wanted};
 
-/// Most time for the LUN to appear after a login.
+/// Most time for the end of a map.
 const APPEARS: Duration = Duration::from_secs(10);
+
+/// Most time until a target shows the LUN, after a login.
+const SHOWS: Duration = Duration::from_secs(2);
 
 /// A LUN to be reached, and for whom.
 #[derive(Clone, Debug)]
@@ -199,40 +202,49 @@ impl Lun {
         lun::device(&self.id)
     }
 
-    /// Waits for the LUN, and a little for the last of its paths.
+    /// Looks for the LUN in the sessions of its target.
     async fn appear(&self, cx: &Cx) -> Result<Vec<Disk>> {
-        let sessions = sessions_of(&self.user);
-        let mut ready = Vec::new();
-        for session in sessions.iter().filter(|session| session.is_up()) {
-            if !block::disks().iter().any(|disk| {
-                disk.session == Some(session.number) && disk.id.as_ref() == Some(&self.id)
-            }) {
+        let end = cx.within(SHOWS);
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let shown = self.shown(cx).await?;
+            if shown.iter().any(|disk| disk.id.as_ref() == Some(&self.id)) {
+                return block::paths(&self.id);
+            }
+            // A session may lose its connection while it is looked at, and come back.
+            if end.remaining().is_zero() {
+                let candidates: Vec<ProbeItem> = crate::probe::luns(&shown);
+                return Err(Error::new(
+                    Kind::Config { missing: Vec::new(), candidates },
+                    format!("the target does not show the LUN {} to this host", self.id),
+                )
+                .legacy(107)
+                .hint("smctl sr probe without SCSIid lists the LUNs that this host may see"));
+            }
+            cx.check()?;
+            plugin_sdk::tokio::time::sleep(pause.min(end.remaining())).await;
+            pause *= 2;
+        }
+    }
+
+    /// All disks that the sessions bring which are up. A target does not show each LUN at each of its
+    /// portals, so the kernel looks where this one is not known.
+    async fn shown(&self, cx: &Cx) -> Result<Vec<Disk>> {
+        let mut shown = Vec::new();
+        for session in sessions_of(&self.user).iter().filter(|session| session.is_up()) {
+            let of_session = || {
+                let all = block::disks().into_iter();
+                all.filter(|disk| disk.session == Some(session.number)).collect::<Vec<_>>()
+            };
+            let mut disks = of_session();
+            if !disks.iter().any(|disk| disk.id.as_ref() == Some(&self.id)) {
                 iscsi::rescan(cx, session).await?;
                 block::settle(cx, session.host).await?;
+                disks = of_session();
             }
-            ready.push(session.number);
+            shown.append(&mut disks);
         }
-        let what = format!("the LUN {}", self.id);
-        let found = block::wait(cx, APPEARS, &what, || {
-            let paths = block::paths(&self.id)?;
-            // A target does not show each LUN at each of its portals.
-            Ok(Some(paths).filter(|paths| !paths.is_empty()))
-        });
-        // What is scanned is there: nothing appears by waiting longer.
-        let shown: Vec<Disk> = block::disks()
-            .into_iter()
-            .filter(|disk| disk.session.is_some_and(|session| ready.contains(&session)))
-            .collect();
-        if !shown.iter().any(|disk| disk.id.as_ref() == Some(&self.id)) {
-            let candidates: Vec<ProbeItem> = crate::probe::luns(&shown);
-            return Err(Error::new(
-                Kind::Config { missing: Vec::new(), candidates },
-                format!("the target does not show the LUN {} to this host", self.id),
-            )
-            .legacy(107)
-            .hint("smctl sr probe without SCSIid lists the LUNs that this host may see"));
-        }
-        found.await
+        Ok(shown)
     }
 
     /// Whether its user is known to need a target on this host.

@@ -33,6 +33,8 @@ use crate::block;
 const CONNECT: Duration = Duration::from_secs(10);
 /// Most time for a discovery, a login, a logout.
 const ADMIN: Duration = Duration::from_secs(45);
+/// Most time for requests to go through after a login.
+const COMES_UP: Duration = Duration::from_secs(10);
 /// Most time for a portal where another one of the target works.
 const SPARE: Duration = Duration::from_secs(5);
 /// Where the name of this host's initiator is.
@@ -208,6 +210,10 @@ pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
             record::set(&record::of_node(target)?, &settings)?;
         }
         match admin(cx, &node, Some(&["--login"])).await {
+            Ok(Ok(said)) => {
+                comes_up(cx, target).await?;
+                break Ok(Ok(said));
+            }
             // This open-iscsi has its records elsewhere.
             Ok(Err((Failure::NoRecords, _))) if is_written => {
                 record::forget(&target.iqn, &target.portal)?;
@@ -234,6 +240,19 @@ pub async fn login(cx: &Cx, target: &Target, chap: &Chap) -> Result<Changed> {
             }
         }
     }
+}
+
+/// Waits until requests go through a session that was made just now: until then the kernel looks for no
+/// disks of it. One that lost its connection at once comes back by itself, or does not: then there are no
+/// disks, which is told by whoever wants one.
+async fn comes_up(cx: &Cx, target: &Target) -> Result<()> {
+    let what = format!("the session to {} at {}", target.iqn, target.portal);
+    let is_up = || sessions().iter().any(|session| session.is_of(target) && session.is_up());
+    if let Err(error) = block::wait(cx, COMES_UP, &what, || Ok(is_up().then_some(()))).await {
+        cx.check()?;
+        plugin_sdk::tracing::warn!(%error, "a session is not up after its login");
+    }
+    Ok(())
 }
 
 /// Removes the record of a target at a portal, with the password in it. One that stays is as safe as
