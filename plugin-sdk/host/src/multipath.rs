@@ -216,6 +216,16 @@ pub async fn flush(cx: &Cx, map: &Mapped) -> Result<()> {
         .legacy(16)
         .hint("lsblk shows what is on top of it"));
     }
+    // A map outlives the daemon that made it. Without one the command removes it by itself.
+    if !is_running() {
+        return cx
+            .within(DAEMON)
+            .command("multipath")
+            .args(["-f", &map.name])
+            .run()
+            .await
+            .map(drop);
+    }
     // udev opens what was just written for a moment, in which it cannot go.
     let end = cx.within(DAEMON);
     loop {

@@ -39,6 +39,22 @@ pub fn start(guest: &Guest, no_path_retry: &str) -> Result<()> {
     guest.check(["multipathd"]).map(drop)
 }
 
+/// Ends multipathd, and waits for its end: it answers before, and takes up paths until then. Maps whose
+/// paths have gone must be gone before, or they stay for ever.
+pub fn stop(guest: &Guest) -> Result<()> {
+    guest.wait_for("no map", Duration::from_secs(30), |guest| {
+        let found = guest.run(["ls", "/sys/class/block"])?.text();
+        let maps: Vec<&str> =
+            found.split_whitespace().filter(|name| name.starts_with("dm-")).collect();
+        Ok(if maps.is_empty() { Ok(()) } else { Err(maps.join(" ")) })
+    })?;
+    guest.check(["multipathd", "shutdown"])?;
+    guest.wait_for("the end of multipathd", Duration::from_secs(30), |guest| {
+        let found = guest.run(["pidof", "multipathd"])?;
+        Ok(if found.status == 1 { Ok(()) } else { Err(format!("pidof says {:?}", found.text())) })
+    })
+}
+
 /// The paths that multipathd knows.
 pub fn paths(guest: &Guest) -> Result<Vec<Path>> {
     let words = ["multipathd", "show", "paths", "raw", "format", "%d %t %T"];

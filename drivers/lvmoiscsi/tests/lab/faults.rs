@@ -128,7 +128,7 @@ fn a_lun_that_is_another_one_is_refused_and_left_as_it_is() -> Result<()> {
     // Two paths, and nothing that joins them.
     place.target.remove(&place.initiator, 2)?;
     place.target.remove(&place.initiator, 3)?;
-    place.host.check(["multipathd", "shutdown"])?;
+    lab::kit::multipath::stop(&place.host)?;
     let words = create(&other.scsi_id(), "unjoined");
     let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
     let (kind, code, message) = refused(&words)?;
