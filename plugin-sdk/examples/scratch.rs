@@ -77,7 +77,11 @@ impl Driver for Scratch {
         request.virtual_size = size;
         let this = self.clone();
         cx.blocking(move |_| match this.read(request.uuid) {
-            Ok(vdi) if vdi.virtual_size == size => Ok(VdiDone { changed: Changed::Already, vdi }),
+            Ok(vdi) if vdi.virtual_size == size => {
+                // The call that made it may have died before this.
+                files::sync_directory_of(&this.path(vdi.uuid, "json"))?;
+                Ok(VdiDone { changed: Changed::Already, vdi })
+            }
             Ok(_) => Err(Error::new(Kind::Exists, "a VDI of this UUID has another size")),
             Err(error) if error.kind != Kind::NotFound => Err(error),
             Err(_) => {

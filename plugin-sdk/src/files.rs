@@ -25,10 +25,17 @@ pub fn sync_directory_of(path: &Utf8Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Utf8Path::new("/")))?.sync_all()
 }
 
-/// Removes a file for good; that it is gone already is success.
+/// Removes a file for good; that it is gone already is success. The directory is synced then, too: the
+/// call that removed the file may have died or failed before it could.
 pub fn remove(path: &Utf8Path) -> io::Result<Changed> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Changed::Already),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match sync_directory_of(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+            return Ok(Changed::Already);
+        }
         result => result?,
     }
     sync_directory_of(path)?;

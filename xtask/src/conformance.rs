@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::failure::{Doing, Failure, Result};
 use crate::lab;
@@ -21,10 +21,13 @@ const PAGE: &str = "docs/drivers/conformance.md";
 const SEED: &str = "20261";
 
 /// Time for all checks of one driver, with the guests that it needs.
-const RUN: Duration = Duration::from_secs(22 * 60);
+const RUN: Duration = Duration::from_secs(45 * 60);
 
 /// Time for all drivers.
-const ALL: Duration = Duration::from_secs(60 * 60);
+const ALL: Duration = Duration::from_secs(100 * 60);
+
+/// All tests run a part of the checks on all drivers, each day another one: so many days come to all.
+const DAYS: u64 = 7;
 
 /// Drivers that are run at the same time: those in guests wait for each other's processor.
 const TOGETHER: usize = 2;
@@ -65,6 +68,8 @@ struct Asked {
     check: bool,
     driver: Option<String>,
     only: Vec<String>,
+    /// `2/3`: only these checks.
+    part: Option<String>,
 }
 
 impl Asked {
@@ -86,8 +91,15 @@ impl Asked {
                     asked.only.push((*id).to_owned());
                     rest
                 }
+                ["--part", part, rest @ ..] => {
+                    asked.part = Some((*part).to_owned());
+                    rest
+                }
                 other => return Err(crate::unknown(&other.join(" "))),
             };
+        }
+        if asked.check && asked.part.is_some() {
+            return Err(Failure::new("--check is about all checks, and --part about some"));
         }
         if asked.check && asked.driver.is_some() {
             return Err(Failure::new("--check is about all drivers, and --driver about one"));
@@ -109,13 +121,38 @@ struct Run {
     here: Option<&'static Here>,
 }
 
+impl Run {
+    /// What runs the checks.
+    fn program(&self, out: &Path) -> Result<Tool> {
+        let Some(here) = self.here else {
+            return Ok(Tool::new(target().join("debug/conformance-guests")).arg(self.driver));
+        };
+        let config = out.join("sr.toml");
+        std::fs::write(&config, CONFIG).doing(|| format!("write {}", config.display()))?;
+        let tool = Tool::new(target().join("debug/sm-conformance"))
+            .args(["run", "--level", "L5", "--driver"])
+            .arg(target().join(here.library))
+            .arg("--config")
+            .arg(&config)
+            .arg("--scratch")
+            .arg(scratch());
+        Ok(tool)
+    }
+}
+
+/// The part of the checks that a day has, by its number.
+fn part_of(day: u64) -> String {
+    format!("{}/{DAYS}", day % DAYS + 1)
+}
+
 /// What came of a run: whether nothing blocks, and its certificate.
 type Outcome = Result<(bool, PathBuf)>;
 
 /// Runs that are to be done. Whoever has time takes the next.
-struct Queue {
+pub(crate) struct Queue {
     runs: Vec<Run>,
     only: Vec<String>,
+    part: Option<String>,
     /// When all must have ended.
     end: Instant,
     next: AtomicUsize,
@@ -129,18 +166,72 @@ impl Queue {
         let guests = IN_GUESTS.iter().map(|driver| Run { driver, here: None });
         let runs = here.chain(guests).filter(|run| asked.wants(run.driver)).collect();
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        Self { runs, only: asked.only.clone(), end, next, done }
+        let (only, part) = (asked.only.clone(), asked.part.clone());
+        Self { runs, only, part, end, next, done }
     }
 
-    /// Does runs until none is left that nobody does.
-    fn work(&self) {
+    /// The part of the checks that is today's, on all drivers, whose programs have been built.
+    pub(crate) fn of_today(end: Instant) -> Self {
+        let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let part = part_of(today.as_secs() / (24 * 60 * 60));
+        Self::new(&Asked { part: Some(part), ..Asked::default() }, end)
+    }
+
+    /// Does runs until none is left that nobody does. What is said of one is said at its end, at once:
+    /// lines of two do not mix.
+    pub(crate) fn work(&self, say: &(impl Fn(&[String]) + ?Sized)) {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(run) = self.runs.get(number) else { break };
             let left = self.end.saturating_duration_since(Instant::now());
-            let outcome = one(run, &self.only, left.min(RUN));
+            println!("started: conformance of {}", run.driver);
+            let mut lines = Vec::new();
+            let outcome = self.one(run, left.min(RUN), &mut lines);
+            if let Err(failure) = &outcome {
+                lines.push(format!("conformance: {}: {failure}", run.driver));
+            }
+            say(&lines);
             self.done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
         }
+    }
+
+    /// What was run on each driver, and whether it holds.
+    pub(crate) fn verdicts(self) -> Vec<(String, bool)> {
+        let part = self.part.clone().map(|part| format!(" (part {part} of the checks)"));
+        let part = part.unwrap_or_default();
+        let verdict = |(driver, outcome): (&str, Outcome)| {
+            (format!("conformance of {driver}{part}"), outcome.is_ok_and(|(good, _)| good))
+        };
+        self.outcomes().into_iter().map(verdict).collect()
+    }
+
+    /// Runs the checks on a driver.
+    fn one(&self, run: &Run, deadline: Duration, lines: &mut Vec<String>) -> Outcome {
+        // What is whole is not replaced by a part.
+        let kind = if self.part.is_some() { "conformance/part" } else { "conformance" };
+        let out = target().join(kind).join(run.driver);
+        if out.exists() {
+            std::fs::remove_dir_all(&out).doing(|| format!("remove {}", out.display()))?;
+        }
+        std::fs::create_dir_all(&out).doing(|| format!("make {}", out.display()))?;
+        let mut tool = run.program(&out)?;
+        tool = tool.args(["--quiet", "--seed", SEED, "--out"]).arg(&out).deadline(deadline);
+        for id in &self.only {
+            tool = tool.args(["--only", id]);
+        }
+        if let Some(part) = &self.part {
+            tool = tool.args(["--part", part]);
+        }
+        let began = Instant::now();
+        lines.push(format!("conformance: {}", run.driver));
+        let status = tool.lines(|line| lines.push(line.to_owned()))?;
+        let (took, page) = (began.elapsed().as_secs_f64(), out.join("report.html"));
+        lines.push(format!("in {took:.0} s, see {}", page.display()));
+        let certificate = out.join("certificate.json");
+        if !certificate.exists() {
+            return Err(Failure::new(format!("the suite came to no result on {}", run.driver)));
+        }
+        Ok((status.success(), certificate))
     }
 
     /// Names of drivers, and what came of each, in the order in which they were to be done.
@@ -171,7 +262,7 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..TOGETHER {
-            scope.spawn(|| queue.work());
+            scope.spawn(|| queue.work(&|lines: &[String]| println!("{}", lines.join("\n"))));
         }
     });
     println!("all in {:.0} s", began.elapsed().as_secs_f64());
@@ -185,7 +276,7 @@ pub(crate) fn run(words: &[&str]) -> Result<ExitCode> {
     for (driver, why) in &absent {
         println!("conformance: {driver} is not run: {why}");
     }
-    if asked.driver.is_none() {
+    if asked.driver.is_none() && asked.part.is_none() {
         good &= pages(&certificates, &absent, asked.check)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -208,49 +299,6 @@ fn build(runs: &[Run]) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new("the suite or a driver does not build; cargo has said why"))
-}
-
-/// Runs all checks on a driver. What is said of it is said at its end: lines of two do not mix.
-fn one(run: &Run, only: &[String], deadline: Duration) -> Outcome {
-    let out = target().join("conformance").join(run.driver);
-    if out.exists() {
-        std::fs::remove_dir_all(&out).doing(|| format!("remove {}", out.display()))?;
-    }
-    std::fs::create_dir_all(&out).doing(|| format!("make {}", out.display()))?;
-    let mut tool = match run.here {
-        Some(here) => {
-            let config = out.join("sr.toml");
-            std::fs::write(&config, CONFIG).doing(|| format!("write {}", config.display()))?;
-            Tool::new(target().join("debug/sm-conformance"))
-                .args(["run", "--level", "L5", "--driver"])
-                .arg(target().join(here.library))
-                .arg("--config")
-                .arg(&config)
-                .arg("--scratch")
-                .arg(scratch())
-        }
-        None => Tool::new(target().join("debug/conformance-guests")).arg(run.driver),
-    };
-    tool = tool.args(["--quiet", "--seed", SEED, "--out"]).arg(&out).deadline(deadline);
-    for id in only {
-        tool = tool.args(["--only", id]);
-    }
-    println!("conformance: {} begins", run.driver);
-    let began = Instant::now();
-    let mut lines = Vec::new();
-    let status = tool.lines(|line| lines.push(line.to_owned()));
-    println!("conformance: {}", run.driver);
-    for line in &lines {
-        println!("{line}");
-    }
-    let status = status?;
-    let page = out.join("report.html");
-    println!("in {:.0} s, see {}", began.elapsed().as_secs_f64(), page.display());
-    let certificate = out.join("certificate.json");
-    if !certificate.exists() {
-        return Err(Failure::new(format!("the suite came to no result on {}", run.driver)));
-    }
-    Ok((status.success(), certificate))
 }
 
 /// In memory where there is a place: the checks wait for the disk more than for anything else.
@@ -349,9 +397,19 @@ mod tests {
     fn checks_are_chosen_of_one_driver() {
         let asked = Asked::parse(&["--driver", "lvm", "--only", "E*", "--only", "D01"]).unwrap();
         let only = ["E*", "D01"].map(str::to_owned).into();
-        assert_eq!(asked, Asked { check: false, driver: Some("lvm".into()), only });
+        assert_eq!(asked, Asked { driver: Some("lvm".into()), only, ..Asked::default() });
+        let asked = Asked::parse(&["--part", "2/3"]).unwrap();
+        assert_eq!(asked, Asked { part: Some("2/3".into()), ..Asked::default() });
         let failure = Asked::parse(&["--only", "E*"]).unwrap_err().to_string();
         assert_eq!(failure, "--only needs a --driver");
+    }
+
+    #[test]
+    fn so_many_days_come_to_all_checks() {
+        let mut parts: Vec<String> = (20_000..20_000 + DAYS).map(part_of).collect();
+        parts.sort();
+        let all: Vec<String> = (1..=DAYS).map(|number| format!("{number}/{DAYS}")).collect();
+        assert_eq!(parts, all);
     }
 
     #[test]

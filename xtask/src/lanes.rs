@@ -2,7 +2,8 @@
 //!
 //! Tests in guests mostly wait for a guest, and most others compute; one after the other, as
 //! `cargo test` runs programs, they leave half of two processors unused. So there are two lanes,
-//! one for each sort. A program's lines are kept until it ends: those of two never mix.
+//! one for each sort; the one that has come to its end first goes on with what is left for both. A
+//! program's lines are kept until it ends: those of two never mix.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -32,8 +33,13 @@ struct Program {
 }
 
 /// Builds all test programs and runs them until `end`. Each line goes to `each` as if `cargo test`
-/// had said it. Answers whether all have ended well.
-pub(crate) fn run(end: Instant, each: impl FnMut(&str) + Send) -> Result<bool> {
+/// had said it. A lane that has no more programs does what is left: `rest`, which tells lines of its
+/// own. Answers whether all programs have ended well.
+pub(crate) fn run(
+    end: Instant,
+    each: impl FnMut(&str) + Send,
+    rest: impl Fn(&dyn Fn(&[String])) + Sync,
+) -> Result<bool> {
     let words = ["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"];
     let printed = cargo().args(words).run()?;
     let (guests, others): (Vec<_>, Vec<_>) = programs(&printed.stdout)
@@ -43,9 +49,16 @@ pub(crate) fn run(end: Instant, each: impl FnMut(&str) + Send) -> Result<bool> {
         return Err(Failure::new("cargo has built no test programs"));
     }
     let each = Mutex::new(each);
+    let say = |lines: &[String]| tell(&each, lines);
     Ok(std::thread::scope(|scope| {
         let lanes = [guests, others]
-            .map(|programs| scope.spawn(|| lane(programs, end, &each)))
+            .map(|programs| {
+                scope.spawn(|| {
+                    let good = lane(programs, end, &each);
+                    rest(&say);
+                    good
+                })
+            })
             .map(std::thread::ScopedJoinHandle::join);
         lanes.into_iter().all(|good| good.unwrap_or(false))
     }))
@@ -72,12 +85,17 @@ fn lane(programs: Vec<Program>, end: Instant, each: &Mutex<impl FnMut(&str)>) ->
                 good = false;
             }
         }
-        let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
-        for line in &lines {
-            each(line);
-        }
+        tell(each, &lines);
     }
     good
+}
+
+/// Lines that belong together.
+fn tell(each: &Mutex<impl FnMut(&str)>, lines: &[String]) {
+    let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
+    for line in lines {
+        each(line);
+    }
 }
 
 /// What cargo has said of the programs that it built, in the order of their packages.

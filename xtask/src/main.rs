@@ -49,7 +49,7 @@ cargo xtask lab run [--memory MIB] [--disk FILE] [--share FOLDER] [--module NAME
 cargo xtask lab check [--keep-logs]    which features of the kernel work in guests here
 cargo xtask lab demo                   a NAS and a host: NFS and iSCSI SRs, snapshots, a dead path
 cargo xtask lint                       formatting, clippy, generated documents, rustdoc
-cargo xtask conformance [--check] [--driver NAME [--only CHECKS]...]
+cargo xtask conformance [--check] [--part K/N] [--driver NAME [--only CHECKS]...]
                                        all checks of the contract on all drivers, most in guests
 cargo xtask docs [--check]             write docs/operations.md, docs/drivers/matrix.md, and the
                                        manual pages of smctl

@@ -11,7 +11,7 @@ use sm_model::operation::OPERATIONS;
 use sm_model::{Bytes, Manifest};
 
 use crate::failure::{Doing, Failure, Result};
-use crate::project::{self, Profile};
+use crate::project;
 use crate::stats;
 use crate::tool::Tool;
 
@@ -57,10 +57,10 @@ fn manifests() -> Result<BTreeMap<String, Manifest>> {
             names.push(name.to_string_lossy().into_owned());
         }
     }
-    let packages: Vec<String> = names.iter().map(|name| format!("sm-driver-{name}")).collect();
-    let mut words: Vec<&str> = packages.iter().map(String::as_str).collect();
-    words.push("smctl");
-    let built = project::build(&words, Profile::Dev)?;
+    // All, which the tests will need, too.
+    let Some(built) = project::build_all()? else {
+        return Err(Failure::new("the workspace does not build; cargo has said why"));
+    };
     let mut manifests = BTreeMap::new();
     for name in names {
         let library = built.join(format!("libsm_driver_{name}.so"));

@@ -42,6 +42,16 @@ pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
     build(&["smctl", "sm-driver-host", "sm-driver-file", "datapath"], profile)
 }
 
+/// Builds libraries, programs and examples of all packages. Answers the folder they are in, or nothing if
+/// something does not build, of which cargo has said why.
+///
+/// Tests of one package run programs and load libraries of others, which `cargo test` would not build.
+/// All at once, so that dependencies get the features that the tests need, once.
+pub(crate) fn build_all() -> Result<Option<PathBuf>> {
+    let words = ["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"];
+    Ok(cargo().args(words).show()?.success().then(|| target().join("debug")))
+}
+
 /// Builds libraries and programs of packages. Answers the folder they are in.
 pub(crate) fn build(packages: &[&str], profile: Profile) -> Result<PathBuf> {
     let mut cargo = cargo().args(["build", "--quiet", "--lib", "--bins"]);

@@ -7,16 +7,17 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::conformance;
 use crate::failure::{Failure, Result};
 use crate::fuzz;
 use crate::lab;
 use crate::lanes;
-use crate::project::cargo;
+use crate::project::{build_all, cargo};
 use crate::setup;
 use crate::tool::Tool;
 
 /// Time for building and running all tests.
-const ALL: Duration = Duration::from_secs(50 * 60);
+const ALL: Duration = Duration::from_secs(60 * 60);
 
 pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
     let start = Instant::now();
@@ -31,8 +32,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         .iter()
         .take_while(|word| **word != "--")
         .any(|word| ["-p", "--package", "--workspace"].contains(word) || word.starts_with("-p"));
-    if !chosen {
-        build()?;
+    if !chosen && build_all()?.is_none() {
+        println!("0 passed, 0 failed, 0 skipped");
+        return Err(Failure::new("the workspace does not build; cargo has said why"));
     }
     let mut tally = Tally::default();
     let good = if arguments.is_empty() {
@@ -48,12 +50,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         match fuzz::all(None, fuzz::SECONDS) {
             Ok(outcomes) => {
                 for outcome in outcomes {
-                    tally.fuzzed(outcome.target, outcome.good);
+                    tally.one(&format!("fuzz: {}", outcome.target), outcome.good);
                 }
             }
             Err(failure) => {
                 println!("fuzz ... FAILED: {failure}");
-                tally.fuzzed("all targets", false);
+                tally.one("fuzz: all targets", false);
             }
         }
     }
@@ -65,25 +67,19 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
 
 /// All test programs, in lanes, and then the examples in the documentation. Whether all is well.
 fn everything(end: Instant, tally: &mut Tally) -> Result<bool> {
-    let programs = lanes::run(end, |line| {
+    let drivers = conformance::Queue::of_today(end);
+    let told = |line: &str| {
         println!("{line}");
         tally.line(line);
-    })?;
+    };
+    let programs = lanes::run(end, told, |say| drivers.work(say))?;
     tally.end_of_suite();
+    for (name, good) in drivers.verdicts() {
+        tally.one(&name, good);
+    }
     let left = end.saturating_duration_since(Instant::now());
     let documentation = cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"]);
     Ok(tally.all_of(documentation.deadline(left))? && programs)
-}
-
-/// Tests of one package run programs and load libraries of others, which `cargo test` would not
-/// build. With the examples, so that dependencies get the features that the tests need, once.
-fn build() -> Result<()> {
-    let words = ["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"];
-    if cargo().args(words).show()?.success() {
-        return Ok(());
-    }
-    println!("0 passed, 0 failed, 0 skipped");
-    Err(Failure::new("the workspace does not build; cargo has said why"))
 }
 
 /// What libtest has said so far.
@@ -142,13 +138,13 @@ impl Tally {
         Ok(status.success())
     }
 
-    /// A fuzz target counts as one test.
-    fn fuzzed(&mut self, target: &str, good: bool) {
+    /// What is no test program's, and counts as one test: a fuzz target, the checks on a driver.
+    fn one(&mut self, name: &str, good: bool) {
         if good {
             self.passed += 1;
         } else {
             self.failed += 1;
-            self.failures.push(format!("fuzz: {target}"));
+            self.failures.push(name.to_owned());
         }
     }
 
@@ -269,9 +265,9 @@ mod tests {
     #[test]
     fn a_fuzz_target_counts_as_a_test() {
         let mut tally = Tally { passed: 1, ..Tally::default() };
-        tally.fuzzed("parse", true);
+        tally.one("fuzz: parse", true);
         assert!(tally.good());
-        tally.fuzzed("open_chain", false);
+        tally.one("fuzz: open_chain", false);
         assert_eq!(tally.totals(), "2 passed, 1 failed, 0 skipped");
         assert!(!tally.good() && tally.report(true).contains("failed: fuzz: open_chain"));
     }

@@ -43,7 +43,7 @@ pub(crate) fn lvm(lab: &Lab) -> Result<Place, Failure> {
     // Sizes are in steps of 4 MiB.
     settings.suite.insert("disk-size", quoted("8MiB"));
     settings.suite.insert("keep-sr", "true".into());
-    settings.suite.insert("sequences", "4".into());
+    settings.suite.insert("sequences", "2".into());
     settings.backend.extend([("volume-groups", "true".into()), ("host", "true".into())]);
     let config = settings.text();
     Ok(Place { host, config, _rest: Box::new(()) })
@@ -107,7 +107,7 @@ pub(crate) fn lvmoiscsi(lab: &Lab) -> Result<Place, Failure> {
     settings.secrets.insert("chappassword".into(), PASSWORD.into());
     settings.suite.insert("disk-size", quoted("8MiB"));
     settings.suite.insert("keep-sr", "true".into());
-    settings.suite.insert("sequences", "4".into());
+    settings.suite.insert("sequences", "2".into());
     settings.backend.extend([("volume-groups", "true".into()), ("host", "true".into())]);
     let config = settings.text();
     Ok(Place { host, config, _rest: Box::new((target, network, nas)) })

@@ -16,7 +16,8 @@ use lab::{Guest, Lab};
 use place::Place;
 
 const USAGE: &str =
-    "usage: conformance-guests DRIVER --out FOLDER [--seed N] [--only CHECKS] [--quiet]
+    "usage: conformance-guests DRIVER --out FOLDER [--seed N] [--only CHECKS] [--part K/N]
+                                          [--quiet]
 
 Boots guests with what the driver needs, and runs sm-conformance in one of them. The programs are
 those beside this one. Certificate and reports are in FOLDER then.";
@@ -40,6 +41,7 @@ struct Asked {
     out: PathBuf,
     seed: String,
     only: Vec<String>,
+    part: Option<String>,
     quiet: bool,
 }
 
@@ -57,6 +59,7 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Asked, Failure> {
             "--out" => asked.out = value.into(),
             "--seed" => asked.seed = value,
             "--only" => asked.only.push(value),
+            "--part" => asked.part = Some(value),
             other => return Err(format!("there is no option {other}").into()),
         }
     }
@@ -130,6 +133,9 @@ fn suite(host: &Guest, programs: &Programs, asked: &Asked, out: &Path) -> Result
     words.extend([text(&config), "--out".into(), text(out), "--again".into(), again]);
     for only in &asked.only {
         words.extend(["--only".into(), only.clone()]);
+    }
+    if let Some(part) = &asked.part {
+        words.extend(["--part".into(), part.clone()]);
     }
     if asked.quiet {
         words.push("--quiet".into());

@@ -114,6 +114,10 @@ fn act(
         ("GET", "/inventory") => array.inventory(&vendor.exports(&array.current())),
         ("GET", "/requests") => json!(array.requests().all()),
         ("GET", "/counts") => json!(array.requests().counts()),
+        ("GET", "/moved") => {
+            let [read, written, copied] = array.moved().all();
+            json!({"read": read, "written": written, "copied": copied})
+        }
         ("DELETE", "/requests") => {
             array.requests().clear();
             Value::Null

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bench::Bench;
 use crate::catalog::{self, Level};
+use crate::part::Part;
 use crate::sign::{PrivateKey, PublicKey, Signature};
 use crate::verdict::State;
 use crate::{Error, RunOptions, requirement};
@@ -44,6 +45,9 @@ pub struct Certificate {
     /// The checks that were chosen by hand; then no level is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub only: Vec<String>,
+    /// The part of the checks that was run, where it was not all; then no level is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The highest level that holds, of the checks that are built.
     pub level: Option<Level>,
     /// How many results there are of each state.
@@ -255,6 +259,7 @@ pub(crate) fn issue(
         environment: environment(),
         asked: options.level,
         only: options.only.clone(),
+        part: options.part,
         level: reached(options, &results),
         counts: count(&results),
         not_built: catalog::not_built()
@@ -270,7 +275,8 @@ pub(crate) fn issue(
 
 /// The highest level of which, and of those below, nothing blocks.
 fn reached(options: &RunOptions, results: &[Entry]) -> Option<Level> {
-    if !options.only.is_empty() || options.fail_fast && results.iter().any(|e| blocks(e.state)) {
+    let chosen = !options.only.is_empty() || options.part.is_some();
+    if chosen || options.fail_fast && results.iter().any(|e| blocks(e.state)) {
         return None;
     }
     let blocked = results.iter().filter(|e| blocks(e.state)).filter_map(|e| e.level).min();
@@ -346,6 +352,7 @@ mod tests {
             environment: BTreeMap::new(),
             asked: Level::L2,
             only: vec![],
+            part: None,
             level: Some(Level::L2),
             counts: Counts::default(),
             not_built: vec!["A02".into()],
@@ -382,11 +389,10 @@ mod tests {
             level: Level::L5,
             ..RunOptions::new("d".into(), crate::Config::default())
         };
-        let reached = |results: &[(Level, State)]| {
-            let results: Vec<Entry> =
-                results.iter().map(|(level, state)| entry(*level, *state)).collect();
-            reached(&options, &results)
+        let entries = |results: &[(Level, State)]| -> Vec<Entry> {
+            results.iter().map(|(level, state)| entry(*level, *state)).collect()
         };
+        let reached = |results: &[(Level, State)]| reached(&options, &entries(results));
         let (l0, l1, l2, l5) = (Level::L0, Level::L1, Level::L2, Level::L5);
         assert_eq!(reached(&[(l0, State::Pass), (l1, State::Pass), (l2, State::Waived)]), Some(l1));
         assert_eq!(
@@ -396,5 +402,15 @@ mod tests {
         assert_eq!(reached(&[(l0, State::Fail), (l1, State::Pass)]), None);
         assert_eq!(reached(&[(l0, State::Pass), (l2, State::NotApplicable)]), Some(l0));
         assert_eq!(reached(&[(l0, State::Pass), (l5, State::Pass)]), Some(l5));
+    }
+
+    #[test]
+    fn of_some_of_the_checks_no_level_follows() {
+        let all = RunOptions::new("d".into(), crate::Config::default());
+        let part = RunOptions { part: "1/1".parse().ok(), ..all.clone() };
+        let only = RunOptions { only: vec!["A01".into()], ..all.clone() };
+        let passed = [entry(Level::L0, State::Pass)];
+        assert_eq!(reached(&all, &passed), Some(Level::L0));
+        assert_eq!([reached(&part, &passed), reached(&only, &passed)], [None, None]);
     }
 }

@@ -25,7 +25,7 @@ const TOLD: usize = 4;
 
 /// A disk that can be read, and written if it was attached for that.
 pub(crate) enum Disk {
-    /// The bytes of a file or device.
+    /// The bytes of a device.
     Raw(File, u64),
     /// Images, by the code that serves them to guests.
     Images(Arc<Drive>),
@@ -57,12 +57,9 @@ impl Disk {
                 }
                 raw(path.as_std_path())
             }
-            Access::File { path, format, backing, .. } => {
+            Access::File { path, backing, .. } => {
                 for path in backing.iter().map(|image| &image.path).chain([path]) {
                     inside(path.as_std_path(), backend)?;
-                }
-                if *format == ImageFormat::Raw && backing.is_empty() {
-                    return raw(path.as_std_path());
                 }
                 let plan = plan(first, read_only).ok_or("the images make no disk")?;
                 let drive = Drive::open(&plan, Options::default());

@@ -48,12 +48,14 @@ mod logbook;
 pub mod matrix;
 mod oracle;
 pub mod page;
+pub mod part;
 mod plot;
 pub mod report;
 pub mod requirement;
 pub mod run;
 mod services;
 pub mod sign;
+mod strace;
 mod verdict;
 mod world;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use sm_conformance::matrix::{self, NotRun};
+use sm_conformance::part::Part;
 use sm_conformance::run::Replay;
 use sm_conformance::sign::{PrivateKey, PublicKey};
 use sm_conformance::{Certificate, Config, Error, Level, RunOptions, State, page, report};
@@ -104,6 +105,9 @@ struct Run {
     /// After this time no further check is begun: `60s`, `5m`.
     #[arg(long, value_parser = duration)]
     budget: Option<Duration>,
+    /// A part of these: `2/3` is the second of three, which have no check in common.
+    #[arg(long)]
+    part: Option<Part>,
     /// Where the run's own folder is made.
     #[arg(long, default_value = "/tmp")]
     scratch: PathBuf,
@@ -160,6 +164,7 @@ fn perform(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
                 only: asked.only,
                 seed: asked.seed,
                 budget: asked.budget,
+                part: asked.part,
                 out: Some(asked.out),
                 scratch: asked.scratch,
                 again: asked.again,

@@ -46,6 +46,9 @@ pub fn run(certificate: &Certificate, logs: &BTreeMap<String, String>) -> String
                     p { "Checks were chosen by hand, so no level follows: "
                         (certificate.only.join(", ")) }
                 }
+                @if let Some(part) = certificate.part {
+                    p { "A part of the checks, " (part) ", so no level follows." }
+                }
             }
             section #groups {
                 h2 { "Checks" }

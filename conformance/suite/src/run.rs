@@ -13,6 +13,7 @@ use crate::catalog::{self, Level, Row};
 use crate::certificate::{self, Certificate, Entry, Timing};
 use crate::checks::{self, Check, sequences::Step};
 use crate::config::Config;
+use crate::part::Part;
 use crate::verdict::{State, Stop, Verdict};
 use crate::world::World;
 use crate::{Error, logbook, report};
@@ -39,6 +40,8 @@ pub struct RunOptions {
     pub budget: Option<Duration>,
     /// Where reports and the journal go.
     pub out: Option<PathBuf>,
+    /// Of the checks that are wanted, only those of a part.
+    pub part: Option<Part>,
     /// Where the run's own folder is made.
     pub scratch: PathBuf,
     /// What is typed to see a failure again, with `{id}` for the check, where that is not `replay`.
@@ -60,6 +63,7 @@ impl RunOptions {
             only: Vec::new(),
             seed: None,
             budget: None,
+            part: None,
             out: None,
             scratch: std::env::temp_dir(),
             again: None,
@@ -104,9 +108,14 @@ pub fn run(options: &RunOptions, each: &mut dyn FnMut(&Entry)) -> Result<Certifi
         .iter()
         .filter_map(|check| Some((catalog::find(check.id)?, *check)))
         .filter(|(row, _)| wanted(options, row))
+        .enumerate()
+        .filter(|(place, _)| options.part.is_none_or(|part| part.has(*place)))
+        .map(|(_, check)| check)
         .collect();
     if selected.is_empty() {
-        let why = format!("nothing matches {}", options.only.join(", "));
+        let what = options.part.map(|part| format!("part {part}"));
+        let what: Vec<String> = options.only.iter().cloned().chain(what).collect();
+        let why = format!("nothing matches {}", what.join(", "));
         return Err(Error::Nothing(why));
     }
     let progress = Progress::begin(options)?;

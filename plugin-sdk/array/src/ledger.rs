@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::outcome::{Class, Failure, Outcome};
-use crate::retry::wait;
+use crate::retry::{resolving, wait};
 use crate::size::SizeRule;
 
 /// What stands before each key of the host's state.
@@ -112,15 +112,18 @@ pub enum Begin {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     cx: Cx,
-    /// For looking: goes on after a cancel, because a change that was sent is resolved.
-    shield: Cx,
     settle: Settle,
 }
 
 impl Ledger {
     /// The ledger for a call.
     pub fn new(cx: &Cx, settle: Settle) -> Self {
-        Self { cx: cx.clone(), shield: cx.shielded(), settle }
+        Self { cx: cx.clone(), settle }
+    }
+
+    /// For looking: goes on after a cancel, because a change that was sent is resolved.
+    fn shield(&self) -> Cx {
+        resolving(&self.cx)
     }
 
     /// The open intent of an object.
@@ -137,13 +140,13 @@ impl Ledger {
 
     /// Forgets the intent of an object: its outcome is known.
     pub async fn conclude(&self, name: &str) -> Outcome<()> {
-        Ok(self.shield.kv().remove(&format!("{PREFIX}{name}")).await?)
+        Ok(self.shield().kv().remove(&format!("{PREFIX}{name}")).await?)
     }
 
     /// As [`Self::conclude`], of a removal that was refused: its intent must not come back with a loss of
     /// power, or the next attach of the SR would remove what its owner was told is still there.
     async fn conclude_refused(&self, name: &str) -> Outcome<()> {
-        Ok(self.shield.kv().remove_durably(&format!("{PREFIX}{name}")).await?)
+        Ok(self.shield().kv().remove_durably(&format!("{PREFIX}{name}")).await?)
     }
 
     /// Records an intent. Whoever then does the change himself concludes it himself; `object` is
@@ -201,7 +204,7 @@ impl Ledger {
         };
         if sent || !unique {
             let found = if unique || !sent {
-                look(self.shield.clone()).await?
+                look(self.shield()).await?
             } else {
                 self.appears(&look).await?
             };
@@ -232,7 +235,7 @@ impl Ledger {
                 // Not unique: a second request would make a second object, so the array gets all
                 // the time it may need to show the first.
                 _ if (lost || sent) && !unique => self.appears(&look).await?,
-                _ if lost || sent => look(self.shield.clone()).await?,
+                _ if lost || sent => look(self.shield()).await?,
                 _ => None,
             };
             sent |= lost;
@@ -270,7 +273,7 @@ impl Ledger {
         G: Future<Output = Outcome<Option<Bytes>>> + Send,
     {
         let open = self.open(name).await?;
-        let mut now = read(self.shield.clone()).await?;
+        let mut now = read(self.shield()).await?;
         if let Some(Intent { what: What::Resize { from, .. }, .. }) = &open
             && kind == ResizeKind::Delta
         {
@@ -316,7 +319,7 @@ impl Ledger {
                 return Err(failure.object(name));
             }
             let before = now;
-            now = read(self.shield.clone()).await?;
+            now = read(self.shield()).await?;
             if kind == ResizeKind::Delta {
                 now = self.moves(before, now, &read).await?;
             }
@@ -416,8 +419,8 @@ impl Ledger {
             let lost = !failure.class.is_certain();
             // Gone under the old name, or there under the new one: it may be our own doing.
             if lost || matches!(failure.class, Class::NotFound | Class::AlreadyExists) {
-                let old = look(self.shield.clone(), from.to_owned()).await?;
-                if !old && self.until(|| look(self.shield.clone(), to.to_owned())).await? {
+                let old = look(self.shield(), from.to_owned()).await?;
+                if !old && self.until(|| look(self.shield(), to.to_owned())).await? {
                     self.conclude(from).await?;
                     return Ok(if sent || lost { Changed::Modified } else { Changed::Already });
                 }
@@ -461,7 +464,7 @@ impl Ledger {
         F: Future<Output = Outcome<T>> + Send,
     {
         let open = self.open(name).await?;
-        let now = list(self.shield.clone()).await?;
+        let now = list(self.shield()).await?;
         if now.iter().any(|one| one == name) {
             let finished = finish(self.cx.clone()).await?;
             self.conclude(name).await?;
@@ -472,11 +475,11 @@ impl Ledger {
             Some(Intent { what: What::MakeThenName { before, made }, .. }) => {
                 let made = match made.filter(|made| now.contains(made)) {
                     Some(made) => Some(made),
-                    None => ours(self.shield.clone(), newer(&before, now)).await?,
+                    None => ours(self.shield(), newer(&before, now)).await?,
                 };
                 (before, made)
             }
-            _ => (now.clone(), ours(self.shield.clone(), now).await?),
+            _ => (now.clone(), ours(self.shield(), now).await?),
         };
         if made.is_none() {
             let what = What::MakeThenName { before: before.clone(), made: None };
@@ -513,7 +516,7 @@ impl Ledger {
             match rename(self.cx.clone(), chosen.clone()).await {
                 Ok(()) => break,
                 Err(failure) => {
-                    let now = list(self.shield.clone()).await?;
+                    let now = list(self.shield()).await?;
                     if now.iter().any(|one| one == name) {
                         break;
                     }
@@ -538,13 +541,13 @@ impl Ledger {
     {
         let end = Instant::now() + self.settle.stale;
         loop {
-            if let Some(found) = look(self.shield.clone()).await? {
+            if let Some(found) = look(self.shield()).await? {
                 return Ok(Some(found));
             }
             if Instant::now() >= end {
                 return Ok(None);
             }
-            wait(&self.shield, self.settle.pause).await?;
+            wait(&self.shield(), self.settle.pause).await?;
         }
     }
 
@@ -571,9 +574,9 @@ impl Ledger {
     {
         let end = Instant::now() + self.settle.stale;
         while now == from && Instant::now() < end {
-            now = read(self.shield.clone()).await?;
+            now = read(self.shield()).await?;
             if now == from {
-                wait(&self.shield, self.settle.pause).await?;
+                wait(&self.shield(), self.settle.pause).await?;
             }
         }
         Ok(now)

@@ -114,6 +114,17 @@ pub async fn wait(cx: &Cx, pause: Duration) -> Outcome<()> {
     Ok(cx.check()?)
 }
 
+/// How long after its time a call may go on with what must not stay open. A call that ends 5 s late costs
+/// the driver's process, and the calls beside it; so twice this, where one such step is in another, is less.
+const LATE: Duration = Duration::from_secs(2);
+
+/// The same call, deaf to cancel and with a little more time than it has: to look what became of a change
+/// that was sent, or to complete one.
+pub(crate) fn resolving(cx: &Cx) -> Cx {
+    let left = if cx.is_cancelled() { Duration::ZERO } else { cx.remaining() };
+    cx.shielded().within(left + LATE)
+}
+
 /// Chance for jitter: nothing depends on its quality.
 #[derive(Debug)]
 pub struct Chance(Mutex<u64>);

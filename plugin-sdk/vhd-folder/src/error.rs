@@ -95,9 +95,12 @@ fn kind_of(error: &io::Error) -> Kind {
     }
 }
 
-/// Says what to do where the place itself is gone: what its server knew it by is another thing now,
-/// or none.
+/// Says what to do where the device below fails, or where the place itself is gone: what its server knew
+/// it by is another thing now, or none.
 fn place(error: Error, cause: &io::Error) -> Error {
+    if cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) {
+        return error.legacy(200).hint("the kernel's log of this host says which device failed");
+    }
     if cause.kind() != io::ErrorKind::StaleNetworkFileHandle {
         return error;
     }

@@ -131,7 +131,11 @@ impl Folder {
     pub(crate) fn destroy(&self, cx: &Cx) -> Result<Changed> {
         let mark = if self.own { self.path.clone() } else { self.path.join(OURS) };
         if !there(&mark)? {
-            return Ok(Changed::Already);
+            // The call that removed it may have been cut before this.
+            return match self.sync_location() {
+                Err(error) if error.kind != Kind::NotFound => Err(error),
+                _ => Ok(Changed::Already),
+            };
         }
         // Without its mark it is no SR any more: an earlier call was cut behind that step.
         if self.read()?.is_some() {

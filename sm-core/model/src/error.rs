@@ -293,6 +293,10 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The system's number for an input or output error, the same on all of Linux' processors; the standard
+/// library has no kind for it.
+const EIO: i32 = 5;
+
 impl From<std::io::Error> for Error {
     /// The class that the operating system's error stands for. Say which object by
     /// [`Error::context`] or with a message of your own.
@@ -311,6 +315,8 @@ impl From<std::io::Error> for Error {
             }
             Io::InvalidData => Kind::Corrupt,
             Io::Unsupported => Kind::Unsupported,
+            // The storage's failure, and no defect of whoever asked it.
+            _ if error.raw_os_error() == Some(EIO) => Kind::Unreachable,
             _ => Kind::Internal,
         };
         Self::new(kind, error.to_string())
@@ -343,6 +349,14 @@ mod tests {
         let error: Error = serde_json::from_str(text).unwrap();
         assert_eq!(error.kind, Kind::Internal);
         assert_eq!(error.retry, Retry::Temporary);
+    }
+
+    #[test]
+    fn a_storage_that_fails_is_no_defect_of_who_asked_it() {
+        for (code, kind) in [(EIO, Kind::Unreachable), (28, Kind::NoSpace)] {
+            let error = Error::from(std::io::Error::from_raw_os_error(code));
+            assert_eq!(error.kind, kind);
+        }
     }
 
     #[test]

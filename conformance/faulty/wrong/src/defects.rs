@@ -39,6 +39,7 @@ defects! {
         "damaged-forgotten": "recovery takes a disk whose record it cannot read for one that was never finished", by ["N12"];
         "tidy-recovery": "recovery removes every file that it does not know", by ["N15"];
         "revert-in-place": "a revert empties the disk before it copies the snapshot", by ["T03"];
+        "clone-goes-on": "a disk is written on while it is cloned, block by block", by ["E12"];
         "depth-two": "a snapshot taken after another one gets the first one's data", by ["E02", "E13"];
     }
     "attach" {
@@ -77,7 +78,17 @@ defects! {
         "maintained-in-place": "maintenance empties an image before it writes it anew", by ["N08"];
         "record-trusted": "a record that is no JSON is a panic", by ["Q08"];
     }
+    "storage" {
+        "sync-ignored": "a sync that fails is none of a create's business", by ["O10", "O11"];
+        "sync-trusted": "a sync that fails is a panic", by ["O10", "O11"];
+        "already-unsynced": "what is so already is not synced, though the first try died of that", by ["O10", "O11"];
+        "full-is-internal": "a file system without room is a defect of the driver", by ["O11"];
+        "leftover-in-the-way": "what a create has left that found no room is in the way of the next", by ["O10", "O11"];
+        "image-first": "a destroy removes the image before the record, with no step in between", by ["N09"];
+        "record-in-place": "a record is written where the old one was", by ["N09"];
+    }
     "concurrency" {
+        "thread-bound": "the first thread that asks how full an SR is is the only one that may", by ["A13"];
         "hang-by-order": "a snapshot and a destroy take the same two locks in different orders", by ["M08"];
     }
     "leak" {
@@ -92,6 +103,8 @@ defects! {
         "said-and-done": "the device is a sector smaller than is said", by ["D13", "C21", "F01"];
         "shrinks": "a smaller size is obeyed", by ["F05"];
         "used-never-grows": "the space that a disk takes is always said to be none", by ["H02"];
+        "snapshot-copies": "a snapshot takes as much space as its source, and thin is declared", by ["H05"];
+        "shared-counts-twice": "what a disk shares with its snapshots is said to be taken by each", by ["H11"];
         "thick-but-thin": "a disk takes all of its space, and thin is declared", by ["H01"];
     }
     "listing" {
@@ -104,6 +117,7 @@ defects! {
         "retry-helps": "what does not exist is said to come later", by ["L02"];
         "chatty": "an error is a page of text", by ["L03"];
         "limit-as-no-space": "a size above the limit is a lack of space", by ["C04"];
+        "chain-unsaid": "a chain at its end is refused as a size would be", by ["P03"];
         "full-sr-destroyed": "an SR with disks is destroyed", by ["B14"];
         "panic-in-create": "an odd size is a panic", by ["L06"];
         "abort-in-create": "an odd size ends the process", by ["L06"];
@@ -117,9 +131,12 @@ defects! {
         "secret-in-log": "a password is logged at login", by ["Q01"];
         "shell-in-name": "a name is part of a shell's command", by ["Q04"];
         "secret-on-disk": "a password lies in the SR's record", by ["Q01"];
+        "file-in-tmp": "a password lies in /tmp for a moment, under a name that others know", by ["Q06"];
         "probe-makes": "a probe writes a file", by ["B05"];
     }
     "time" {
+        "scan-quadratic": "a listing reads all records again for each disk", by ["P07"];
+        "recovery-quadratic": "an attach of the SR reads all records again for each disk", by ["N18"];
         "slow-create": "each create takes 1.2 s more", by ["R02"];
         "looks-again": "a thread looks every millisecond whether something has changed", by ["R05"];
         "keeps-answers": "each answer stays in memory", by ["R06"];

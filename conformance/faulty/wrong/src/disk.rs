@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::time::Duration;
 
 use plugin_sdk::model::vdi::SnapshotSpec;
 use plugin_sdk::prelude::*;
@@ -16,6 +17,12 @@ const UNIT: u64 = 4096;
 /// The largest disk; the manifest says so too.
 const LARGEST: u64 = 64 << 30;
 
+/// What the defect takes for each block that it copies.
+const SLOW: Duration = Duration::from_millis(5);
+
+/// The most images of a disk: its own, and those of its snapshots; the manifest says so too.
+const CHAIN: u64 = 24;
+
 /// How many operations a disk remembers.
 const REMEMBERED: usize = 8;
 
@@ -27,9 +34,9 @@ pub(crate) struct Record {
     operations: Vec<OperationId>,
 }
 
-/// Bytes that a file takes.
-pub(crate) fn size_of(path: &Utf8Path) -> u64 {
-    path.metadata().map_or(0, |facts| facts.blocks() * 512)
+/// Bytes that a file takes which nothing else is a name of.
+pub(crate) fn own_size_of(path: &Utf8Path) -> u64 {
+    path.metadata().map_or(0, |facts| if facts.nlink() > 1 { 0 } else { facts.blocks() * 512 })
 }
 
 fn unknown(vdi: VdiUuid) -> Error {
@@ -60,14 +67,17 @@ impl Store {
 
     fn keep(&self, record: &Record) -> Result<()> {
         let path = self.path(record.info.uuid, "json");
-        Ok(files::replace(&path, json!(record).to_string().as_bytes())?)
+        self.put(&path, json!(record).to_string().as_bytes())
     }
 
     /// What a VDI is.
     pub(crate) fn read(&self, vdi: VdiUuid) -> Result<VdiInfo> {
         let mut info = self.record(vdi)?.info;
         if !self.is("used-never-grows") {
-            info.physical_utilisation = Bytes(size_of(&self.path(vdi, "raw")));
+            let image = self.path(vdi, "raw");
+            let twice = self.is("shared-counts-twice");
+            let all = image.metadata().map_or(0, |facts| facts.blocks() * 512);
+            info.physical_utilisation = Bytes(if twice { all } else { own_size_of(&image) });
         }
         let memory = self.memory();
         if let Some(name) = memory.names.get(&vdi) {
@@ -80,6 +90,7 @@ impl Store {
     }
 
     fn done(&self, changed: Changed, vdi: VdiUuid) -> Result<VdiDone> {
+        self.sync_again(changed, vdi)?;
         Ok(VdiDone { changed, vdi: self.read(vdi)? })
     }
 
@@ -126,7 +137,7 @@ impl Store {
         if self.is("stale-space") && fs::rename(self.folder.join("free.pool"), &image).is_ok() {
             OpenOptions::new().write(true).open(&image)?.set_len(size.0)?;
         } else {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&image)?;
+            let file = self.image(&image)?;
             let length = if self.is("said-and-done") { size.0 - 512 } else { size.0 };
             file.set_len(length)?;
             if self.is("thick-but-thin") {
@@ -134,7 +145,7 @@ impl Store {
                     file.write_all_at(&[0], at)?;
                 }
             }
-            file.sync_all()?;
+            self.sync(&file)?;
         }
         step!("vdi_create.image_made");
         let mut info = new_vdi(request.clone(), ImageFormat::Raw);
@@ -192,6 +203,7 @@ impl Store {
             let text = format!("VDI {} cannot become smaller", request.vdi);
             return Err(Error::new(Kind::Limit, text).legacy(79).context("vdi", request.vdi));
         }
+        self.unshare(request.vdi)?;
         let path = self.path(request.vdi, "raw");
         let file = OpenOptions::new().write(true).open(&path)?;
         if self.is("resize-wipes") {
@@ -223,7 +235,13 @@ impl Store {
             return Err(Error::unsupported("one disk at a time"));
         };
         if self.is_own(id, spec.uuid, spec.vdi)? && !self.is("snapshot-again") {
+            self.sync_again(Changed::Already, spec.uuid)?;
             return Ok(VdisDone { changed: Changed::Already, vdis: vec![self.read(spec.uuid)?] });
+        }
+        if self.snapshots_of(spec.vdi)? + 1 >= CHAIN {
+            let number = if self.is("chain-unsaid") { 79 } else { 109 };
+            let text = format!("VDI {} has {} snapshots", spec.vdi, CHAIN - 1);
+            return Err(Error::new(Kind::Limit, text).legacy(number).context("vdi", spec.vdi));
         }
         let mut info = self.copy(spec)?;
         info.is_a_snapshot = true;
@@ -277,8 +295,16 @@ impl Store {
         };
         let half = to.exists() && self.is("half-clone");
         let clone_only = spec.name.contains("clone");
-        if self.is("snapshot-live") && !clone_only || self.is("clone-shares") && clone_only {
+        let shares = if clone_only {
+            self.is("clone-shares")
+        } else {
+            self.shares_with_snapshots(spec.vdi)?
+        };
+        if shares {
+            // What an earlier try has left is of another time.
+            files::remove(&to)?;
             fs::hard_link(&from, &to)?;
+            files::sync_directory_of(&to)?;
         } else if !half {
             let made = if self.is("half-clone") { &to } else { &new };
             let file = OpenOptions::new().write(true).create(true).truncate(true).open(made)?;
@@ -295,7 +321,8 @@ impl Store {
                 from = self.older(spec.vdi)?.map_or(from, |older| self.path(older, "raw"));
             }
             step!("vdi_copy.image_begun");
-            transfer(&File::open(from)?, &file, end)?;
+            let moment = if clone_only && self.is("clone-goes-on") { SLOW } else { Duration::ZERO };
+            transfer(&File::open(from)?, &file, end, moment)?;
             file.sync_all()?;
             if made != &to {
                 fs::rename(made, &to)?;
@@ -309,6 +336,38 @@ impl Store {
             description: spec.description.clone(),
             ..source
         })
+    }
+
+    /// Whether a snapshot is another name for the image, which whoever writes the disk next parts from it.
+    /// Not while it is written.
+    fn shares_with_snapshots(&self, vdi: VdiUuid) -> Result<bool> {
+        let copies = ["snapshot-copies", "half-clone", "depth-two", "leftovers-of-a-host"];
+        let written = self.path(vdi, "writer").exists() || self.record(vdi)?.info.sharable;
+        Ok(self.is("snapshot-live") || !written && !copies.iter().any(|defect| self.is(defect)))
+    }
+
+    /// Gives a disk an image of its own, if it shares one with snapshots.
+    pub(crate) fn unshare(&self, vdi: VdiUuid) -> Result<()> {
+        let image = self.path(vdi, "raw");
+        let own = fs::metadata(&image)?.nlink() == 1;
+        if own || self.is("snapshot-live") || self.is("clone-shares") {
+            return Ok(());
+        }
+        let new = self.path(vdi, "raw.new");
+        let (from, file) = (File::open(&image)?, File::create(&new)?);
+        let length = from.metadata()?.len();
+        file.set_len(length)?;
+        step!("vdi_unshare.image_begun");
+        transfer(&from, &file, length, Duration::ZERO)?;
+        file.sync_all()?;
+        step!("vdi_unshare.image_made");
+        fs::rename(&new, &image)?;
+        Ok(files::sync_directory_of(&image)?)
+    }
+
+    fn snapshots_of(&self, vdi: VdiUuid) -> Result<u64> {
+        let all = self.list()?.into_iter().filter_map(|other| self.record(other).ok());
+        Ok(all.filter(|record| record.info.snapshot_of == Some(vdi)).count() as u64)
     }
 
     /// A snapshot that the disk has already.
@@ -335,7 +394,7 @@ impl Store {
             file.set_len(snapshot.virtual_size.0)?;
             step!("vdi_revert.image_begun");
             let from = File::open(self.path(request.snapshot, "raw"))?;
-            transfer(&from, &file, snapshot.virtual_size.0)?;
+            transfer(&from, &file, snapshot.virtual_size.0, Duration::ZERO)?;
             file.sync_all()?;
             step!("vdi_revert.image_made");
             if !in_place {
@@ -371,6 +430,7 @@ impl Store {
             file.set_len(0)?;
             file.set_len(length)?;
         }
+        self.image_first(vdi)?;
         let changed = files::remove(&self.path(vdi, "json"))?;
         step!("vdi_destroy.forgotten");
         let image = self.path(vdi, "raw");
@@ -399,7 +459,7 @@ impl Store {
         let Ok(mut record) = serde_json::from_slice::<Record>(&fs::read(path)?) else {
             return Ok(());
         };
-        if age > std::time::Duration::from_secs(12 * 3600) {
+        if age > Duration::from_secs(12 * 3600) {
             record.operations.clear();
             self.keep(&record)?;
         }
@@ -407,14 +467,15 @@ impl Store {
     }
 }
 
-/// Copies what is not zero, block by block, up to `end`.
-fn transfer(from: &File, to: &File, end: u64) -> Result<()> {
+/// Copies what is not zero, block by block, up to `end`, and waits a moment at each.
+fn transfer(from: &File, to: &File, end: u64, moment: Duration) -> Result<()> {
     let mut block = vec![0; 256 << 10];
     let mut at = 0;
     while at < end {
         let length = (block.len() as u64).min(end - at) as usize;
         let part = block.get_mut(..length).unwrap_or_default();
         let read = from.read_at(part, at)?;
+        std::thread::sleep(moment);
         let part = part.get(..read).unwrap_or_default();
         if read == 0 {
             break;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
+use plugin_sdk::model::host::{DatapathPause, DatapathPaused, DatapathRefresh};
 use plugin_sdk::prelude::*;
 use plugin_sdk::tokio::sync::MutexGuard;
 
@@ -45,6 +46,26 @@ impl Store {
     /// Error kind `in_use` for a disk that another host writes: it cannot be stopped from here.
     pub(crate) fn refuse_elsewhere(&self, vdi: VdiUuid) -> Result<()> {
         self.writer(vdi).map_or(Ok(()), |writer| self.refuse_another(vdi, &writer))
+    }
+
+    /// Has the data path of this host stop, if it writes a disk. It goes on when it is told, and at the
+    /// end of the call.
+    pub(crate) async fn stop_writing(&self, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+        if self.writer(vdi) != Some(self.me()) {
+            return Ok(());
+        }
+        let operation = Some(cx.operation_id());
+        let request = DatapathPause { vdis: vec![vdi], lock: None, close: false, operation };
+        cx.request::<DatapathPaused>("datapath.pause", &request).await.map(drop)
+    }
+
+    /// Has it go on with the image, which is the same.
+    pub(crate) async fn go_on(&self, cx: &Cx, vdi: VdiUuid) -> Result<()> {
+        if self.writer(vdi) != Some(self.me()) {
+            return Ok(());
+        }
+        let request = DatapathRefresh { vdi, access: vec![self.access(vdi)] };
+        cx.request::<serde_json::Value>("datapath.refresh", &request).await.map(drop)
     }
 
     fn refuse_another(&self, vdi: VdiUuid, writer: &str) -> Result<()> {
@@ -87,22 +108,28 @@ impl Store {
         if self.is("attach-half") {
             files::remove(&begun)?;
         }
-        let access = Access::File {
-            path,
+        Ok(VdiAttached { access: vec![self.access(vdi)] })
+    }
+
+    fn access(&self, vdi: VdiUuid) -> Access {
+        Access::File {
+            path: self.path(vdi, "raw"),
             format: ImageFormat::Raw,
             backing: vec![],
             changes: None,
             shut_out: None,
-        };
-        Ok(VdiAttached { access: vec![access] })
+        }
     }
 
     pub(crate) async fn activate(&self, request: &VdiActivate) -> Result<()> {
         let vdi = request.vdi;
         let info = self.read(vdi)?;
         let reads = request.mode == AttachMode::ReadOnly && !self.is("readers-lock");
-        if reads || info.sharable {
+        if reads {
             return Ok(());
+        }
+        if info.sharable {
+            return self.unshare(vdi);
         }
         let writer = self.path(vdi, "writer");
         if self.is("lock-looked-at-first") {
@@ -126,7 +153,8 @@ impl Store {
         };
         files::remove(&mine)?;
         step!("vdi_activate.locked");
-        locked
+        locked?;
+        self.unshare(vdi)
     }
 
     pub(crate) fn deactivate(&self, vdi: VdiUuid) -> Result<()> {

@@ -11,6 +11,7 @@ mod defects;
 mod disk;
 mod holders;
 mod store;
+mod syncs;
 
 use std::time::Duration;
 
@@ -57,7 +58,9 @@ impl Driver for Faulty {
             Feature::new(feature::THIN),
             Feature::new(feature::RAW),
             Feature::new(feature::LIVE_RESIZE),
+            Feature::new(feature::DATAPATH),
             Feature::limit(feature::MAX_VDI_SIZE, 64 << 30, "chosen, so that it can be tried"),
+            Feature::limit(feature::MAX_CHAIN, 24, "chosen, so that it can be tried"),
         ],
         services: &["secret"],
     };
@@ -88,6 +91,9 @@ impl Driver for Faulty {
     }
 
     async fn sr_attach(&self, _: &Cx, _: SrAttach) -> Result<SrRecovered> {
+        if self.0.is("file-in-tmp") {
+            self.0.leave_a_word_in_tmp()?;
+        }
         self.0.recover()
     }
 
@@ -124,6 +130,9 @@ impl Driver for Faulty {
     }
 
     async fn sr_stat(&self, _: &Cx, _: SrStat) -> Result<SrInfo> {
+        if self.0.is("thread-bound") {
+            self.0.on_one_thread().await?;
+        }
         self.0.stat_sr()
     }
 
@@ -165,11 +174,23 @@ impl Driver for Faulty {
 
     async fn vdi_snapshot(&self, cx: &Cx, request: VdiSnapshot) -> Result<VdisDone> {
         let _held = self.0.crosswise(0).await;
-        self.0.snapshot(self.0.wish(cx), &request)
+        for spec in &request.snapshots {
+            self.0.stop_writing(cx, spec.vdi).await?;
+        }
+        let done = self.0.snapshot(self.0.wish(cx), &request)?;
+        for spec in &request.snapshots {
+            self.0.go_on(cx, spec.vdi).await?;
+        }
+        Ok(done)
     }
 
     async fn vdi_clone(&self, cx: &Cx, request: VdiClone) -> Result<VdiDone> {
-        self.0.clone_vdi(self.0.wish(cx), &request)
+        if !self.0.is("clone-goes-on") {
+            self.0.stop_writing(cx, request.vdi).await?;
+        }
+        let done = self.0.clone_vdi(self.0.wish(cx), &request)?;
+        self.0.go_on(cx, request.vdi).await?;
+        Ok(done)
     }
 
     async fn vdi_revert(&self, cx: &Cx, request: VdiRevert) -> Result<VdiDone> {

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use plugin_sdk::model::sr::SrUsage;
 use plugin_sdk::prelude::*;
 use serde_json::json;
 
-use crate::disk::{Record, size_of};
+use crate::disk::{Record, own_size_of};
 
 /// VDIs on a page of a listing.
 const PAGE: usize = 20;
@@ -36,6 +37,7 @@ pub(crate) struct Memory {
     pub(crate) sizes: BTreeMap<VdiUuid, Bytes>,
     pub(crate) open: Vec<File>,
     pub(crate) answers: Vec<Vec<u8>>,
+    pub(crate) owner: Option<std::thread::ThreadId>,
 }
 
 impl Store {
@@ -85,6 +87,9 @@ impl Store {
         self.must_be()?;
         if self.is("process-left") {
             leave_a_process();
+        }
+        if self.is("recovery-quadratic") {
+            self.each_beside_each()?;
         }
         let mut done = SrRecovered::default();
         let busy = self.folder.join("recovering.use");
@@ -167,6 +172,9 @@ impl Store {
         self.must_be()?;
         let mut all: Vec<VdiUuid> = self.list()?;
         all.sort();
+        if self.is("scan-quadratic") {
+            self.each_beside_each()?;
+        }
         let from = cursor.and_then(|text| text.parse::<VdiUuid>().ok());
         let rest: Vec<VdiUuid> =
             all.into_iter().filter(|vdi| from.is_none_or(|from| *vdi > from)).collect();
@@ -190,6 +198,16 @@ impl Store {
             page.vdis.extend(self.of_others());
         }
         Ok(page)
+    }
+
+    /// What the defect does to find out whose snapshot a disk is.
+    fn each_beside_each(&self) -> Result<()> {
+        for _ in self.list()? {
+            for other in self.list()? {
+                drop(self.read(other)?);
+            }
+        }
+        Ok(())
     }
 
     /// A disk of another SR beside this one.
@@ -216,10 +234,21 @@ impl Store {
             virtual_allocation += info.virtual_size.0;
             usage.vdis.0 += info.physical_utilisation.0;
         }
+        // What snapshots share has several names, and is there once.
+        let mut shared = BTreeMap::new();
         for entry in self.folder.read_dir_utf8()? {
-            all += size_of(entry?.path());
+            let path = entry?.into_path();
+            all += own_size_of(&path);
+            if let Ok(facts) = path.metadata()
+                && facts.nlink() > 1
+            {
+                shared.insert(facts.ino(), facts.blocks() * 512);
+            }
         }
-        usage.overhead = Bytes(all.saturating_sub(usage.vdis.0));
+        usage.base_copies = Bytes(shared.into_values().sum());
+        all += usage.base_copies.0;
+        let told = usage.vdis.0 + usage.base_copies.0;
+        usage.overhead = Bytes(all.saturating_sub(told));
         Ok(SrInfo {
             uuid: self
                 .folder
@@ -238,6 +267,29 @@ impl Store {
             warnings: vec![],
             paths: None,
         })
+    }
+
+    /// What the defect does with a secret that it has to give to a program.
+    pub(crate) fn leave_a_word_in_tmp(&self) -> Result<()> {
+        let path = Utf8PathBuf::from(format!("/tmp/faulty-{}.login", std::process::id()));
+        std::fs::write(&path, &self.secret)?;
+        files::remove(&path)?;
+        Ok(())
+    }
+
+    /// What the defect does in a thread of a pool: the first one that comes owns the session.
+    pub(crate) async fn on_one_thread(&self) -> Result<()> {
+        let memory = Arc::clone(&self.memory);
+        let mine = plugin_sdk::tokio::task::spawn_blocking(move || {
+            let me = std::thread::current().id();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            *memory.owner.get_or_insert(me) == me
+        });
+        match mine.await {
+            Ok(true) => Ok(()),
+            _ => Err(Error::internal("the session is another thread's")),
+        }
     }
 
     /// The VDIs that have a record.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::change::Change;
 use super::clock::Clock;
+use super::data::Moved;
 use super::faults::Faults;
 use super::model::{Export, Pool, Settings, Trouble};
 use super::objects::View;
@@ -55,6 +56,7 @@ struct Shared {
     read_only: Mutex<Option<Instant>>,
     portal: Mutex<Option<SocketAddr>>,
     changes: AtomicU64,
+    moved: Moved,
 }
 
 impl Array {
@@ -83,6 +85,7 @@ impl Array {
             read_only: Mutex::new(None),
             portal: Mutex::new(None),
             changes: AtomicU64::new(0),
+            moved: Moved::default(),
         })))
     }
 
@@ -108,6 +111,11 @@ impl Array {
     /// What was asked.
     pub fn requests(&self) -> &Requests {
         &self.0.requests
+    }
+
+    /// How many bytes came and went, by whom.
+    pub fn moved(&self) -> &Moved {
+        &self.0.moved
     }
 
     /// What it is set to.

@@ -1,10 +1,36 @@
 //! What hosts and the array itself read, write and copy.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::array::Array;
 use super::model::{Hold, Snapshot, Trouble, Volume, WhenFull};
 use super::state::{State, deplete, kept, put_offline, snapshots_of};
+
+/// Bytes since the array was started.
+#[derive(Debug, Default)]
+pub struct Moved {
+    read: AtomicU64,
+    written: AtomicU64,
+    copied: AtomicU64,
+}
+
+impl Moved {
+    /// An initiator has read so many.
+    pub(crate) fn read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// An initiator has written so many.
+    pub(crate) fn written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What initiators have read and written, and what the array has copied by itself.
+    pub fn all(&self) -> [u64; 3] {
+        [&self.read, &self.written, &self.copied].map(|count| count.load(Ordering::Relaxed))
+    }
+}
 
 impl Array {
     /// Reads a volume, or a snapshot of that key.
@@ -114,6 +140,7 @@ impl Array {
                 state.contents.copy_page(&chain, *page, volume.layer)?;
             }
             drop(state);
+            self.moved().copied.fetch_add(needed, Ordering::Relaxed);
             progress((done as u64 * 64 + part.len() as u64).min(all), all);
         }
         Ok(())

@@ -18,6 +18,7 @@ mod vendor;
 pub use array::{Array, Options};
 pub use change::{Change, NewVolume};
 pub use clock::Clock;
+pub use data::Moved;
 pub use faults::{Effect, Fault, Faults};
 pub use model::{
     Depletion, Export, Identity, Job, JobState, Pool, Settings, Snapshot, Trouble, Volume,

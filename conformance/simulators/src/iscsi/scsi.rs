@@ -180,7 +180,9 @@ fn read(array: &Array, export: &Export, from: u64, count: u64) -> Result<Done, S
     if length > 64 << 20 {
         return Err(INVALID_FIELD);
     }
-    Ok(Done::Data(array.read(&export.volume, offset, length as usize)?))
+    let data = array.read(&export.volume, offset, length as usize)?;
+    array.moved().read(length);
+    Ok(Done::Data(data))
 }
 
 fn writable(export: &Export) -> Result<(), Sense> {
@@ -198,6 +200,7 @@ fn write(
     let (offset, length) = range(array, export, from, count)?;
     let data = data.get(..length as usize).ok_or(INVALID_FIELD)?;
     array.write(&export.volume, offset, data)?;
+    array.moved().written(length);
     Ok(Done::Good)
 }
 

@@ -114,6 +114,13 @@ async fn the_test_suite_of_an_initiator_passes() {
     assert!(nas.used() > 0);
     let bytes = nas.sim.array.read("tank/v@before", 0, SIZE as usize).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 0));
+    // What the initiator moved is counted, and what the array itself reads is not.
+    let [read, written, copied] = nas.sim.array.moved().all();
+    assert!(read > 0 && written > 0 && copied == 0);
+    let url = format!("{}/moved", nas.sim.admin());
+    let told = nas.http.get(url).send().await.unwrap().text().await.unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told, json!({"read": read, "written": written, "copied": 0}));
 }
 
 const SUITE: &[&str] = &[

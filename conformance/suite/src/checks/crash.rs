@@ -1,12 +1,17 @@
 //! Killed at every step that it marks, and asked again.
 
-use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiRevert, VdiSnapshot};
+use std::collections::BTreeMap;
+
+use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiInfo, VdiResize, VdiRevert, VdiSnapshot};
 use sm_model::{Bytes, Error, Kind, OperationId, VdiUuid};
 
 use super::{CLONES, Check, DATA, DISKS, Needs, SNAPSHOTS, Setup};
 use crate::oracle::Content;
 use crate::verdict::{Stop, Verdict, fail, must, said, same};
 use crate::world::World;
+
+/// Steps of an operation at which it is cut, where each cut takes long.
+pub(super) const STEPS: usize = 4;
 
 const BASE: Needs = DATA.and(&["vdi_stat"]);
 
@@ -31,7 +36,8 @@ pub(super) const CHECKS: &[Check] = &[
         "The driver is killed at each step of a snapshot that it marks. Then, once, the same wish \
          comes again, and must make exactly one snapshot with the right content; and once, \
          nobody asks again: after an attach the SR is as before or as after, a second attach \
-         finds nothing to do, and what is left over at the end is a leak."
+         finds nothing to do, and what is left over at the end is a leak. Where `suite.slow` is \
+         set, four of the steps are drawn by chance, and the wish comes again after every other."
     ),
     crash!(
         "N04",
@@ -79,7 +85,7 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// What is cut.
 #[derive(Clone, Debug)]
-enum Act {
+pub(super) enum Act {
     Create(VdiCreate),
     Destroy(VdiDestroy),
     Snapshot(VdiSnapshot),
@@ -141,18 +147,29 @@ fn everywhere(world: &mut World<'_>, act: fn(&mut World<'_>, VdiUuid) -> Act) ->
         first.call(world, id)
     })?;
     world.verify(other.0, &other.1, "a disk beside")?;
-    each(&steps, |step, again| cut(world, act, step, again))
+    let cuts = cuts(world, steps);
+    each(&cuts, |step, again| cut(world, act, step, again))
 }
 
-/// Something at each step, with a repetition and without.
-pub(super) fn each(steps: &[String], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict {
-    for step in steps {
-        for again in [true, false] {
-            cut(step, again).map_err(|stop| match stop {
-                Stop::Fail(why) => Stop::Fail(format!("killed at {step}: {why}")),
-                other => other,
-            })?;
-        }
+/// A step at which the driver is killed, and whether the same wish then comes again.
+pub(super) type Cut = (String, bool);
+
+/// Each of the steps, with a repetition and without; where that takes long, some, in turns.
+pub(super) fn cuts(world: &mut World<'_>, mut steps: Vec<String>) -> Vec<Cut> {
+    if world.bench.config.suite.slow.is_none() {
+        return steps.into_iter().flat_map(|step| [(step.clone(), true), (step, false)]).collect();
+    }
+    world.dice.shuffle(&mut steps);
+    steps.into_iter().take(STEPS).zip([true, false].into_iter().cycle()).collect()
+}
+
+/// Something for each cut.
+pub(super) fn each(cuts: &[Cut], mut cut: impl FnMut(&str, bool) -> Verdict) -> Verdict {
+    for (step, again) in cuts {
+        cut(step, *again).map_err(|stop| match stop {
+            Stop::Fail(why) => Stop::Fail(format!("killed at {step}: {why}")),
+            other => other,
+        })?;
     }
     Ok(())
 }
@@ -202,7 +219,8 @@ fn reverts(world: &mut World<'_>) -> Verdict {
     let request = VdiRevert { vdi, snapshot };
     world.fill(vdi, &mut then.clone(), &[0, 1, 2], 2)?;
     let steps = passed(world, |world| world.call(request.clone()).map(drop))?;
-    each(&steps, |step, again| {
+    let cuts = cuts(world, steps);
+    each(&cuts, |step, again| {
         world.call(request.clone())?;
         let mut now = then.clone();
         world.fill(vdi, &mut now, &[0, 1, 5], 3)?;
@@ -230,54 +248,96 @@ fn cut(
     step: &str,
     again: bool,
 ) -> Verdict {
-    let (vdi, content) = world.filled("cut")?;
-    let before = world.list()?;
-    let act = act(world, vdi);
-    let id = world.new_operation();
+    let wish = Wish::new(world, act)?;
     world.reopen_with(vec![("SM_STEP_KILL", step.to_owned())])?;
-    match act.call(world, id) {
+    match wish.call(world) {
         // Threads took another turn this time.
-        Ok(()) => return act.done(world, vdi, &content),
+        Ok(()) => return wish.done(world),
         Err(error) if error.kind == Kind::Unknown => {}
         Err(error) => return fail(format!("the call that was cut: {}", said(&error))),
     }
     world.reopen()?;
     world.call(sm_model::sr::SrAttach {})?;
-    let is_done = if again {
-        act.call(world, id)?;
-        true
-    } else {
-        let second = world.call(sm_model::sr::SrAttach {})?;
-        let idle =
-            second.completed.is_empty() && second.undone.is_empty() && second.removed.is_empty();
-        must(idle, || format!("a second attach still recovers: {second:?}"))?;
-        let now = world.list()?;
-        let ill = now.values().find(|vdi| vdi.health != sm_model::vdi::Health::Ok);
-        must(ill.is_none(), || format!("after recovery a VDI is not well: {ill:?}"))?;
-        let expected = before.len() + usize::from(act.makes().is_some());
-        match &act {
-            Act::Destroy(_) => !now.contains_key(&vdi),
-            Act::Resize(_) => {
-                now.get(&vdi).map(|vdi| vdi.virtual_size)
-                    != before.get(&vdi).map(|v| v.virtual_size)
+    wish.settle(world, again)
+}
+
+/// An act on a disk of its own, that is cut.
+pub(super) struct Wish {
+    act: Act,
+    vdi: VdiUuid,
+    content: Content,
+    /// What there was before.
+    before: BTreeMap<VdiUuid, VdiInfo>,
+    id: OperationId,
+}
+
+impl Wish {
+    pub(super) fn new(
+        world: &mut World<'_>,
+        act: fn(&mut World<'_>, VdiUuid) -> Act,
+    ) -> Verdict<Self> {
+        let (vdi, content) = world.filled("cut")?;
+        let before = world.list()?;
+        let act = act(world, vdi);
+        Ok(Self { act, vdi, content, before, id: world.new_operation() })
+    }
+
+    /// The VDIs that it is about, as they are named.
+    pub(super) fn names(&self) -> Vec<String> {
+        let vdis = [Some(self.vdi), self.act.makes()];
+        vdis.into_iter().flatten().map(|vdi| vdi.to_string()).collect()
+    }
+
+    pub(super) fn call(&self, world: &mut World<'_>) -> Result<(), Error> {
+        self.act.call(world, self.id)
+    }
+
+    /// What must be true when it is done.
+    pub(super) fn done(&self, world: &mut World<'_>) -> Verdict {
+        self.act.done(world, self.vdi, &self.content)
+    }
+
+    /// What must be true after it was cut, when it comes again, and when nobody asks again but the SR
+    /// has been attached. In the end all that it was about is removed.
+    pub(super) fn settle(&self, world: &mut World<'_>, again: bool) -> Verdict {
+        let Self { act, vdi, content, before, id } = self;
+        let is_done = if again {
+            act.call(world, *id)?;
+            true
+        } else {
+            let second = world.call(sm_model::sr::SrAttach {})?;
+            let idle = second.completed.is_empty()
+                && second.undone.is_empty()
+                && second.removed.is_empty();
+            must(idle, || format!("a second attach still recovers: {second:?}"))?;
+            let now = world.list()?;
+            let ill = now.values().find(|vdi| vdi.health != sm_model::vdi::Health::Ok);
+            must(ill.is_none(), || format!("after recovery a VDI is not well: {ill:?}"))?;
+            let expected = before.len() + usize::from(act.makes().is_some());
+            match act {
+                Act::Destroy(_) => !now.contains_key(vdi),
+                Act::Resize(_) => {
+                    now.get(vdi).map(|vdi| vdi.virtual_size)
+                        != before.get(vdi).map(|v| v.virtual_size)
+                }
+                _ => now.len() == expected,
             }
-            _ => now.len() == expected,
+        };
+        if is_done {
+            self.done(world)?;
         }
-    };
-    if is_done {
-        act.done(world, vdi, &content)?;
+        if !(is_done && matches!(act, Act::Destroy(_))) {
+            world.verify(*vdi, content, "the disk of a call that was cut")?;
+        }
+        let now = world.list()?;
+        for other in before.keys().filter(|uuid| *uuid != vdi) {
+            must(now.contains_key(other), || format!("{other}, which nobody touched, is gone"))?;
+        }
+        for gone in [act.makes(), Some(*vdi)].into_iter().flatten() {
+            world.call(VdiDestroy { vdi: gone })?;
+        }
+        Ok(())
     }
-    if !(is_done && matches!(act, Act::Destroy(_))) {
-        world.verify(vdi, &content, "the disk of a call that was cut")?;
-    }
-    let now = world.list()?;
-    for other in before.keys().filter(|uuid| **uuid != vdi) {
-        must(now.contains_key(other), || format!("{other}, which nobody touched, is gone"))?;
-    }
-    for gone in [act.makes(), Some(vdi)].into_iter().flatten() {
-        world.call(VdiDestroy { vdi: gone })?;
-    }
-    Ok(())
 }
 
 /// The variable that names a file for the steps that are passed.

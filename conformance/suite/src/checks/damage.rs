@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use sm_model::sr::{SrAttach, SrDestroy, SrDetach, SrMaintain, SrRecover};
 
-use super::{Check, DATA, Setup};
+use super::{Check, DATA, DISKS, Setup};
 use crate::inventory;
 use crate::verdict::{Stop, Verdict, must, said};
 use crate::world::World;
@@ -64,7 +64,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "N15",
-        needs: DATA,
+        needs: DISKS,
         sentences: &["DRV-SR-10", "DRV-SR-4"],
         explain: "Somebody's files lie beside the driver's, in every folder that it uses. While \
             disks come and go, and through attach, recovery, maintenance and the destroy of the \
@@ -78,7 +78,7 @@ pub(super) const CHECKS: &[Check] = &[
             let root = backend(world)?;
             world.make_sr()?;
             let mut folders = vec![root.clone()];
-            let vdi = world.filled("disk")?.0;
+            let vdi = disk(world)?;
             for file in world.own_files()? {
                 let folder = root.join(file).parent().map_or_else(|| root.clone(), PathBuf::from);
                 if !folders.contains(&folder) {
@@ -161,7 +161,7 @@ fn objects(world: &mut World<'_>) -> Verdict {
         return Err(Stop::NotTestable("the backend holds nothing of somebody else's".into()));
     }
     world.make_sr()?;
-    let vdi = world.filled("disk")?.0;
+    let vdi = disk(world)?;
     beside(world, vdi, &|when| {
         let now = inventory.records().map_err(Stop::NotTestable)?;
         theirs
@@ -181,7 +181,7 @@ fn volume(world: &mut World<'_>) -> Verdict {
     };
     let before = groups(world)?;
     world.make_sr()?;
-    let vdi = world.filled("disk")?.0;
+    let vdi = disk(world)?;
     let group = groups(world)?.difference(&before).next().cloned();
     let group = group.ok_or_else(|| Stop::NotTestable("the SR has no volume group".into()))?;
     let full = format!("{group}/{VOLUME}");
@@ -198,6 +198,14 @@ fn volume(world: &mut World<'_>) -> Verdict {
     // Whatever came of it, it is this run's own.
     let _ = inventory::command("lvremove", &["-y", &full]);
     verdict
+}
+
+/// A disk, with data where disks can be written here.
+fn disk(world: &mut World<'_>) -> Verdict<sm_model::VdiUuid> {
+    if world.can_use_data() {
+        return Ok(world.filled("disk")?.0);
+    }
+    Ok(world.create("disk")?.uuid)
 }
 
 fn stays(is: bool, name: &str, when: &str) -> Verdict {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sm_loader::Call;
-use sm_model::sr::SrScan;
-use sm_model::vdi::{VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiSnapshot};
-use sm_model::{Bytes, Error, Kind, Operation, OperationId, Retry, VdiUuid};
+use sm_model::sr::{SrAttach, SrScan};
+use sm_model::{Error, Operation, Retry, VdiUuid};
 
+use super::life::{Life, may_be_again};
 use super::{Check, DISKS, Needs, Setup};
 use crate::inventory::Simulator;
 use crate::verdict::{Stop, Verdict, fail, must, said, same};
@@ -18,14 +18,17 @@ use crate::world::World;
 
 const CHANGES: Needs = DISKS.and(&["vdi_stat"]);
 
-/// How often a wish is uttered until it must be done, once nothing goes wrong any more.
-const TRIES: usize = 3;
-
 /// Time of a call to which nobody answers.
 const SHORT: Duration = Duration::from_secs(3);
 
-/// A call ends so long after its deadline at most.
-const GRACE: Duration = Duration::from_secs(5);
+/// When the controllers of an array have long changed over.
+const OVER: Duration = Duration::from_secs(10);
+
+/// How soon it is looked again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Most sessions of one driver at an array: as many as the group of an EqualLogic has.
+const SESSIONS: u64 = 7;
 
 /// Most requests of one call while each is refused.
 const REFUSALS: usize = 60;
@@ -100,8 +103,8 @@ pub(super) const CHECKS: &[Check] = &[
                 let before = asked(&array)?.len();
                 let answer = wish.call(world, id);
                 clear(&array)?;
-                may_be_again(wish.name(), answer)?;
                 patient(&array, before)?;
+                life.told(world, &wish, answer)?;
                 life.done(world, &wish, id)?;
             }
             life.ends(world)
@@ -202,8 +205,14 @@ pub(super) const CHECKS: &[Check] = &[
             for wish in life.wishes.clone() {
                 let id = world.new_operation();
                 admin(&array, "POST", "/failover", &json!({"milliseconds": 500}))?;
-                may_be_again(wish.name(), wish.call(world, id))?;
-                std::thread::sleep(Duration::from_millis(600));
+                let mut answer = wish.call(world, id);
+                let began = Instant::now();
+                while answer.is_err() && began.elapsed() < OVER {
+                    may_be_again(wish.name(), answer)?;
+                    std::thread::sleep(LOOK);
+                    answer = wish.call(world, id);
+                }
+                life.told(world, &wish, answer)?;
                 life.done(world, &wish, id)?;
             }
             life.ends(world)
@@ -222,7 +231,8 @@ pub(super) const CHECKS: &[Check] = &[
             for wish in life.wishes.clone() {
                 let id = world.new_operation();
                 admin(&array, "POST", "/clock", &json!({"advance": 25 * 3_600_000_u64}))?;
-                may_be_again(wish.name(), wish.call(world, id))?;
+                let answer = wish.call(world, id);
+                life.told(world, &wish, answer)?;
                 life.done(world, &wish, id)?;
             }
             life.ends(world)
@@ -253,155 +263,12 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-/// A change.
-#[derive(Clone, Debug)]
-enum Wish {
-    Create(VdiCreate),
-    Snapshot(VdiSnapshot),
-    Clone(VdiClone),
-    Resize(VdiResize),
-    Destroy(VdiDestroy),
-}
-
-impl Wish {
-    fn name(&self) -> &'static str {
-        self.operation().name()
-    }
-
-    fn operation(&self) -> Operation {
-        match self {
-            Self::Create(_) => Operation::VdiCreate,
-            Self::Snapshot(_) => Operation::VdiSnapshot,
-            Self::Clone(_) => Operation::VdiClone,
-            Self::Resize(_) => Operation::VdiResize,
-            Self::Destroy(_) => Operation::VdiDestroy,
-        }
-    }
-
-    fn call(&self, world: &mut World<'_>, id: OperationId) -> Result<(), Error> {
-        self.call_within(world, id, world.bench.config.call_budget())
-    }
-
-    fn call_within(
-        &self,
-        world: &mut World<'_>,
-        id: OperationId,
-        budget: Duration,
-    ) -> Result<(), Error> {
-        let port = world.port().map_err(|_| Error::internal("the driver is not open"))?;
-        let call = Call::new(self.operation(), id, budget);
-        match self {
-            Self::Create(request) => world.call_on(&port, call, request).map(drop),
-            Self::Snapshot(request) => world.call_on(&port, call, request).map(drop),
-            Self::Clone(request) => world.call_on(&port, call, request).map(drop),
-            Self::Resize(request) => world.call_on(&port, call, request).map(drop),
-            Self::Destroy(request) => world.call_on(&port, call, request).map(drop),
-        }
-    }
-}
-
-/// Changes of which each needs those before it.
-struct Life {
-    wishes: Vec<Wish>,
-    disk: VdiUuid,
-}
-
-impl Life {
-    fn new(world: &mut World<'_>) -> Verdict<Self> {
-        let create = world.disk("disk");
-        let disk = create.uuid;
-        let mut wishes = vec![Wish::Create(create)];
-        if world.can("vdi_snapshot") {
-            wishes.push(Wish::Snapshot(world.snapshot_of(disk)));
-        }
-        let mut last = disk;
-        if world.can("vdi_clone") {
-            let clone = world.clone_of(disk);
-            last = clone.uuid;
-            wishes.push(Wish::Clone(clone));
-        }
-        if world.can("vdi_resize") {
-            let virtual_size = Bytes(world.size() * 2);
-            wishes.push(Wish::Resize(VdiResize { vdi: last, virtual_size }));
-        }
-        if last != disk {
-            wishes.push(Wish::Destroy(VdiDestroy { vdi: last }));
-        }
-        for vdi in wishes.iter().filter_map(made) {
-            world.own_vdi(vdi)?;
-        }
-        Ok(Self { wishes, disk })
-    }
-
-    /// The VDIs that there are when a wish is done.
-    fn after(&self, wish: &Wish) -> BTreeSet<VdiUuid> {
-        let mut there = BTreeSet::new();
-        for each in &self.wishes {
-            there.extend(made(each));
-            if let Wish::Destroy(request) = each {
-                there.remove(&request.vdi);
-            }
-            if each.name() == wish.name() {
-                break;
-            }
-        }
-        there
-    }
-
-    /// A wish is uttered again until it is done; then the listing must be what it made of it.
-    fn done(&self, world: &mut World<'_>, wish: &Wish, id: OperationId) -> Verdict {
-        let mut last = None;
-        for _ in 0..TRIES {
-            match wish.call(world, id) {
-                Ok(()) => {
-                    last = None;
-                    break;
-                }
-                Err(error) => last = Some(error),
-            }
-        }
-        if let Some(error) = last {
-            return fail(format!("nothing goes wrong any more, and {}", said(&error)));
-        }
-        let listed: BTreeSet<VdiUuid> = world.list()?.into_keys().collect();
-        same(&format!("the listing after {}", wish.name()), listed, self.after(wish))?;
-        if let Wish::Resize(request) = wish {
-            let size = world.stat(request.vdi)?.virtual_size;
-            must(size >= request.virtual_size && size.0 < request.virtual_size.0 * 3 / 2, || {
-                format!("{} were asked for, {size} are there", request.virtual_size)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Nothing is left when all is destroyed.
-    fn ends(&self, world: &mut World<'_>) -> Verdict {
-        for vdi in world.list()?.into_keys().filter(|vdi| *vdi != self.disk) {
-            world.destroy(vdi)?;
-        }
-        if world.list()?.contains_key(&self.disk) {
-            world.destroy(self.disk)?;
-        }
-        let left = world.left_over()?;
-        must(left.is_empty(), || format!("a leak: the array holds {}", left.join(", ")))
-    }
-}
-
 /// The requests of a listing when another one was just before.
 fn requests_of_list(world: &mut World<'_>, array: &Simulator) -> Verdict<u64> {
     world.list()?;
     let before = asked(array)?.len();
     world.list()?;
     Ok(asked(array)?.len().saturating_sub(before) as u64)
-}
-
-fn made(wish: &Wish) -> Option<VdiUuid> {
-    match wish {
-        Wish::Create(request) => Some(request.uuid),
-        Wish::Clone(request) => Some(request.uuid),
-        Wish::Snapshot(request) => request.snapshots.first().map(|spec| spec.uuid),
-        Wish::Resize(_) | Wish::Destroy(_) => None,
-    }
 }
 
 /// One request of each change goes wrong, in each way; then the last one.
@@ -421,16 +288,55 @@ fn once(world: &mut World<'_>, ways: &[Value]) -> Verdict {
                 let answer = wish.call(world, id);
                 clear(&array)?;
                 let what = format!("{} whose request {} met {way}", wish.name(), after + 1);
-                may_be_again(&what, answer)?;
-                life.done(world, &wish, id).map_err(|stop| match stop {
-                    Stop::Fail(why) => Stop::Fail(format!("{what}: {why}")),
-                    other => other,
-                })?;
+                let told = life.told(world, &wish, answer);
+                told.and_then(|()| life.done(world, &wish, id)).map_err(|stop| of(&what, stop))?;
+            }
+            if last {
+                listings(world, &array, way)?;
             }
             life.ends(world)?;
         }
     }
+    if ways.iter().any(|way| way["kind"] == "end_session") {
+        few_sessions(&array)?;
+    }
     Ok(())
+}
+
+/// A failure, with what it is about.
+fn of(what: &str, stop: Stop) -> Stop {
+    match stop {
+        Stop::Fail(why) => Stop::Fail(format!("{what}: {why}")),
+        other => other,
+    }
+}
+
+/// Each request of a listing goes wrong once: the listing is whole, or it fails and may be asked for again.
+fn listings(world: &mut World<'_>, array: &Simulator, way: &Value) -> Verdict {
+    // Without what the driver knows of the disks that it has just made.
+    world.reopen()?;
+    world.call(SrAttach {})?;
+    let there: BTreeSet<VdiUuid> = world.list()?.into_keys().collect();
+    for after in 0..requests_of_list(world, array)? {
+        script(array, after, 1, way)?;
+        let answer = world.call(SrScan::default());
+        clear(array)?;
+        let what = format!("a listing whose request {} met {way}", after + 1);
+        match answer {
+            Ok(page) if page.next.is_none() => {
+                let listed = page.vdis.into_iter().map(|vdi| vdi.uuid).collect();
+                same(&what, listed, there.clone())?;
+            }
+            answer => may_be_again(&what, answer.map(drop))?,
+        }
+    }
+    Ok(())
+}
+
+/// A driver logs in again when its session has ended, and not beside it.
+fn few_sessions(array: &Simulator) -> Verdict {
+    let open = admin(array, "GET", "/sessions", &Value::Null)?["open"].as_u64().unwrap_or_default();
+    must(open <= SESSIONS, || format!("{open} sessions are open at the array, of one driver"))
 }
 
 /// How many requests each change takes.
@@ -466,24 +372,14 @@ fn deadline(world: &mut World<'_>, way: &Value) -> Verdict {
     let Some(create) = life.wishes.first().cloned() else { return Ok(()) };
     let id = world.new_operation();
     script(&array, 0, 0, way)?;
-    let began = Instant::now();
+    let process = world.port()?.process_id();
     let answer = create.call_within(world, id, SHORT);
-    let took = began.elapsed();
+    let ended = answer.as_ref().err().map_or_else(String::new, said);
     clear(&array)?;
-    may_be_again("a create without answers", answer)?;
-    must(took <= SHORT + GRACE, || {
-        format!("a call with 3 s to its deadline ended after {} ms", took.as_millis())
-    })?;
+    same(&format!("the driver's process, after {ended}"), world.port()?.process_id(), process)?;
+    life.told(world, &create, answer)?;
     life.done(world, &create, id)?;
     life.ends(world)
-}
-
-/// Success, or an error after which the same call may succeed.
-fn may_be_again(what: &str, answer: Result<(), Error>) -> Verdict {
-    let Err(error) = answer else { return Ok(()) };
-    let kinds = [Kind::Unreachable, Kind::Unknown, Kind::DeadlineExceeded, Kind::Auth];
-    let fits = kinds.contains(&error.kind) || matches!(error.kind, Kind::Busy { .. });
-    must(fits, || format!("{what}: the kind does not fit: {}", said(&error)))
 }
 
 /// As [`may_be_again`], and no success.

@@ -10,15 +10,21 @@ mod disks;
 mod errors;
 mod faults;
 mod hosts;
+mod life;
+mod live;
 mod loads;
+mod offload;
 mod process;
 mod recover;
 mod repository;
 mod resize;
 mod rough;
+mod scale;
 pub(crate) mod sequences;
 mod snapshots;
 mod space;
+mod syscalls;
+mod threads;
 mod trees;
 
 use std::sync::LazyLock;
@@ -120,7 +126,7 @@ pub(crate) const TREES: Needs = SNAPSHOTS.and(&["vdi_clone"]);
 
 /// All that are built, in the order in which they run.
 pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
-    let groups: [&'static [Check]; 20] = [
+    let groups: [&'static [Check]; 25] = [
         data::CHECKS,
         snapshots::CHECKS,
         trees::CHECKS,
@@ -130,9 +136,11 @@ pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
         attach::CHECKS,
         errors::CHECKS,
         space::CHECKS,
+        live::CHECKS,
         repository::CHECKS,
         loads::CHECKS,
         beside::CHECKS,
+        threads::CHECKS,
         process::CHECKS,
         sequences::CHECKS,
         crash::CHECKS,
@@ -140,7 +148,10 @@ pub(crate) static ALL: LazyLock<Vec<&'static Check>> = LazyLock::new(|| {
         hosts::CHECKS,
         recover::CHECKS,
         rough::CHECKS,
+        scale::CHECKS,
+        syscalls::CHECKS,
         faults::CHECKS,
+        offload::CHECKS,
     ];
     groups.into_iter().flatten().collect()
 });

@@ -10,7 +10,7 @@ use sm_model::sr::{SrAttach, SrMaintain};
 use sm_model::vdi::{VdiActivate, VdiAttach, VdiCreate, VdiDeactivate, VdiDetach, VdiSnapshot};
 use sm_model::{Changed, Error, Kind, Operation, OperationId, VdiUuid};
 
-use super::crash::{each, killed, passed, sm_step_log};
+use super::crash::{Cut, STEPS, cuts, each, killed, passed, sm_step_log};
 use super::hosts::{host, on};
 use super::trees::history;
 use super::{Check, DATA, Needs, Setup, TREES};
@@ -19,9 +19,6 @@ use crate::verdict::{Stop, Verdict, must, said, same};
 use crate::world::World;
 
 const ATTACH: Needs = DATA.and(&["vdi_deactivate", "vdi_detach"]);
-
-/// Steps of an operation at which it is cut for a recovery that is cut too.
-const STEPS: usize = 4;
 
 /// Steps of a recovery at which it is cut.
 const CUTS: usize = 2;
@@ -38,23 +35,21 @@ pub(super) const CHECKS: &[Check] = &[
         needs: ATTACH,
         sentences: &["DRV-CRASH-1", "DRV-CRASH-3", "DRV-IDEM-1", "DRV-ATT-5", "DRV-ATT-6"],
         explain: "The driver is killed at each step of an attach and an activate that it marks, and \
-            once when both have been answered; where `suite.slow` is set, at four of the steps, chosen \
-            by chance. Then, once, the same wishes come again, and the disk \
+            once when both have been answered. Then, once, the same wishes come again, and the disk \
             can be written; and once, it is deactivated and detached: that succeeds, and leaves \
-            nothing that keeps the disk from being used or destroyed.",
+            nothing that keeps the disk from being used or destroyed. Steps are drawn as for N03.",
         setup: Setup::Sr,
         run: |world| {
             let (vdi, mut content) = world.filled("disk")?;
-            let mut steps = passed(world, |world| {
+            let steps = passed(world, |world| {
                 let ids = [world.new_operation(), world.new_operation()];
                 attach(world, ids, vdi)
             })?;
             let ids = [world.new_operation(), world.new_operation()];
             detach(world, ids, vdi)?;
-            some(world, &mut steps);
-            steps.push(AFTER.into());
+            let cuts = and_after(cuts(world, steps));
             let mut generation = 1;
-            each(&steps, |step, again| {
+            each(&cuts, |step, again| {
                 generation += 1;
                 let ids = [world.new_operation(), world.new_operation()];
                 cut(world, step, |world| attach(world, ids, vdi))?;
@@ -82,14 +77,13 @@ pub(super) const CHECKS: &[Check] = &[
             let (vdi, _) = world.filled("disk")?;
             let ids = [world.new_operation(), world.new_operation()];
             attach(world, ids, vdi)?;
-            let mut steps = passed(world, |world| {
+            let steps = passed(world, |world| {
                 let ids = [world.new_operation(), world.new_operation()];
                 detach(world, ids, vdi)
             })?;
-            some(world, &mut steps);
-            steps.push(AFTER.into());
+            let cuts = and_after(cuts(world, steps));
             world.destroy(vdi)?;
-            each(&steps, |step, again| {
+            each(&cuts, |step, again| {
                 // What is left of one is seen only when it is gone.
                 let (vdi, mut content) = world.filled("cut")?;
                 let disk = world.open(vdi, ReadWrite)?;
@@ -284,12 +278,10 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-/// Fewer steps, where each takes long.
-fn some(world: &mut World<'_>, steps: &mut Vec<String>) {
-    if world.bench.config.suite.slow.is_some() {
-        world.dice.shuffle(steps);
-        steps.truncate(STEPS);
-    }
+/// And when everything has been answered.
+fn and_after(cuts: Vec<Cut>) -> Vec<Cut> {
+    let after = [true, false].map(|again| (AFTER.to_owned(), again));
+    cuts.into_iter().chain(after).collect()
 }
 
 fn attach(world: &mut World<'_>, ids: [OperationId; 2], vdi: VdiUuid) -> Result<(), Error> {

@@ -64,9 +64,12 @@ impl Inventory for Tree {
 
     fn taken(&self) -> Result<u64, String> {
         use std::os::unix::fs::MetadataExt as _;
-        let mut bytes = 0;
-        self.walk(&mut |_, facts| bytes += facts.blocks() * 512)?;
-        Ok(bytes)
+        // What has several names is there once.
+        let mut files = BTreeMap::new();
+        self.walk(&mut |_, facts| {
+            files.insert((facts.dev(), facts.ino()), facts.blocks() * 512);
+        })?;
+        Ok(files.into_values().sum())
     }
 }
 
@@ -112,8 +115,36 @@ impl Simulator {
     /// By HTTP/1.0, where the body is what comes until the end of the connection: so this needs no
     /// client.
     pub(crate) fn admin(&self, method: &str, path: &str, body: &str) -> Result<Value, String> {
+        serde_json::from_slice(&self.exchange(method, path, body.as_bytes())?)
+            .map_err(|_| self.odd())
+    }
+
+    fn odd(&self) -> String {
+        format!("{} does not answer as a simulator does", self.0)
+    }
+
+    /// The keys of its volumes.
+    pub(crate) fn volumes(&self) -> Result<BTreeSet<String>, String> {
+        let answer = self.ask()?;
+        let table = answer.pointer("/objects/volume").and_then(Value::as_object);
+        Ok(table.into_iter().flatten().map(|(key, _)| key.clone()).collect())
+    }
+
+    /// Writes a volume from its beginning on, as its administrator.
+    pub(crate) fn put(&self, volume: &str, bytes: &[u8]) -> Result<(), String> {
+        let path = format!("/content?volume={}&offset=0", encoded(volume));
+        self.exchange("PUT", &path, bytes).map(drop)
+    }
+
+    /// Reads a volume from its beginning on, as its administrator.
+    pub(crate) fn get(&self, volume: &str, length: usize) -> Result<Vec<u8>, String> {
+        let path = format!("/content?volume={}&offset=0&length={length}", encoded(volume));
+        self.exchange("GET", &path, &[])
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, String> {
         let fail = |error: std::io::Error| format!("the simulator at {}: {error}", self.0);
-        let odd = || format!("{} does not answer as a simulator does", self.0);
+        let odd = || self.odd();
         let address = self.0.to_socket_addrs().map_err(fail)?.next().ok_or_else(odd)?;
         let mut stream = TcpStream::connect_timeout(&address, ANSWER).map_err(fail)?;
         stream.set_read_timeout(Some(ANSWER)).map_err(fail)?;
@@ -121,17 +152,17 @@ impl Simulator {
             0 => String::new(),
             length => format!("Content-Length: {length}\r\n"),
         };
-        let request = format!("{method} {path} HTTP/1.0\r\n{length}\r\n{body}");
-        stream.write_all(request.as_bytes()).map_err(fail)?;
+        let head = format!("{method} {path} HTTP/1.0\r\n{length}\r\n");
+        stream.write_all(&[head.as_bytes(), body].concat()).map_err(fail)?;
         let mut answer = Vec::new();
         stream.take(MOST).read_to_end(&mut answer).map_err(fail)?;
         let head = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or_else(odd)?;
         let body = answer.get(head + 4..).unwrap_or_default();
-        let text = String::from_utf8_lossy(body);
         if answer.split(|byte| *byte == b' ').nth(1) != Some(b"200".as_slice()) {
+            let text = String::from_utf8_lossy(body);
             return Err(format!("the simulator at {} refuses {method} {path}: {text}", self.0));
         }
-        serde_json::from_slice(body).map_err(|_| odd())
+        Ok(body.to_vec())
     }
 
     fn ask(&self) -> Result<Value, String> {
@@ -168,6 +199,19 @@ impl Inventory for Simulator {
         let pools = answer.get("space").and_then(Value::as_object).into_iter().flatten();
         Ok(pools.filter_map(|(_, pool)| pool.get("used")?.as_u64()).sum())
     }
+}
+
+/// A text as a part of a query.
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut done, byte| {
+        if byte.is_ascii_alphanumeric() {
+            done.push(char::from(byte));
+        } else {
+            done.push('%');
+            done.push_str(&crate::hex(&[byte]));
+        }
+        done
+    })
 }
 
 /// The processes below one, those whose parent died included if this one adopts orphans. Dead ones
@@ -246,7 +290,19 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     Some(field(&status, "RssAnon:")? * 1024)
 }
 
-/// A number of `/proc/PID/status` (proc_pid_status(5)).
+/// How often a process has read from a file, with those that it has started and waited for; none if it is
+/// gone, or the kernel does not count.
+pub(crate) fn reads(pid: u32) -> Option<u64> {
+    field(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?, "syscr:")
+}
+
+/// Bytes that a process has read and written with such calls, with those of the same processes.
+pub(crate) fn moved(pid: u32) -> Option<u64> {
+    let counts = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    Some(field(&counts, "rchar:")? + field(&counts, "wchar:")?)
+}
+
+/// A number of `/proc/PID/status` (proc_pid_status(5)) or `/proc/PID/io` (proc_pid_io(5)).
 fn field(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -274,8 +330,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("a/empty")).unwrap();
         fs::write(folder.path().join("a/file"), "x").unwrap();
-        let found = Tree(folder.path().to_owned()).look().unwrap();
-        assert_eq!(found, BTreeSet::from(["a/file".to_owned()]));
+        let tree = Tree(folder.path().to_owned());
+        assert_eq!(tree.look().unwrap(), BTreeSet::from(["a/file".to_owned()]));
+        let taken = tree.taken().unwrap();
+        fs::hard_link(folder.path().join("a/file"), folder.path().join("a/other name")).unwrap();
+        assert_eq!((tree.look().unwrap().len(), tree.taken().unwrap()), (2, taken));
     }
 
     #[test]
@@ -313,6 +372,11 @@ mod tests {
         while spent(me).unwrap().time < before.time + TICK {}
         std::thread::sleep(Duration::from_millis(1));
         assert!(spent(me).unwrap().wakeups > before.wakeups);
+        if let (Some(calls), Some(bytes)) = (reads(me), moved(me)) {
+            assert_eq!(fs::read("/dev/zero".replace("zero", "null")).unwrap().len(), 0);
+            fs::write("/dev/null", [0; 4096]).unwrap();
+            assert!(reads(me).unwrap() > calls && moved(me).unwrap() >= bytes + 4096);
+        }
         let taken = resident(me).unwrap();
         let more = std::hint::black_box(vec![1_u8; 16 << 20]);
         assert!(resident(me).unwrap() >= taken + more.len() as u64 / 2);

@@ -212,6 +212,18 @@ impl<'a> World<'a> {
         Ok(Arc::new(self.bench.open(&opening, &services)?))
     }
 
+    /// A second session of this host for its SR, opened under another runtime.
+    pub(crate) fn beside(
+        &mut self,
+        runtime: &tokio::runtime::Runtime,
+    ) -> Verdict<Arc<ProcessPort>> {
+        let device_config = Some(self.config.clone());
+        let opening =
+            Opening { sr: Some(self.sr), host: HOST, device_config, ..Opening::default() };
+        self.note("open a second session", HOST, "");
+        Ok(Arc::new(self.bench.open_on(runtime, &opening, &self.services)?))
+    }
+
     /// Ends the session. Its process must end with it.
     pub(crate) fn close(&mut self) -> Verdict {
         let Some(port) = self.port.take() else { return Ok(()) };

@@ -7,10 +7,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use conformance::built;
-use faulty::{DEFECTS, Defect};
+use faulty::DEFECTS;
 use sm_conformance::{Level, State};
 
-use crate::{config, faulty_driver, folder, run, said};
+use crate::{Ran, arrays, config, faulty_driver, folder, run, said};
 
 /// Share of the faulty drivers that must be found, in percent.
 const SCORE: usize = 95;
@@ -19,12 +19,11 @@ const SCORE: usize = 95;
 const WORKERS: usize = 4;
 
 /// A good driver raises no alarm, at any level.
-fn is_good(driver: &Path, more: &str, level: Level, least: usize) {
+fn is_good(level: Level, least: usize, run: impl FnOnce(&Path, &[&str]) -> Ran) {
     let folder = folder();
     let seed = "20261";
     let arguments = ["--level", "L5", "--quiet", "--seed", seed];
-    let sr = config(more).replace("[suite]", "[suite]\nsequences = 6");
-    let (output, certificate) = run(&folder.path().join("one"), driver, &sr, &arguments);
+    let (output, certificate) = run(&folder.path().join("one"), &arguments);
     let certificate = certificate.unwrap_or_else(|| panic!("{}", said(&output)));
     let wrong: Vec<_> = certificate
         .results
@@ -46,29 +45,70 @@ fn is_good(driver: &Path, more: &str, level: Level, least: usize) {
     assert!(left.is_empty(), "a run leaves {left:?}");
 }
 
+/// What keeps files in a folder.
+fn in_a_folder(driver: &Path, more: &str, at: &Path, arguments: &[&str]) -> Ran {
+    let sr = config(more).replace("[suite]", "[suite]\nsequences = 6");
+    run(at, driver, &sr, arguments)
+}
+
 #[test]
 fn the_file_driver_passes() {
-    is_good(&built::artefact("libsm_driver_file.so"), "", Level::L2, 90);
+    let driver = built::artefact("libsm_driver_file.so");
+    is_good(Level::L2, 90, |at, arguments| in_a_folder(&driver, "", at, arguments));
 }
 
 #[test]
 fn the_faulty_driver_without_a_defect_passes() {
     let secret = "[secrets]\npassword = \"{canary}\"";
-    is_good(&faulty_driver(), secret, Level::L2, 80);
+    is_good(Level::L2, 80, |at, arguments| in_a_folder(&faulty_driver(), secret, at, arguments));
+}
+
+#[test]
+fn the_faulty_driver_of_an_array_without_a_defect_passes() {
+    is_good(Level::L2, 40, |at, arguments| arrays::run_on_array(at, "", arguments));
+}
+
+/// One defect, of a driver of files or of an array.
+struct Case {
+    name: &'static str,
+    class: &'static str,
+    /// The checks of which one must find it.
+    killers: Vec<&'static str>,
+    run: fn(&Path, &'static str, &[&str]) -> Ran,
+}
+
+fn cases() -> Vec<Case> {
+    let of_files = DEFECTS.iter().map(|defect| Case {
+        name: defect.name,
+        class: defect.class,
+        killers: defect.killers.to_vec(),
+        run: |at, name, arguments| {
+            let more = format!("defect = \"{name}\"\n[secrets]\npassword = \"{{canary}}\"");
+            let mut sr = config(&more);
+            if name.starts_with("hang") {
+                sr = sr.replace("call-seconds = 60", "call-seconds = 3");
+            }
+            run(at, &faulty_driver(), &sr, arguments)
+        },
+    });
+    let of_arrays = arrays::defects().map(|[name, class, killers, _]| Case {
+        name,
+        class,
+        killers: killers.split(' ').collect(),
+        run: |at, name, arguments| {
+            arrays::run_on_array(at, &format!("defect = \"{name}\""), arguments)
+        },
+    });
+    of_files.chain(of_arrays).collect()
 }
 
 /// Which check finds a defect; none if it gets by.
-fn killer(folder: &Path, defect: &Defect) -> Result<String, String> {
-    let more = format!("defect = \"{}\"\n[secrets]\npassword = \"{{canary}}\"", defect.name);
+fn killer(folder: &Path, case: &Case) -> Result<String, String> {
     let mut arguments = vec!["--quiet", "--seed", "7"];
-    for id in defect.killers {
+    for id in &case.killers {
         arguments.extend(["--only", id]);
     }
-    let mut sr = config(&more);
-    if defect.name.starts_with("hang") {
-        sr = sr.replace("call-seconds = 60", "call-seconds = 3");
-    }
-    let (output, certificate) = run(&folder.join(defect.name), &faulty_driver(), &sr, &arguments);
+    let (output, certificate) = (case.run)(&folder.join(case.name), case.name, &arguments);
     let certificate = certificate.ok_or_else(|| said(&output))?;
     let found = certificate.results.iter().find(|entry| entry.state == State::Fail);
     let found = found.ok_or_else(|| said(&output))?;
@@ -79,6 +119,7 @@ fn killer(folder: &Path, defect: &Defect) -> Result<String, String> {
 #[test]
 fn a_faulty_driver_is_found_by_a_check_that_names_what_is_wrong() {
     let folder = folder();
+    let cases = cases();
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
     // Built before the first of them needs it.
@@ -86,23 +127,24 @@ fn a_faulty_driver_is_found_by_a_check_that_names_what_is_wrong() {
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
-                while let Some(defect) = DEFECTS.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let killer = killer(folder.path(), defect);
-                    found.lock().unwrap().insert(defect.name, killer);
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let killer = killer(folder.path(), case);
+                    found.lock().unwrap().insert(case.name, killer);
                 }
             });
         }
     });
     let found = found.into_inner().unwrap();
+    assert_eq!(found.len(), cases.len(), "two defects have the same name");
     let killed = found.values().filter(|killer| killer.is_ok()).count();
     let mut text = String::new();
-    for defect in DEFECTS {
-        let _ = match &found[defect.name] {
-            Ok(by) => writeln!(text, "{} ({}): {by:.160}", defect.name, defect.class),
-            Err(why) => writeln!(text, "{} ({}) GETS BY:\n{why}", defect.name, defect.class),
+    for Case { name, class, .. } in &cases {
+        let _ = match &found[name] {
+            Ok(by) => writeln!(text, "{name} ({class}): {by:.160}"),
+            Err(why) => writeln!(text, "{name} ({class}) GETS BY:\n{why}"),
         };
     }
     println!("{text}");
-    println!("mutation score: {killed} of {} faulty drivers are found", DEFECTS.len());
-    assert!(killed * 100 >= DEFECTS.len() * SCORE, "{text}");
+    println!("mutation score: {killed} of {} faulty drivers are found", cases.len());
+    assert!(killed * 100 >= cases.len() * SCORE, "{text}");
 }

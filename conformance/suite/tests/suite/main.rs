@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod arrays;
 mod drivers;
 mod pages;
 mod program;
@@ -42,8 +43,11 @@ fn config(more: &str) -> String {
     )
 }
 
+/// What a run said, and its certificate if there is one.
+type Ran = (Output, Option<Certificate>);
+
 /// Runs the program on a driver, in a folder of the run's own.
-fn run(at: &Path, driver: &Path, config: &str, more: &[&str]) -> (Output, Option<Certificate>) {
+fn run(at: &Path, driver: &Path, config: &str, more: &[&str]) -> Ran {
     std::fs::create_dir_all(at).unwrap();
     let sr = at.join("sr.toml");
     std::fs::write(&sr, config).unwrap();

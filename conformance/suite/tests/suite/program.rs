@@ -76,7 +76,7 @@ fn a_certificate_is_verified_and_a_changed_one_is_not() {
 #[test]
 fn no_check_is_no_success() {
     let folder = folder();
-    for only in ["Z*", "E04"] {
+    for only in ["Z*", "I01"] {
         let (output, _) = run(folder.path(), &faulty_driver(), &config(""), &["--only", only]);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains("no check was run"), "{}", said(&output));
@@ -160,6 +160,32 @@ fn what_has_no_time_left_is_not_testable_and_blocks_the_level() {
     assert_eq!((certificate.counts.pass, certificate.level), (0, None));
     assert!(certificate.counts.not_testable > 0);
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_parts_of_the_checks_are_all_of_them_and_none_twice() {
+    let folder = folder();
+    let of = |part: &str| {
+        let mut more = vec!["--level", "L0", "--quiet"];
+        if !part.is_empty() {
+            more.extend(["--part", part]);
+        }
+        let name = format!("of-{}", part.replace('/', "-"));
+        let (output, certificate) =
+            run(&folder.path().join(name), &faulty_driver(), &config(""), &more);
+        let certificate = certificate.unwrap_or_else(|| panic!("{}", said(&output)));
+        assert_eq!(certificate.level.is_some(), part.is_empty(), "{}", said(&output));
+        certificate.results.into_iter().map(|entry| entry.id).collect::<Vec<_>>()
+    };
+    let mut parts = [of("1/2"), of("2/2")].concat();
+    parts.sort();
+    let mut all = of("");
+    all.sort();
+    assert_eq!(parts, all);
+    let wrong = program().args(["run", "--part", "3/2"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    let why = "\"3/2\" is no part such as 2/3, the second of three";
+    assert!(said(&wrong).contains(why), "{}", said(&wrong));
 }
 
 #[test]

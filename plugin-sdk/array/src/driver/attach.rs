@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Connector, Lun, Offload, Product};
 use crate::array::{Initiator, Mapping, Masking as _, Volume};
 use crate::outcome::{Class, OrAbsent as _, Outcome};
+use crate::retry::resolving;
 
 /// What is attached, in the host's state: a detach must find the device also when the volume is gone
 /// from the array.
@@ -80,7 +81,7 @@ impl<P: Product> Offload<P> {
             }
             Err(error) => {
                 // What an earlier call began, somebody may be using.
-                if is_first && let Err(left) = self.detach(&cx.shielded(), vdi).await {
+                if is_first && let Err(left) = self.detach(&resolving(cx), vdi).await {
                     plugin_sdk::tracing::warn!(%vdi, error = %left, "a mapping stays until the VDI is detached");
                 }
                 Err(error)

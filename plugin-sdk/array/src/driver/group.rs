@@ -29,6 +29,7 @@ use crate::ledger::{Begin, Intent, What};
 use crate::metadata::Document;
 use crate::names::{Codec, Role};
 use crate::outcome::{Class, Failure, OrAbsent as _, Outcome};
+use crate::retry::resolving;
 
 /// How long what was read ahead may be used: a snapshot that comes later looks itself.
 const FRESH: Duration = Duration::from_secs(60);
@@ -88,7 +89,7 @@ impl<P: Product> Offload<P> {
             self.ahead.take(operation, &specs);
             if specs.len() > 1 {
                 let group = Group { name: &name, parts: &[] };
-                self.array.release_group(&cx.shielded(), &group).await?;
+                self.array.release_group(&resolving(cx), &group).await?;
                 Self::ledger(cx).conclude(&name).await?;
             }
             return Ok(VdiSnapshotPrepared::default());
@@ -242,7 +243,7 @@ impl<P: Product> Offload<P> {
         }
         let taken = self.array.snapshot_group(cx, group).await;
         // From here on it is there, whatever else becomes of the call.
-        let cx = &cx.shielded();
+        let cx = &resolving(cx);
         let made = match taken {
             Ok(made) if made.len() == group.parts.len() => made,
             Ok(_) => {

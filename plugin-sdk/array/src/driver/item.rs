@@ -84,7 +84,7 @@ impl<P: Product> Offload<P> {
     /// with others; one that was asked for by its whole name bears a UUID that only we know.
     pub(super) fn item(
         &self,
-        volume: Volume,
+        mut volume: Volume,
         texts: Option<&BTreeMap<String, String>>,
         listed: bool,
     ) -> Option<Item> {
@@ -103,13 +103,13 @@ impl<P: Product> Offload<P> {
         if !fits {
             return None;
         }
-        let text = match texts {
-            Some(texts) => texts.get(&volume.id),
-            None => volume.metadata.as_ref(),
-        };
-        let document = match self.recent.document(&volume.id, P::SETTLE.stale) {
+        if let Some(texts) = texts {
+            volume.metadata = texts.get(&volume.id).cloned();
+        }
+        let text = volume.metadata.as_deref();
+        let document = match self.recent.document(&volume.id, P::SETTLE.stale, text) {
             Some(document) => Some(Ok(document)),
-            None => text.filter(|text| !text.is_empty()).map(|text| Document::read(text)),
+            None => text.filter(|text| !text.is_empty()).map(Document::read),
         };
         match &document {
             // Another SR's, whatever the name says.
@@ -209,7 +209,8 @@ impl<P: Product> Offload<P> {
     ) -> Result<()> {
         let text = self.text(document)?;
         // What was read may be older than what was written last.
-        let written = self.recent.document(&volume.id, P::SETTLE.stale);
+        let before = volume.metadata.as_deref();
+        let written = self.recent.document(&volume.id, P::SETTLE.stale, before);
         let is_last = written.is_none_or(|written| written == *document);
         if volume.metadata.as_deref() == Some(&text) && is_last {
             return Ok(());
@@ -226,7 +227,7 @@ impl<P: Product> Offload<P> {
                 Err(failure) => return Err(failure.object(volume.name.clone()).into()),
             }
         }
-        self.recent.wrote(&volume.id, document);
+        self.recent.wrote(&volume.id, document, &text, volume.metadata.as_deref());
         volume.metadata = Some(text);
         Ok(())
     }

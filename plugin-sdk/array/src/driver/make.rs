@@ -18,6 +18,7 @@ use crate::ledger::{Begin, What};
 use crate::metadata::Document;
 use crate::names::Role;
 use crate::outcome::{Failure, OrAbsent as _, Outcome};
+use crate::retry::resolving;
 
 impl<P: Product> Offload<P> {
     /// Finds an object that may be half made, and gives it the text that it lacks, so that whoever
@@ -47,7 +48,7 @@ impl<P: Product> Offload<P> {
     ) -> Outcome<Item> {
         if volume.metadata.as_ref() != Some(&self.text(document)?) {
             step!("array.made_without_text");
-            self.describe(&cx.shielded(), &mut volume, document).await?;
+            self.describe(&resolving(cx), &mut volume, document).await?;
         }
         let (uuid, is_snapshot) = match volume.snapshot_of {
             Some(_) => {
@@ -397,7 +398,7 @@ impl<P: Product> Offload<P> {
             Err(failure) => {
                 if failure.class.is_certain() && *from != source.volume {
                     // Best effort: the next attach of the SR does it, too, or a destroy of the source.
-                    let _ = self.remove_unseen(&cx.shielded(), &from.name, from).await;
+                    let _ = self.remove_unseen(&resolving(cx), &from.name, from).await;
                 }
                 Err(failure.into())
             }
@@ -470,7 +471,7 @@ impl<P: Product> Offload<P> {
         }
         step!("array.restored");
         (document.reverted, document.asked) = (Some(cx.operation_id()), then.asked);
-        let cx = &cx.shielded();
+        let cx = &resolving(cx);
         item.volume.size = Bytes(0);
         if let Some(now) = self.find(cx, request.vdi).await? {
             item.volume = now.volume;

@@ -4,7 +4,7 @@
 //! not find its disk says that it is gone; so within the time in which reads may be stale, what this
 //! driver knows counts more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,17 @@ pub(super) enum Happened {
 pub(super) struct Recent {
     happened: Mutex<BTreeMap<VdiUuid, (Instant, Happened)>>,
     /// By the array's id: an update that began with a stale text would undo the one before.
-    written: Mutex<BTreeMap<String, (Instant, Document)>>,
+    written: Mutex<BTreeMap<String, Written>>,
+}
+
+/// What was written of a volume.
+#[derive(Debug)]
+struct Written {
+    at: Instant,
+    document: Document,
+    /// Its text, and those whose place it took: what a stale read shows. Any other is of somebody who
+    /// has written since, another session or host, and counts more.
+    texts: BTreeSet<String>,
 }
 
 impl Recent {
@@ -48,17 +58,31 @@ impl Recent {
         recent.iter().map(|(vdi, (_, happened))| (*vdi, *happened)).collect()
     }
 
-    /// A document was written.
-    pub(super) fn wrote(&self, id: &str, document: &Document) {
+    /// A document was written as this text, in the place of the one that was read `before`.
+    pub(super) fn wrote(&self, id: &str, document: &Document, text: &str, before: Option<&str>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.insert(id.to_owned(), (Instant::now(), document.clone()));
+        let old = written.remove(id).map(|old| old.texts).unwrap_or_default();
+        let texts =
+            old.into_iter().chain([Some(text), before].into_iter().flatten().map(str::to_owned));
+        let (at, document, texts) = (Instant::now(), document.clone(), texts.collect());
+        written.insert(id.to_owned(), Written { at, document, texts });
     }
 
-    /// The document that was written within `stale`.
-    pub(super) fn document(&self, id: &str, stale: Duration) -> Option<Document> {
+    /// The document that was written within `stale`, unless somebody has written since: the text that
+    /// is `read` now is neither it nor older.
+    pub(super) fn document(
+        &self,
+        id: &str,
+        stale: Duration,
+        read: Option<&str>,
+    ) -> Option<Document> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.retain(|_, (at, _)| at.elapsed() < stale);
-        written.get(id).map(|(_, document)| document.clone())
+        written.retain(|_, written| written.at.elapsed() < stale);
+        let read = read.filter(|text| !text.is_empty());
+        if read.is_some_and(|text| written.get(id).is_some_and(|w| !w.texts.contains(text))) {
+            written.remove(id);
+        }
+        written.get(id).map(|written| written.document.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VdiUuid, (Instant, Happened)>> {

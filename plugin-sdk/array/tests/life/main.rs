@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails so")]
 
 mod attach;
+mod beside;
 mod caught;
 mod cut;
 mod limits;
