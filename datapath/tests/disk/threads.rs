@@ -11,6 +11,7 @@ use crate::files::{Rng, layer, new_image, options, plan, soon, sound};
 
 const SIZE: u64 = 32 << 20;
 const BLOCK: u64 = 4096;
+const READERS: u64 = 2;
 
 /// Ends the others also when this thread fails, which would wait for them.
 struct Stops<'a>(&'a AtomicBool);
@@ -89,7 +90,7 @@ fn storm(direct: bool, rounds: u64) {
                 }
             });
         }
-        for reader in 0..2_u64 {
+        for reader in 0..READERS {
             scope.spawn(move || {
                 let mut rng = Rng::new(seed + 100 + reader);
                 let mut buf = vec![0; 16 * BLOCK as usize];
@@ -137,7 +138,10 @@ fn storm(direct: bool, rounds: u64) {
             // All that was answered is in the file by now.
             drop(old);
             paused.replace(prepared).unwrap();
-            assert_eq!(reads.load(Ordering::SeqCst), quiet, "a request ended in a pause");
+            // A reader counts when it has looked at what it read: of each, one read that ended before the
+            // pause may be counted in it.
+            let late = reads.load(Ordering::SeqCst) - quiet;
+            assert!(late <= READERS, "{late} requests ended in a pause");
         }
     });
     let check = |drive: &Drive| {

@@ -59,7 +59,10 @@ fn a_path_that_dies_under_writes_is_told_and_missed_by_nobody() -> Result<()> {
     // The array hangs: an operation ends in its time, and all is well when it goes on.
     place.nas.pause()?;
     let hung = told(&smctl.refused(&["sr", "scan", "san", "--timeout", "8s"])?);
-    assert!(hung.0 == "unreachable" || hung.0 == "deadline_exceeded", "{hung:?}");
+    // A driver whose thread waits in the kernel for a block cannot say so: its process is ended.
+    let silent = "did not answer sr_recover within 5000 ms after its deadline";
+    let ended = hung.0 == "unknown" && hung.2.ends_with(silent);
+    assert!(ended || hung.0 == "unreachable" || hung.0 == "deadline_exceeded", "{hung:?}");
     place.nas.resume()?;
     paths(2, &[])?;
     smctl.check(&["sr", "scan", "san"])?;
