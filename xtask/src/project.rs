@@ -42,14 +42,16 @@ pub(crate) fn build_product(profile: Profile) -> Result<PathBuf> {
     build(&["smctl", "sm-driver-host", "sm-driver-file", "datapath"], profile)
 }
 
-/// Builds libraries, programs and examples of all packages. Answers the folder they are in, or nothing if
-/// something does not build, of which cargo has said why.
+/// Builds libraries, programs and examples of all packages. Answers the folder they are in.
 ///
 /// Tests of one package run programs and load libraries of others, which `cargo test` would not build.
 /// All at once, so that dependencies get the features that the tests need, once.
-pub(crate) fn build_all() -> Result<Option<PathBuf>> {
+pub(crate) fn build_all() -> Result<PathBuf> {
     let words = ["build", "--quiet", "--workspace", "--lib", "--bins", "--examples"];
-    Ok(cargo().args(words).show()?.success().then(|| target().join("debug")))
+    if !cargo().args(words).show()?.success() {
+        return Err(Failure::new("the workspace does not build; cargo has said why"));
+    }
+    Ok(target().join("debug"))
 }
 
 /// Builds libraries and programs of packages. Answers the folder they are in.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::conformance;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::fuzz;
 use crate::lab;
 use crate::lanes;
@@ -32,9 +32,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<ExitCode> {
         .iter()
         .take_while(|word| **word != "--")
         .any(|word| ["-p", "--package", "--workspace"].contains(word) || word.starts_with("-p"));
-    if !chosen && build_all()?.is_none() {
+    if !chosen && let Err(failure) = build_all() {
         println!("0 passed, 0 failed, 0 skipped");
-        return Err(Failure::new("the workspace does not build; cargo has said why"));
+        return Err(failure);
     }
     let mut tally = Tally::default();
     let good = if arguments.is_empty() {
