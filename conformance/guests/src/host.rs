@@ -40,8 +40,6 @@ pub(crate) fn lvm(lab: &Lab) -> Result<Place, Failure> {
     let mut settings = Settings::default();
     settings.device.insert("device".into(), "/dev/ubda".into());
     settings.second.insert("device".into(), "/dev/ubdb".into());
-    // A kill of lvcreate itself, between LVM's metadata and the pool's.
-    settings.waivers.insert("N09", ("docs/drivers/lvm.md#known-defect", "2027-01-31"));
     // Sizes are in steps of 4 MiB.
     settings.suite.insert("disk-size", quoted("8MiB"));
     settings.suite.insert("keep-sr", "true".into());

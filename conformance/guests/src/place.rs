@@ -58,8 +58,6 @@ pub(crate) struct Settings {
     pub(crate) secrets: BTreeMap<String, String>,
     pub(crate) backend: BTreeMap<&'static str, String>,
     pub(crate) suite: BTreeMap<&'static str, String>,
-    /// Checks that may fail for a while: where it is said why, and the last day.
-    pub(crate) waivers: BTreeMap<&'static str, (&'static str, &'static str)>,
 }
 
 impl Settings {
@@ -78,10 +76,6 @@ impl Settings {
             for (key, value) in keys {
                 let _ = writeln!(text, "{key} = {value:?}");
             }
-        }
-        let _ = writeln!(text, "[waivers]");
-        for (id, (issue, until)) in &self.waivers {
-            let _ = writeln!(text, "{id} = {{ issue = {issue:?}, until = {until:?} }}");
         }
         for (title, keys) in [("backend", &self.backend), ("suite", &self.suite)] {
             let _ = writeln!(text, "[{title}]");

@@ -1,6 +1,7 @@
 //! An attached disk, by the way its driver named: what a guest would read and write.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -105,6 +106,21 @@ impl Disk {
             Self::Raw(file, _) => file.write_all_at(bytes, offset).map_err(|e| said(&e)),
             Self::Images(drive) => drive.write(offset, bytes, false).map_err(|e| said(&e)),
             Self::Nbd(client) => client.write(offset, bytes, false).map_err(|e| said(&e)),
+        }
+    }
+
+    /// Writes, however it was opened. None of images, which the host opens and no driver.
+    pub(crate) fn force(&self, offset: u64, bytes: &[u8]) -> Option<Result<(), String>> {
+        match self {
+            Self::Raw(file, size) => {
+                let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let file = OpenOptions::new().write(true).open(again);
+                let opened = file.map(|file| Self::Raw(file, *size));
+                let opened = opened.map_err(|error| format!("it cannot be opened: {error}"));
+                Some(opened.and_then(|disk| disk.write(offset, bytes).and_then(|()| disk.flush())))
+            }
+            Self::Nbd(_) => Some(self.write(offset, bytes)),
+            Self::Images(_) => None,
         }
     }
 

@@ -22,43 +22,57 @@ use crate::verdict::{Stop, Verdict};
 /// How long it may take to attach, and to let go.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What changes a file or a device by its descriptor.
-const BY_DESCRIPTOR: &[&str] = &[
-    "write",
-    "writev",
-    "pwrite64",
-    "pwritev",
-    "pwritev2",
-    "fsync",
-    "fdatasync",
-    "syncfs",
-    "sync_file_range",
-    "ftruncate",
-    "fallocate",
-    "copy_file_range",
-    "sendto",
-    "sendmsg",
-    "ioctl",
-];
+/// What a call does to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Does {
+    /// Puts data, or its place, on the storage.
+    Write,
+    /// Waits until it is there.
+    Sync,
+    /// Takes from the storage, or asks an array, device-mapper or the kernel for a change.
+    Other,
+}
 
-/// What changes a folder.
-const BY_NAME: &[&str] = &[
-    "openat",
-    "mkdir",
-    "mkdirat",
-    "symlink",
-    "symlinkat",
-    "link",
-    "linkat",
-    "rename",
-    "renameat",
-    "renameat2",
-    "unlink",
-    "unlinkat",
-    "rmdir",
-    "truncate",
-    "mount",
-    "umount2",
+/// How a call says what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Descriptor,
+    Name,
+}
+
+/// Calls that change a backend.
+const CALLS: &[(&str, Does, By)] = &[
+    ("write", Does::Write, By::Descriptor),
+    ("writev", Does::Write, By::Descriptor),
+    ("pwrite64", Does::Write, By::Descriptor),
+    ("pwritev", Does::Write, By::Descriptor),
+    ("pwritev2", Does::Write, By::Descriptor),
+    ("fallocate", Does::Write, By::Descriptor),
+    ("ftruncate", Does::Write, By::Descriptor),
+    ("truncate", Does::Write, By::Name),
+    ("copy_file_range", Does::Write, By::Descriptor),
+    ("openat", Does::Write, By::Name),
+    ("mkdir", Does::Write, By::Name),
+    ("mkdirat", Does::Write, By::Name),
+    ("symlink", Does::Write, By::Name),
+    ("symlinkat", Does::Write, By::Name),
+    ("link", Does::Write, By::Name),
+    ("linkat", Does::Write, By::Name),
+    ("rename", Does::Write, By::Name),
+    ("renameat", Does::Write, By::Name),
+    ("renameat2", Does::Write, By::Name),
+    ("fsync", Does::Sync, By::Descriptor),
+    ("fdatasync", Does::Sync, By::Descriptor),
+    ("syncfs", Does::Sync, By::Descriptor),
+    ("sync_file_range", Does::Sync, By::Descriptor),
+    ("unlink", Does::Other, By::Name),
+    ("unlinkat", Does::Other, By::Name),
+    ("rmdir", Does::Other, By::Name),
+    ("sendto", Does::Other, By::Descriptor),
+    ("sendmsg", Does::Other, By::Descriptor),
+    ("ioctl", Does::Other, By::Descriptor),
+    ("mount", Does::Other, By::Name),
+    ("umount2", Does::Other, By::Name),
 ];
 
 /// A system call that was made.
@@ -81,6 +95,11 @@ impl Event {
     pub(crate) fn is_of_a_file(&self) -> bool {
         const OTHERS: [&str; 5] = ["/proc/", "/sys/", "/dev/null", "/dev/tty", "/dev/pts"];
         self.target.starts_with('/') && !OTHERS.iter().any(|other| self.target.starts_with(other))
+    }
+
+    /// What it does; nothing of a call that is not followed.
+    pub(crate) fn does(&self) -> Option<Does> {
+        CALLS.iter().find(|(name, ..)| *name == self.call).map(|(_, does, _)| *does)
     }
 
     /// Whether it was about the network, or about the host's line to the driver.
@@ -122,8 +141,9 @@ impl std::fmt::Display for Point {
 ///
 /// Where all threads that come so far do the like, the number says enough, whatever the file is called
 /// next time. Else one writes to a file what is another's word to its neighbour, and the file is named.
-pub(crate) fn points(events: &[Event], calls: &[&str]) -> (Vec<Point>, Vec<Point>) {
-    let events = || events.iter().filter(|event| calls.contains(&event.call.as_str()));
+pub(crate) fn points(events: &[Event], what: &[Does]) -> (Vec<Point>, Vec<Point>) {
+    let is_asked = |event: &&Event| event.does().is_some_and(|does| what.contains(&does));
+    let events = || events.iter().filter(is_asked);
     let mut all = BTreeMap::new();
     for event in events() {
         let (file, socket) = all.entry((&event.call, event.nth)).or_insert((true, true));
@@ -169,8 +189,7 @@ impl Trace {
         harm: Option<(&Point, Harm)>,
     ) -> Verdict<Self> {
         // The question mark: not every processor's kernel has all of them.
-        let calls: Vec<String> =
-            BY_DESCRIPTOR.iter().chain(BY_NAME).map(|call| format!("?{call}")).collect();
+        let calls: Vec<String> = CALLS.iter().map(|(call, ..)| format!("?{call}")).collect();
         let mut command = Command::new("strace");
         // No word of what is written: it may be a secret.
         command.args(["-f", "-y", "-qq", "-s", "0", "-e", "signal=none"]);
@@ -315,7 +334,7 @@ fn target(call: &str, words: &str) -> String {
     if !changes {
         return String::new();
     }
-    if !BY_NAME.contains(&call) {
+    if !CALLS.iter().any(|(name, _, by)| *name == call && *by == By::Name) {
         return descriptor.to_owned();
     }
     // The last text is the name that is made, where there are two.
@@ -360,7 +379,7 @@ mod tests {
                 "12 write2 /a/z false",
             ]
         );
-        let (files, sockets) = points(&events[..8], &["pwrite64", "write", "openat"]);
+        let (files, sockets) = points(&events[..8], &[Does::Write]);
         let told = |points: Vec<Point>| points.iter().map(ToString::to_string).collect::<Vec<_>>();
         // What is a socket in one thread and something else in another one is neither.
         assert_eq!(sockets, []);
@@ -369,11 +388,12 @@ mod tests {
             [
                 "openat 1 of a thread in /a/x.new",
                 "pwrite64 1 of a thread",
-                "pwrite64 2 of a thread"
+                "pwrite64 2 of a thread",
+                "renameat 1 of a thread",
             ]
         );
-        let (files, _) = points(&events, &["write"]);
-        assert_eq!(told(files), ["write 2 of a thread"]);
+        let (files, _) = points(&events, &[Does::Write]);
+        assert_eq!(told(files).last().map(String::as_str), Some("write 2 of a thread"));
         let point = Point { call: "write".into(), nth: 1, only: Some("/a/one.new".into()) };
         let next = point.renamed([("one".to_owned(), "two".to_owned())].into_iter());
         assert_eq!(next.to_string(), "write 1 of a thread in /a/two.new");

@@ -314,9 +314,11 @@ impl Sr {
         if known.is_none() && place.moved().is_none() {
             return Ok(None);
         }
-        if known.is_some() {
+        if known.is_some() && place.moved().is_none() {
             let datapaths = self.manager.inner.datapaths.clone();
-            let status = blocking(move || datapaths.status(vdi)).await?;
+            let status = blocking(move || datapaths.status(vdi)).await;
+            // One that dies just now does not answer, and may have recorded the move before.
+            let status = if place.moved().is_some() { None } else { status? };
             let mirror = status.and_then(|status| status.mirror);
             if mirror.is_some_and(|mirror| mirror.phase == MirrorPhase::Switching) {
                 return Err(Error::busy(format!("VDI {vdi} is being moved just now"))

@@ -5,7 +5,7 @@ use sm_model::sr::{SrAttach, SrDetach};
 
 use super::{Check, DATA, Setup};
 use crate::oracle::{BLOCK, Content};
-use crate::verdict::{Stop, Verdict, must};
+use crate::verdict::{Stop, Verdict, fail, must};
 use crate::world::World;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -109,6 +109,33 @@ pub(super) const CHECKS: &[Check] = &[
                 format!("the listing after a kill is {after:?}, and was {before:?}")
             })?;
             world.verify(vdi, &content, "after the driver was killed")
+        },
+    },
+    Check {
+        id: "D05",
+        needs: DATA,
+        sentences: &["DRV-ATT-10"],
+        explain: "A VDI that is attached for reading is written to all the same. Its device, or its \
+            server, must refuse that, and what was there must still be there. An image in a file is \
+            opened by the host, for reading.",
+        setup: Setup::Sr,
+        run: |world| {
+            let (vdi, content) = world.filled("kept")?;
+            let disk = world.open(vdi, ReadOnly)?;
+            let written = disk.force(0, &[0xee; BLOCK as usize]);
+            world.shut(vdi, disk)?;
+            world.verify(vdi, &content, "after a write through an attachment for reading")?;
+            match written {
+                Some(Err(why)) => {
+                    world.note("a write through an attachment for reading", &vdi.to_string(), &why);
+                    Ok(())
+                }
+                Some(Ok(())) => fail("a write through an attachment for reading has succeeded"),
+                None => {
+                    let why = "its disks are images, which the host opens for reading";
+                    Err(Stop::NotApplicable(why.into()))
+                }
+            }
         },
     },
     Check {

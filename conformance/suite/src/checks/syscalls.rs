@@ -8,7 +8,7 @@ use sm_model::{Error, Kind, VdiUuid};
 
 use super::crash::{Act, Wish};
 use super::{Check, DATA, Needs, Setup};
-use crate::strace::{Event, Harm, Point, Trace, points};
+use crate::strace::{Does, Event, Harm, Point, Trace, points};
 use crate::verdict::{Stop, Verdict, fail, must, said};
 use crate::world::World;
 
@@ -16,36 +16,6 @@ const BASE: Needs = DATA.and(&["vdi_stat"]);
 
 /// Points of an operation that are tried, and where `suite.slow` is set.
 const POINTS: [usize; 2] = [6, 2];
-
-/// What puts data, or its place, on the storage.
-const WRITING: &[&str] = &[
-    "write",
-    "writev",
-    "pwrite64",
-    "pwritev",
-    "pwritev2",
-    "fallocate",
-    "ftruncate",
-    "truncate",
-    "copy_file_range",
-    "openat",
-    "mkdir",
-    "mkdirat",
-    "symlink",
-    "symlinkat",
-    "link",
-    "linkat",
-    "rename",
-    "renameat",
-    "renameat2",
-];
-
-/// What waits until it is there.
-const SYNCING: &[&str] = &["fsync", "fdatasync", "syncfs", "sync_file_range"];
-
-/// What else changes a backend: takes from it, or asks an array, device-mapper or the kernel for it.
-const OTHERS: &[&str] =
-    &["unlink", "unlinkat", "rmdir", "sendto", "sendmsg", "ioctl", "mount", "umount2"];
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -78,7 +48,7 @@ pub(super) const CHECKS: &[Check] = &[
             fault is then done, once, and syncs again what could not be synced; or nobody asks again, \
             and the SR is attached.",
         setup: Setup::Sr,
-        run: |world| refused(world, &[WRITING, SYNCING], "EIO"),
+        run: |world| refused(world, "EIO"),
     },
     Check {
         id: "O11",
@@ -87,7 +57,7 @@ pub(super) const CHECKS: &[Check] = &[
         explain: "As O10, with ENOSPC, which must be `no_space`. Nothing is left over of what was \
             begun.",
         setup: Setup::Sr,
-        run: |world| refused(world, &[WRITING, SYNCING], "ENOSPC"),
+        run: |world| refused(world, "ENOSPC"),
     },
 ];
 
@@ -156,10 +126,10 @@ fn some(world: &mut World<'_>, (mut files, mut sent): (Vec<Point>, Vec<Point>)) 
 /// See N09.
 fn killed(world: &mut World<'_>) -> Verdict {
     let (mut tried, mut hit) = (0, 0);
-    let calls = [WRITING, SYNCING, OTHERS].concat();
+    let all = [Does::Write, Does::Sync, Does::Other];
     for (name, act) in acts(world) {
         let passed = passed(world, act)?;
-        let points = some(world, points(&passed.events, &calls));
+        let points = some(world, points(&passed.events, &all));
         world.note("killed before", name, &format!("{points:?}"));
         must(!points.is_empty(), || format!("{name} changes nothing that strace could see"))?;
         for (at, point) in points.iter().enumerate() {
@@ -202,12 +172,11 @@ fn cut(world: &mut World<'_>, passed: &Passed, point: &Point, again: bool) -> Ve
 }
 
 /// See O10.
-fn refused(world: &mut World<'_>, calls: &[&[&str]], errno: &'static str) -> Verdict {
-    let calls = calls.concat();
+fn refused(world: &mut World<'_>, errno: &'static str) -> Verdict {
     let (mut tried, mut hit) = (0, 0);
     for (name, act) in acts(world) {
         let passed = passed(world, act)?;
-        let (files, _) = points(&passed.events, &calls);
+        let (files, _) = points(&passed.events, &[Does::Write, Does::Sync]);
         let points = some(world, (files, Vec::new()));
         world.note(errno, name, &format!("{points:?}"));
         for (at, point) in points.iter().enumerate() {
@@ -277,7 +246,7 @@ fn synced_at_last(world: &mut World<'_>, wish: &Wish, target: &str) -> Verdict {
 }
 
 fn is_sync(event: &Event) -> bool {
-    SYNCING.contains(&event.call.as_str())
+    event.does() == Some(Does::Sync)
 }
 
 /// Whether an answer fits to what the storage has said to the driver.

@@ -302,6 +302,11 @@ fn a_cut_of_what_makes_or_removes_an_sr_is_repeated() -> lab::Result<()> {
     known.extend(
         [
             "pool.grown",
+            "pool.resumed",
+            "pool.counted",
+            "pool.marked",
+            "pool.sent",
+            "pool.settled",
             "sr_recover.devices_grown",
             "vdi_activate.active",
             "vdi_activate.read_only",

@@ -5,6 +5,7 @@
 mod bench;
 mod crash;
 mod group;
+mod kill;
 mod life;
 mod pool;
 mod power;

@@ -10,6 +10,7 @@ use plugin_sdk::{Cx, Error, Result, Utf8PathBuf, step};
 use crate::lvm::metadata::Metadata;
 use crate::lvm::pool;
 use crate::lvm::sr::Sr;
+use crate::lvm::thin;
 use crate::lvm::vdis::{refuse_write, usable, write};
 
 /// The device of a volume, while it is active.
@@ -20,6 +21,7 @@ pub(crate) fn device(sr: &Sr, volume: &str) -> Utf8PathBuf {
 /// Says where the device will be. No process is in the way of the data.
 pub(crate) async fn attach(sr: &Sr, cx: &Cx, request: &VdiAttach) -> Result<VdiAttached> {
     let (_held, group) = sr.changing(cx).await?;
+    let group = thin::settled(sr, cx, group, &sr.names.volume(request.vdi)).await?;
     let vdi = usable(&group, request.vdi)?;
     if request.mode == AttachMode::ReadWrite {
         let metadata = vdi.metadata.clone()?;
@@ -69,7 +71,7 @@ fn is_read_only(path: &Utf8PathBuf) -> Result<bool> {
 }
 
 /// The name of a volume's device in device-mapper, by LVM's rule.
-fn mapped_name(sr: &Sr, volume: &str) -> String {
+pub(crate) fn mapped_name(sr: &Sr, volume: &str) -> String {
     format!("{}-{}", sr.name().replace('-', "--"), volume.replace('-', "--"))
 }
 

@@ -127,11 +127,6 @@ impl Lvm {
         .await
     }
 
-    /// Asks something else than the [report](Self::report).
-    pub(crate) async fn ask(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<Vec<u8>> {
-        self.run(cx, command, words).await
-    }
-
     async fn run(&self, cx: &Cx, command: &str, words: &[&str]) -> Result<Vec<u8>> {
         let configuration = self.configuration()?;
         let output = cx

@@ -24,7 +24,6 @@
 //! - **numbers of our own for the snapshots of step 4, exchanged later**: a cut would leave devices in the
 //!   pool that LVM knows nothing of.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -34,32 +33,27 @@ use plugin_sdk::model::vdi::{
 };
 use plugin_sdk::model::{Changed, Kind, OperationId, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, step, tokio};
-use serde_json::Value;
 
-use crate::lvm::lock;
+use crate::lvm::attach::mapped_name;
+use crate::lvm::lock::{self, Held};
 use crate::lvm::metadata::Metadata;
 use crate::lvm::names::Names;
 use crate::lvm::pool;
 use crate::lvm::report::{Group, Volume};
 use crate::lvm::sr::Sr;
-use crate::lvm::vdis::{find, sharable_blocks, share};
+use crate::lvm::thin::{self, MARK};
+use crate::lvm::vdis::{find, sharable_blocks};
 
 /// How long guests may wait. What is not suspended by then is not.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// A volume, as device-mapper and the pool know it.
-#[derive(Clone, Debug)]
-struct Device {
-    /// Its number in the pool.
-    number: u64,
-    /// Its name for device-mapper.
-    name: String,
-}
-
 /// A snapshot to take.
 struct Part {
-    origin: Device,
+    /// The name of its origin for device-mapper.
+    of: String,
     active: bool,
+    /// The number of its origin in the pool.
+    origin: u64,
     number: u64,
 }
 
@@ -72,7 +66,7 @@ pub(crate) async fn prepare(
     if specs.len() < 2 {
         return Ok(VdiSnapshotPrepared::default());
     }
-    let (_held, group) = sr.changing(cx).await?;
+    let (_held, group) = settled(sr, cx, specs).await?;
     if request.abandon {
         give_up(sr, cx, specs).await?;
         return Ok(VdiSnapshotPrepared::default());
@@ -83,7 +77,7 @@ pub(crate) async fn prepare(
 
 pub(crate) async fn snapshot(sr: &Sr, cx: &Cx, request: &VdiSnapshot) -> Result<VdisDone> {
     let specs = &request.snapshots;
-    let (_held, group) = sr.changing(cx).await?;
+    let (_held, group) = settled(sr, cx, specs).await?;
     if caught(sr, &group, specs, cx.operation_id()) {
         let made = specs.iter().any(|spec| is_begun(sr, &group, spec.uuid));
         if made {
@@ -106,6 +100,14 @@ pub(crate) async fn snapshot(sr: &Sr, cx: &Cx, request: &VdiSnapshot) -> Result<
             Err(error)
         }
     }
+}
+
+async fn settled(sr: &Sr, cx: &Cx, specs: &[SnapshotSpec]) -> Result<(Held, Group)> {
+    let (held, mut group) = sr.changing(cx).await?;
+    for spec in specs {
+        group = thin::settled(sr, cx, group, &sr.names.volume(spec.uuid)).await?;
+    }
+    Ok((held, group))
 }
 
 /// Whether the snapshots of an operation are all there, and one of them is no longer marked.
@@ -151,7 +153,7 @@ async fn make(sr: &Sr, cx: &Cx, group: &Group, specs: &[SnapshotSpec]) -> Result
     }
     let cx = &cx.shielded();
     for (source, name, metadata) in new {
-        if let Err(error) = share(sr, cx, source, &name, &metadata).await {
+        if let Err(error) = thin::share(sr, cx, source, &name, &metadata).await {
             give_up(sr, cx, specs).await?;
             return Err(error);
         }
@@ -163,25 +165,25 @@ async fn make(sr: &Sr, cx: &Cx, group: &Group, specs: &[SnapshotSpec]) -> Result
 /// Catches all of them.
 async fn catch(sr: &Sr, cx: &Cx, specs: &[SnapshotSpec]) -> Result<()> {
     let group = sr.group(cx).await?;
-    let mut devices = devices(sr, cx).await?;
-    let missing = |name: &str| Error::internal(format!("LVM does not tell the number of {name}"));
+    let number = |name: &str| {
+        let known = group.volume(name).and_then(|volume| volume.number);
+        known.ok_or_else(|| Error::internal(format!("LVM does not tell the number of {name}")))
+    };
     let mut parts = Vec::new();
     for spec in specs {
         let (of, new) = (sr.names.volume(spec.vdi), sr.names.volume(spec.uuid));
-        let origin = devices.remove(&of).ok_or_else(|| missing(&of))?;
-        let number = devices.get(&new).ok_or_else(|| missing(&new))?.number;
         let active = group.volume(&of).is_some_and(|volume| volume.active);
-        parts.push(Part { origin, active, number });
+        let (origin, number) = (number(&of)?, number(&new)?);
+        parts.push(Part { of: mapped_name(sr, &of), active, origin, number });
     }
-    let pool = devices.get(pool::NAME).ok_or_else(|| missing(pool::NAME))?;
-    let pool = format!("{}-tpool", pool.name);
+    let pool = thin::device(sr);
     for part in &parts {
         // One of an earlier try may be gone already.
         let _ = message(cx, &pool, &format!("delete {}", part.number)).await;
     }
     step!("vdi_group.numbers_free");
     let active: Vec<&str> =
-        parts.iter().filter(|part| part.active).map(|part| part.origin.name.as_str()).collect();
+        parts.iter().filter(|part| part.active).map(|part| part.of.as_str()).collect();
     if active.is_empty() {
         return create(cx, &pool, &parts).await;
     }
@@ -214,7 +216,7 @@ async fn catch(sr: &Sr, cx: &Cx, specs: &[SnapshotSpec]) -> Result<()> {
 
 async fn create(cx: &Cx, pool: &str, parts: &[Part]) -> Result<()> {
     for part in parts {
-        let (new, of) = (part.number, part.origin.number);
+        let (new, of) = (part.number, part.origin);
         message(cx, pool, &format!("create_snap {new} {of}")).await?;
     }
     Ok(())
@@ -223,7 +225,7 @@ async fn create(cx: &Cx, pool: &str, parts: &[Part]) -> Result<()> {
 /// Says of all that they are VDIs, and when they were taken.
 async fn settle(sr: &Sr, cx: &Cx, specs: &[SnapshotSpec], time: u64) -> Result<()> {
     let time = format!("sm:time={time}");
-    let mut words = vec!["--deltag".to_owned(), "sm:zeroed-to=0".to_owned()];
+    let mut words = vec!["--deltag".to_owned(), MARK.to_owned()];
     words.extend(["--addtag".to_owned(), time]);
     words.extend(specs.iter().map(|spec| sr.path(&sr.names.volume(spec.uuid))));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -266,33 +268,13 @@ pub(crate) fn of_caught(group: &Group, names: Names, volume: &Volume) -> Option<
 pub(crate) async fn finish(sr: &Sr, cx: &Cx, volume: &Volume, time: u64) -> Result<()> {
     let time = format!("sm:time={time}");
     let path = sr.path(&volume.name);
-    let words = ["--deltag", "sm:zeroed-to=0", "--addtag", &time, &path];
+    let words = ["--deltag", MARK, "--addtag", &time, &path];
     sr.lvm.change(&cx.shielded(), "lvchange", &words).await
 }
 
 fn done(group: &Group, specs: &[SnapshotSpec], changed: Changed) -> Result<VdisDone> {
     let info = |spec: &SnapshotSpec| find(group, spec.uuid).map(|vdi| vdi.info(group));
     Ok(VdisDone { changed, vdis: specs.iter().map(info).collect::<Result<_>>()? })
-}
-
-/// Numbers and names of the group's volumes.
-async fn devices(sr: &Sr, cx: &Cx) -> Result<HashMap<String, Device>> {
-    let words = ["--all", "--reportformat", "json", "-o", "lv_name,thin_id,lv_dm_path", &sr.name()];
-    let output = sr.lvm.ask(cx, "lvs", &words).await?;
-    let garbled = || Error::internal("the answer of lvs is not understood");
-    let shown: Value = serde_json::from_slice(&output).map_err(|error| garbled().source(&error))?;
-    let rows = shown.pointer("/report/0/lv").and_then(Value::as_array).ok_or_else(garbled)?;
-    let mut devices = HashMap::new();
-    for row in rows {
-        let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default();
-        let path = Path::new(text("lv_dm_path"));
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let number = text("thin_id").parse().unwrap_or_default();
-        // Those that nobody sees are in brackets.
-        let volume = text("lv_name").trim_matches(['[', ']']).to_owned();
-        devices.insert(volume, Device { number, name: name.to_owned() });
-    }
-    Ok(devices)
 }
 
 fn take(place: &Path) -> Result<File> {

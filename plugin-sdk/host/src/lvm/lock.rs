@@ -77,6 +77,11 @@ async fn wait(
     }
 }
 
+/// The name of the lock of who brings the thin pool to what LVM has recorded.
+pub(crate) fn of_transactions(group: &str) -> String {
+    format!("{group}.transactions")
+}
+
 /// The file of another lock of the SR.
 pub(crate) fn place(name: &str) -> Result<PathBuf> {
     open(name)?;
@@ -86,7 +91,7 @@ pub(crate) fn place(name: &str) -> Result<PathBuf> {
 /// Takes the file of a lock away, with the SR.
 pub(crate) fn remove(group: &str) {
     // Of no use without the SR, and gone with the next boot anyway.
-    for name in [group, &format!("{group}.suspended")] {
+    for name in [group, &format!("{group}.suspended"), &of_transactions(group)] {
         let _ = std::fs::remove_file(PathBuf::from(FOLDER).join(name));
     }
 }

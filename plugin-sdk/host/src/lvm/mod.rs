@@ -22,6 +22,7 @@ mod repository;
 mod rounds;
 mod sr;
 mod tags;
+mod thin;
 mod vdis;
 
 pub use command::{Gate, Lvm};

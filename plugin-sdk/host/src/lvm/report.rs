@@ -20,7 +20,7 @@ pub(crate) const COLUMNS: [(&str, &str); 5] = [
     ),
     // It cannot be left out.
     ("pvseg", "pvseg_start"),
-    ("seg", "lv_uuid,seg_start,segtype,seg_pe_ranges"),
+    ("seg", "lv_uuid,seg_start,segtype,seg_pe_ranges,transaction_id,thin_id"),
 ];
 
 /// All that lies on the devices that were looked at.
@@ -115,6 +115,11 @@ pub struct Volume {
     pub is_thin: bool,
     /// A pool's metadata need a check.
     pub needs_check: bool,
+    /// Of a pool, the number of the last change that LVM has recorded; of a thin volume, that of the
+    /// change before the one that made it.
+    pub transaction: Option<u64>,
+    /// The number of a thin volume in its pool.
+    pub number: Option<u64>,
     /// Where a linear volume lies, from its start to its end; empty for another one.
     pub pieces: Vec<Piece>,
 }
@@ -140,6 +145,8 @@ struct RawSegment {
     seg_start: String,
     segtype: String,
     seg_pe_ranges: String,
+    transaction_id: String,
+    thin_id: String,
 }
 
 #[derive(Deserialize)]
@@ -228,7 +235,8 @@ impl Device {
     }
 }
 
-/// Gives linear volumes their places. One whose segments do not cover it in order gets none.
+/// Gives volumes what their segments say: linear ones their places, thin ones their numbers. One whose
+/// segments do not cover it in order gets no place.
 fn place(
     volumes: &mut [Volume],
     segments: &[RawSegment],
@@ -238,6 +246,8 @@ fn place(
     for volume in volumes {
         let mut pieces: Vec<Piece> = Vec::new();
         for segment in segments.iter().filter(|segment| segment.lv_uuid == volume.id) {
+            volume.transaction = segment.transaction_id.parse().ok();
+            volume.number = segment.thin_id.parse().ok();
             let start = number("seg_start", &segment.seg_start)?;
             // `/dev/sda:0-255`; of a striped segment there are several.
             let range = segment.seg_pe_ranges.rsplit_once(':').and_then(|(device, range)| {
@@ -312,6 +322,8 @@ impl Volume {
             is_pool,
             is_thin: layout.contains(&"thin") && !is_pool,
             needs_check: raw.lv_check_needed == "check needed",
+            transaction: None,
+            number: None,
             pieces: Vec::new(),
             tags: list(&raw.lv_tags),
             health: raw.lv_health_status,

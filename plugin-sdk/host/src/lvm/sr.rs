@@ -14,7 +14,8 @@ use crate::lvm::names::Names;
 use crate::lvm::pool;
 use crate::lvm::report::{Device, Group, Report, Volume};
 use crate::lvm::repository::{Allocation, Found};
-use crate::lvm::vdis::zero;
+use crate::lvm::thin;
+use crate::lvm::vdis::{is_being_made, zero};
 
 /// Room for the texts of the group: a VDI takes about 1 KiB, and one with 16 KiB of description
 /// 50 KiB. LVM writes only what is there.
@@ -350,20 +351,38 @@ impl Sr {
             group = self.group(cx).await?;
         }
         self.grow(cx, &group).await;
-        if !group.volumes.iter().any(|volume| is_unfinished(self.names, volume)) {
+        let unfinished = group.volumes.iter().any(|volume| is_unfinished(self.names, volume));
+        if !unfinished && !thin::is_begun(self, cx, &group).await? {
             return Ok(recovered);
         }
         // Whoever holds it is at work, and what is unfinished is his.
         let Some(_held) = lock::try_exclusive(&self.name())? else { return Ok(recovered) };
-        let group = self.group(cx).await?;
+        let mut group = self.group(cx).await?;
         for volume in group.volumes.iter().filter(|volume| is_unfinished(self.names, volume)) {
-            if volume.suspended {
-                self.lvm.change(cx, "lvchange", &["--refresh", &self.path(&volume.name)]).await?;
+            if thin::resume(self, cx, volume).await? {
                 recovered.completed.push(format!("{} was suspended, and goes on", volume.name));
             }
+        }
+        match thin::finish(self, cx).await {
+            Ok(false) => {}
+            Ok(true) => {
+                recovered.completed.push("change of the thin pool that was cut".to_owned());
+                group = self.group(cx).await?;
+            }
+            // Its disks can be read as they are.
+            Err(error) => {
+                plugin_sdk::tracing::warn!(%error, "the thin pool is not what LVM has recorded");
+            }
+        }
+        for volume in group.volumes.iter().filter(|volume| is_unfinished(self.names, volume)) {
             if let Some(vdi) = Names::reverted_of(&volume.name) {
-                self.finish_revert(cx, &group, vdi).await?;
-                recovered.completed.push(format!("revert of VDI {vdi}"));
+                if is_being_made(volume) {
+                    self.remove(cx, volume).await?;
+                    recovered.undone.push(format!("revert of VDI {vdi}"));
+                } else {
+                    self.finish_revert(cx, &group, vdi).await?;
+                    recovered.completed.push(format!("revert of VDI {vdi}"));
+                }
             }
             let Some(vdi) = self.names.vdi_of(&volume.name) else { continue };
             match Metadata::of(volume).ok().and_then(|metadata| metadata.zeroed_to) {
@@ -389,7 +408,7 @@ impl Sr {
     /// Removes a volume, by its identity: another one that has got its name since stays.
     pub(crate) async fn remove(&self, cx: &Cx, volume: &Volume) -> Result<()> {
         let select = format!("lv_uuid={}", volume.id);
-        self.lvm.change(cx, "lvremove", &["--select", &select, &self.name()]).await
+        thin::change(self, cx, "lvremove", &["--select", &select, &self.name()]).await
     }
 
     /// Puts the volume that a revert has made in its place. It is complete, so going on is always

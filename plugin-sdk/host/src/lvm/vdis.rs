@@ -22,6 +22,7 @@ use crate::lvm::names::Names;
 use crate::lvm::pool;
 use crate::lvm::report::{Group, Volume};
 use crate::lvm::sr::Sr;
+use crate::lvm::thin;
 
 /// Bytes that are zeroed between two looks for a cancel.
 const ZEROED_AT_ONCE: u64 = 64 << 20;
@@ -55,6 +56,7 @@ pub(crate) async fn create(sr: &Sr, cx: &Cx, request: &VdiCreate) -> Result<VdiD
         ..Metadata::default()
     };
     let volume = sr.names.volume(request.uuid);
+    let group = thin::settled(sr, cx, group, &volume).await?;
     let existing = group.volume(&volume);
     let begun = existing.filter(|volume| is_being_made(volume));
     if let (Some(there), None) = (existing, begun) {
@@ -67,50 +69,37 @@ pub(crate) async fn create(sr: &Sr, cx: &Cx, request: &VdiCreate) -> Result<VdiD
         }
         return already(&group, request.uuid);
     }
+    remove_begun(sr, cx, begun).await?;
     // A raw disk of XenServer's layout is linear, however its images are allocated.
     let thick = SrDocument::of(&group)?.is_some_and(|document| document.thick);
     if thick || sr.names == Names::XenServer {
-        return create_thick(sr, cx, request.uuid, size, metadata, begun).await;
+        return create_thick(sr, cx, request.uuid, size, metadata).await;
     }
     pool::room(&group)?;
-    let (size_word, tags) = (format!("{size}b"), metadata.tags()?);
-    let mut words = vec![
-        "--type",
-        "thin",
-        "--virtualsize",
-        &size_word,
-        "--name",
-        &volume,
-        "--thinpool",
-        pool::NAME,
-        "--setactivationskip",
-        "y",
-        "--activate",
-        "n",
-    ];
-    words.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
-    words.push(&group.name);
-    sr.lvm.change(cx, "lvcreate", &words).await?;
+    thin::make(sr, cx, &volume, size, &metadata).await?;
     step!("vdi_create.volume_made");
     Ok(VdiDone { changed: Changed::Created, vdi: metadata.info(request.uuid, size, 0) })
 }
 
+/// Removes what a call that was cut has begun: of that size or another one, it has no content yet.
+async fn remove_begun(sr: &Sr, cx: &Cx, begun: Option<&Volume>) -> Result<()> {
+    if let Some(begun) = begun {
+        sr.remove(cx, begun).await?;
+        step!("vdi_create.removed_what_was_begun");
+    }
+    Ok(())
+}
+
 /// A thick volume holds what was there before, which may be another guest's: it is zeroed, and no
-/// VDI until then. What was begun by a call that was cut goes on.
+/// VDI until then.
 async fn create_thick(
     sr: &Sr,
     cx: &Cx,
     vdi: VdiUuid,
     size: u64,
     metadata: Metadata,
-    begun: Option<&Volume>,
 ) -> Result<VdiDone> {
     let name = sr.names.volume(vdi);
-    if let Some(begun) = begun {
-        // Of that size or another one, it has no content yet.
-        sr.remove(cx, begun).await?;
-        step!("vdi_create.removed_what_was_begun");
-    }
     let making = Metadata { zeroed_to: Some(0), ..metadata.clone() };
     let (size_word, tags, group) = (format!("{size}b"), making.tags()?, sr.name());
     let mut words = vec![
@@ -210,7 +199,7 @@ pub(crate) async fn snapshot(sr: &Sr, cx: &Cx, request: &VdiSnapshot) -> Result<
         return crate::lvm::group::snapshot(sr, cx, request).await;
     };
     let (_held, group) = sr.changing(cx).await?;
-    let VdiDone { changed, vdi } = derive(sr, cx, &group, spec.vdi, spec.uuid, |source| Metadata {
+    let VdiDone { changed, vdi } = derive(sr, cx, group, spec.vdi, spec.uuid, |source| Metadata {
         name: spec.name.clone(),
         description: spec.description.clone(),
         is_a_snapshot: true,
@@ -225,7 +214,7 @@ pub(crate) async fn snapshot(sr: &Sr, cx: &Cx, request: &VdiSnapshot) -> Result<
 
 pub(crate) async fn clone(sr: &Sr, cx: &Cx, request: &VdiClone) -> Result<VdiDone> {
     let (_held, group) = sr.changing(cx).await?;
-    derive(sr, cx, &group, request.vdi, request.uuid, |source| Metadata {
+    derive(sr, cx, group, request.vdi, request.uuid, |source| Metadata {
         name: request.name.clone(),
         description: request.description.clone(),
         is_a_snapshot: false,
@@ -241,17 +230,20 @@ pub(crate) async fn clone(sr: &Sr, cx: &Cx, request: &VdiClone) -> Result<VdiDon
 async fn derive(
     sr: &Sr,
     cx: &Cx,
-    group: &Group,
+    group: Group,
     source: VdiUuid,
     new: VdiUuid,
     change: impl FnOnce(Metadata) -> Metadata,
 ) -> Result<VdiDone> {
+    let group = &thin::settled(sr, cx, group, &sr.names.volume(new)).await?;
     if let Ok(there) = find(group, new) {
         if there.metadata.as_ref().is_ok_and(|m| m.made_by == Some(cx.operation_id())) {
             return already(group, new);
         }
         return Err(Error::new(Kind::Exists, format!("VDI {new} exists already")).legacy(43));
     }
+    let begun = group.volume(&sr.names.volume(new)).filter(|volume| is_being_made(volume));
+    remove_begun(sr, cx, begun).await?;
     let source = sharable_blocks(group, source)?;
     pool::room(group)?;
     let metadata = change(Metadata {
@@ -260,38 +252,25 @@ async fn derive(
         changed_by: Vec::new(),
         ..source.metadata.clone()?
     });
-    share(sr, cx, source.volume, &sr.names.volume(new), &metadata).await?;
+    thin::share(sr, cx, source.volume, &sr.names.volume(new), &metadata).await?;
     step!("vdi_snapshot.volume_made");
     let (size, used) = (source.volume.size, metadata.used);
     Ok(VdiDone { changed: Changed::Created, vdi: metadata.info(new, size, used) })
-}
-
-/// Makes a volume that shares all blocks of another one. LVM stops the writer of an active one for
-/// the instant.
-pub(crate) async fn share(
-    sr: &Sr,
-    cx: &Cx,
-    source: &Volume,
-    name: &str,
-    metadata: &Metadata,
-) -> Result<()> {
-    let permission = if metadata.read_only { "r" } else { "rw" };
-    let (tags, from) = (metadata.tags()?, sr.path(&source.name));
-    let mut words =
-        vec!["--snapshot", "--name", name, "--permission", permission, "--setactivationskip", "y"];
-    words.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
-    words.push(&from);
-    sr.lvm.change(cx, "lvcreate", &words).await
 }
 
 /// The volume is replaced by one that shares all blocks with the snapshot: `revert-<vdi>` is made with
 /// the VDI's tags, then the old one removed, then the new one gets its name. From the first of the
 /// three on, it can only go forward.
 pub(crate) async fn revert(sr: &Sr, cx: &Cx, request: &VdiRevert) -> Result<VdiDone> {
-    let (_held, mut group) = sr.changing(cx).await?;
-    if group.volume(&Names::revert(request.vdi)).is_some() {
+    let (_held, group) = sr.changing(cx).await?;
+    let mut group = thin::settled(sr, cx, group, &Names::revert(request.vdi)).await?;
+    if let Some(begun) = group.volume(&Names::revert(request.vdi)) {
         // Of this operation or an earlier one, cut.
-        sr.finish_revert(cx, &group, request.vdi).await?;
+        if is_being_made(begun) {
+            sr.remove(cx, begun).await?;
+        } else {
+            sr.finish_revert(cx, &group, request.vdi).await?;
+        }
         group = sr.group(cx).await?;
     }
     let vdi = find(&group, request.vdi)?;
@@ -321,7 +300,7 @@ pub(crate) async fn revert(sr: &Sr, cx: &Cx, request: &VdiRevert) -> Result<VdiD
     metadata.remember(cx.operation_id());
     metadata.used = snapshot.used();
     metadata.incomplete = false;
-    share(sr, cx, snapshot.volume, &Names::revert(request.vdi), &metadata).await?;
+    thin::share(sr, cx, snapshot.volume, &Names::revert(request.vdi), &metadata).await?;
     step!("vdi_revert.new_made");
     sr.finish_revert(&cx.shielded(), &group, request.vdi).await?;
     let (size, used) = (snapshot.volume.size, metadata.used);
@@ -539,7 +518,8 @@ pub(crate) async fn write(
     Ok(true)
 }
 
-fn is_being_made(volume: &Volume) -> bool {
+/// Whether a volume is no VDI yet.
+pub(crate) fn is_being_made(volume: &Volume) -> bool {
     Metadata::of(volume).is_ok_and(|metadata| metadata.zeroed_to == Some(0))
 }
 
