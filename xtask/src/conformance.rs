@@ -27,7 +27,7 @@ const RUN: Duration = Duration::from_secs(45 * 60);
 const ALL: Duration = Duration::from_secs(100 * 60);
 
 /// All tests run a part of the checks on all drivers, each day another one: so many days come to all.
-const DAYS: u64 = 7;
+const DAYS: u64 = 4;
 
 /// Drivers that are run at the same time: those in guests wait for each other's processor.
 const TOGETHER: usize = 2;

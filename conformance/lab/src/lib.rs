@@ -48,6 +48,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[doc(hidden)]
+pub mod balance;
 mod call;
 mod disk;
 mod error;

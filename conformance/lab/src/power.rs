@@ -78,7 +78,8 @@ impl Inner {
         // A process namespace, so that all of the guest ends with its supervisor; a mount
         // namespace, so that the supervisor can make the machine read-only.
         let supervisor = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--"])
+            .args(["--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork"])
+            .args(["--kill-child", "--"])
             .arg(&machine.agent)
             .arg("supervise")
             .arg(&spec)

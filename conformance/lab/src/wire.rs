@@ -144,7 +144,7 @@ pub struct Spec {
     /// What it is started with, from the program of the kernel on. `{0}` is the number of the
     /// first descriptor that comes over the socket, and so on.
     pub command: Vec<String>,
-    /// The processor it runs on.
+    /// The processor it begins on.
     pub processor: usize,
     /// Its own folder on the machine.
     pub folder: PathBuf,
@@ -169,6 +169,7 @@ pub struct Spec {
 pub fn identity() -> String {
     let sources = [
         include_str!("wire.rs"),
+        include_str!("balance.rs"),
         include_str!("agent/main.rs"),
         include_str!("agent/init.rs"),
         include_str!("agent/serve.rs"),

@@ -9,12 +9,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use lab::balance::Balance;
 use lab::wire::Spec;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// More than a guest has network cards and lines.
 const DESCRIPTORS: usize = 32;
@@ -37,10 +37,8 @@ fn supervise(spec: &Path) -> io::Result<()> {
     let memory = spec.folder.join("memory");
     shut_the_machine(&spec, &memory)?;
     // One processor for the guest's kernel and its processes: each system call in the guest is a
-    // hand-over between two processes of the machine, twice as fast if they do not move.
-    let mut set = CpuSet::new();
-    set.set(spec.processor);
-    sched_setaffinity(None, &set)?;
+    // hand-over between two processes of the machine, twice as fast if they are on the same one.
+    let mut balance = Balance::begin(spec.processor)?;
 
     let mut words = spec.command.iter().map(|word| {
         descriptors.iter().enumerate().fold(word.clone(), |word, (index, descriptor)| {
@@ -60,8 +58,14 @@ fn supervise(spec: &Path) -> io::Result<()> {
     loop {
         let mut watched =
             [PollFd::new(&ended, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
-        match poll(&mut watched, None) {
+        let rest = Timespec::try_from(balance.rest()).map_err(io::Error::other)?;
+        match poll(&mut watched, Some(&rest)) {
             Err(rustix::io::Errno::INTR) => continue,
+            // It runs on wherever it is.
+            Ok(0) => {
+                let _ = balance.look();
+                continue;
+            }
             result => result?,
         };
         let [ended, order] = watched;

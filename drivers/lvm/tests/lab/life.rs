@@ -174,7 +174,7 @@ fn an_operation_is_one_report_and_one_change() -> lab::Result<()> {
             count(&[report, "wipefs", "vgcreate", report, "lvcreate"], &|| {
                 bench.call(SrCreate::default());
             });
-            count(&[report], &|| bench.done(SrAttach::default()));
+            count(&[report, "dmsetup"], &|| bench.done(SrAttach::default()));
             let (disk, other) = (create("a", 16 * MIB), create("b", 16 * MIB));
             let vdi = disk.uuid;
             count(&[report, "lvcreate"], &|| bench.done(disk.clone()));
@@ -184,7 +184,7 @@ fn an_operation_is_one_report_and_one_change() -> lab::Result<()> {
             count(&[report, "lvcreate"], &|| bench.done(clone(vdi, "c")));
             count(&[report], &|| drop(bench.scan()));
             count(&[report], &|| bench.done(SrStat::default()));
-            count(&[report], &|| bench.done(SrRecover::default()));
+            count(&[report, "dmsetup"], &|| bench.done(SrRecover::default()));
             count(&[report], &|| bench.done(VdiStat::of(vdi)));
             let mode = AttachMode::ReadWrite;
             count(&[report], &|| bench.done(VdiAttach { vdi, mode }));
@@ -205,7 +205,7 @@ fn an_operation_is_one_report_and_one_change() -> lab::Result<()> {
             count(&[report, "lvremove"], &|| bench.done(VdiDestroy { vdi }));
             count(&[report, "vgchange"], &|| bench.done(SrDetach::default()));
             // However many VDIs there are; see the test of a thousand.
-            count(&[report, "lvchange"], &|| bench.done(SrAttach::default()));
+            count(&[report, "lvchange", "dmsetup"], &|| bench.done(SrAttach::default()));
             count(&[report, "lvcreate"].repeat(3), &|| {
                 for number in 0..3 {
                     bench.create(&number.to_string(), 4 * MIB);

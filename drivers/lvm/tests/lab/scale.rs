@@ -57,7 +57,7 @@ fn a_thousand_volumes_are_listed_by_one_command() -> lab::Result<()> {
             assert_eq!(scanned, uuids);
             let one = *uuids.first().unwrap();
             for (what, commands) in [
-                ("attach", &["fullreport", "lvchange"][..]),
+                ("attach", &["fullreport", "lvchange", "dmsetup"][..]),
                 ("stat", &["fullreport"]),
                 ("create", &["fullreport", "lvcreate"]),
                 ("snapshot", &["fullreport", "lvcreate"]),

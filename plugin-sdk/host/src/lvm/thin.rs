@@ -137,14 +137,15 @@ pub(crate) async fn is_begun(sr: &Sr, cx: &Cx, group: &Group) -> Result<bool> {
     Ok(behind(sr, cx, group).await?.is_some())
 }
 
-/// The number of the pool's last transaction, if it is another one than that of LVM's metadata.
+/// The number of the pool's last transaction, if that of LVM's metadata is the next one. A command that
+/// is at work is not seen so: LVM reports a group after those that change it.
 async fn behind(sr: &Sr, cx: &Cx, group: &Group) -> Result<Option<u64>> {
     let Some(recorded) = pool::of(group).and_then(|pool| pool.transaction) else {
         return Ok(None);
     };
     let words = ["status", "--target", "thin-pool", &device(sr)];
     let status = cx.command("dmsetup").args(words).output().await?;
-    Ok(transaction(&status.text()).filter(|done| *done != recorded))
+    Ok(transaction(&status.text()).filter(|done| done.checked_add(1) == Some(recorded)))
 }
 
 /// The pool's own device, below that of its volume.
