@@ -109,18 +109,17 @@ impl Disk {
         }
     }
 
-    /// Writes, however it was opened. None of images, which the host opens and no driver.
-    pub(crate) fn force(&self, offset: u64, bytes: &[u8]) -> Option<Result<(), String>> {
+    /// Writes, however it was opened; images as they were opened.
+    pub(crate) fn force(&self, offset: u64, bytes: &[u8]) -> Result<(), String> {
         match self {
             Self::Raw(file, size) => {
                 let again = format!("/proc/self/fd/{}", file.as_raw_fd());
                 let file = OpenOptions::new().write(true).open(again);
                 let opened = file.map(|file| Self::Raw(file, *size));
                 let opened = opened.map_err(|error| format!("it cannot be opened: {error}"));
-                Some(opened.and_then(|disk| disk.write(offset, bytes).and_then(|()| disk.flush())))
+                opened.and_then(|disk| disk.write(offset, bytes).and_then(|()| disk.flush()))
             }
-            Self::Nbd(_) => Some(self.write(offset, bytes)),
-            Self::Images(_) => None,
+            Self::Nbd(_) | Self::Images(_) => self.write(offset, bytes),
         }
     }
 

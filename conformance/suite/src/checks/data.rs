@@ -5,7 +5,7 @@ use sm_model::sr::{SrAttach, SrDetach};
 
 use super::{Check, DATA, Setup};
 use crate::oracle::{BLOCK, Content};
-use crate::verdict::{Stop, Verdict, fail, must};
+use crate::verdict::{Stop, Verdict, must};
 use crate::world::World;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -120,22 +120,26 @@ pub(super) const CHECKS: &[Check] = &[
             opened by the host, for reading.",
         setup: Setup::Sr,
         run: |world| {
-            let (vdi, content) = world.filled("kept")?;
+            let vdi = world.create("kept")?.uuid;
+            let mut content = Content::default();
+            let disk = world.open(vdi, ReadWrite)?;
+            let is_image = disk.drive().is_some();
+            world.fill_open(&disk, vdi, &mut content, &[0, 1], 1)?;
+            world.shut(vdi, disk)?;
+            if is_image {
+                let why = "its disks are images, which the host opens for reading";
+                return Err(Stop::NotApplicable(why.into()));
+            }
             let disk = world.open(vdi, ReadOnly)?;
             let written = disk.force(0, &[0xee; BLOCK as usize]);
             world.shut(vdi, disk)?;
             world.verify(vdi, &content, "after a write through an attachment for reading")?;
-            match written {
-                Some(Err(why)) => {
-                    world.note("a write through an attachment for reading", &vdi.to_string(), &why);
-                    Ok(())
-                }
-                Some(Ok(())) => fail("a write through an attachment for reading has succeeded"),
-                None => {
-                    let why = "its disks are images, which the host opens for reading";
-                    Err(Stop::NotApplicable(why.into()))
-                }
-            }
+            let why = written.err();
+            let why = why.ok_or_else(|| {
+                Stop::Fail("a write through an attachment for reading has succeeded".into())
+            })?;
+            world.note("a write through an attachment for reading", &vdi.to_string(), &why);
+            Ok(())
         },
     },
     Check {
