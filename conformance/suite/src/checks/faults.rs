@@ -274,6 +274,8 @@ fn requests_of_list(world: &mut World<'_>, array: &Simulator) -> Verdict<u64> {
 /// One request of each change goes wrong, in each way; then the last one.
 fn once(world: &mut World<'_>, ways: &[Value]) -> Verdict {
     let array = simulator(world)?;
+    // Also those of processes that other checks have killed.
+    let before = sessions(&array)?;
     let requests = learn(world, &array)?;
     if ways.iter().any(|way| way["kind"] == "garbage" || way["kind"] == "login_page") {
         by_form(&array)?;
@@ -298,7 +300,7 @@ fn once(world: &mut World<'_>, ways: &[Value]) -> Verdict {
         }
     }
     if ways.iter().any(|way| way["kind"] == "end_session") {
-        few_sessions(&array)?;
+        few_sessions(&array, before)?;
     }
     Ok(())
 }
@@ -334,9 +336,14 @@ fn listings(world: &mut World<'_>, array: &Simulator, way: &Value) -> Verdict {
 }
 
 /// A driver logs in again when its session has ended, and not beside it.
-fn few_sessions(array: &Simulator) -> Verdict {
-    let open = admin(array, "GET", "/sessions", &Value::Null)?["open"].as_u64().unwrap_or_default();
-    must(open <= SESSIONS, || format!("{open} sessions are open at the array, of one driver"))
+fn few_sessions(array: &Simulator, before: u64) -> Verdict {
+    let more = sessions(array)?.saturating_sub(before);
+    must(more <= SESSIONS, || format!("{more} sessions are open at the array, of one driver"))
+}
+
+fn sessions(array: &Simulator) -> Verdict<u64> {
+    let said = admin(array, "GET", "/sessions", &Value::Null)?;
+    Ok(said["open"].as_u64().unwrap_or_default())
 }
 
 /// How many requests each change takes.
