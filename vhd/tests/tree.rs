@@ -95,6 +95,25 @@ fn one_damaged_file_concerns_nobody_but_those_above_it() {
     assert_at_rest(&tree);
 }
 
+/// Where an image goes by a command, its metadata go noticeably later.
+#[test]
+fn a_disk_that_goes_while_it_is_listed_is_not_called_damaged() {
+    let (_dir, tree) = store();
+    let _changing = tree.lock(Instant::now() + Duration::from_secs(5)).unwrap();
+    let (image, doc) = (file(&tree, id(A)), format!(".sm/vdi/{}.json", id(A)));
+    std::fs::remove_file(image).unwrap();
+    let doc = tree.path().join(doc);
+    let gone = doc.clone();
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(700));
+        std::fs::remove_file(gone).unwrap();
+    });
+    let listed = tree.list().unwrap().nodes;
+    assert!(!doc.exists(), "the listing has not waited for what was under way");
+    assert!(listed.iter().all(|node| node.uuid != id(A)), "{listed:?}");
+    later.join().unwrap();
+}
+
 #[test]
 fn every_kind_of_damage_is_named() {
     let (_dir, tree) = store();

@@ -23,6 +23,13 @@ use crate::store::{Area, At};
 /// How long a listing beside changes tries to see the directory between two of them.
 const SETTLE: Duration = Duration::from_millis(500);
 
+/// How long a disk may be half there while somebody makes or removes it: an image that is a volume goes
+/// by a command.
+const HALF: Duration = Duration::from_secs(2);
+
+/// Between two looks at one that is half there.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// How often a chain is looked up again when it has changed while it was opened.
 const TRIES: usize = 3;
 
@@ -367,26 +374,39 @@ impl Tree {
             }
             nodes.push(node);
         }
+        let until = Instant::now() + HALF;
         for uuid in described.difference(&coming) {
-            nodes.extend(self.lost(*uuid)?);
+            nodes.extend(self.lost(*uuid, until)?);
         }
         nodes.sort_by_key(|node| node.uuid);
         Ok(Listing { nodes, unfinished: !records.is_empty() || !tmp.is_empty() })
     }
 
-    /// A disk with metadata and, so it seemed, no image. Looked at once more, since a disk may
-    /// have come or gone meanwhile; the image first, as it is the last to come.
-    fn lost(&self, uuid: Uuid) -> Result<Option<Node>> {
-        for _ in 0..2 {
+    /// A disk with metadata and, so it seemed, no image. It may have come or gone meanwhile, or be about
+    /// to: its metadata come first and go last. So where somebody may be at work it is looked at until
+    /// then; the image first, as it is the last to come.
+    fn lost(&self, uuid: Uuid, until: Instant) -> Result<Option<Node>> {
+        let lock = self.store.try_lock_shared();
+        let doc = loop {
             for format in Format::ALL {
                 let tmp = Self::tmp_at(image_name(uuid, format));
                 if self.store.exists(&Self::image_at(uuid, format))? || self.store.exists(&tmp)? {
                     return Ok(None);
                 }
             }
-        }
+            let doc = self.doc(uuid);
+            if matches!(doc, Ok(None)) {
+                return Ok(None);
+            }
+            if lock.is_some() || Instant::now() >= until {
+                break doc;
+            }
+            std::thread::sleep(AGAIN);
+            // What is kept in memory is read anew.
+            self.store.stamp()?;
+        };
         let mut node = blank(uuid, Format::Vhd);
-        match self.doc(uuid) {
+        match doc {
             Ok(None) => return Ok(None),
             Ok(Some(doc)) => {
                 node.format = doc.format;
