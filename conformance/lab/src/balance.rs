@@ -62,7 +62,7 @@ impl Balance {
         if let Some(there) = better(self.here, &self.allowed, &before, &now) {
             // Twice: what one that has not moved yet starts meanwhile is here.
             for _ in 0..2 {
-                tasks(|task| {
+                each_task(|task| {
                     // One that has just ended.
                     let _ = sched_setaffinity(Some(task), &only(there));
                 })?;
@@ -107,7 +107,7 @@ fn better(here: usize, allowed: &[usize], before: &Sample, now: &Sample) -> Opti
 fn sample() -> io::Result<Sample> {
     let processors = processors(&fs::read_to_string("/proc/stat")?);
     let mut guest = 0;
-    tasks_of_processes(|process| {
+    each_process(|process| {
         if let Ok(text) = fs::read_to_string(format!("/proc/{process}/stat")) {
             guest += ticks(&text);
         }
@@ -141,7 +141,7 @@ fn ticks(stat: &str) -> u64 {
 }
 
 /// Every process of the namespace but its first, which is this one.
-fn tasks_of_processes(mut each: impl FnMut(i32)) -> io::Result<()> {
+fn each_process(mut each: impl FnMut(i32)) -> io::Result<()> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
         if let Some(number) = number.filter(|number| *number != 1) {
@@ -152,8 +152,8 @@ fn tasks_of_processes(mut each: impl FnMut(i32)) -> io::Result<()> {
 }
 
 /// Every thread of these processes.
-fn tasks(each: impl Fn(Pid)) -> io::Result<()> {
-    tasks_of_processes(|process| {
+fn each_task(each: impl Fn(Pid)) -> io::Result<()> {
+    each_process(|process| {
         let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return };
         for entry in tasks.flatten() {
             let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());

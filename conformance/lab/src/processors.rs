@@ -1,7 +1,8 @@
 //! Which processor each guest begins on.
 //!
-//! A guest is on one at a time ([`crate::balance`]), so it is the lab's work to use all of them: the guests of a lab take turns, and a lab begins where the fewest labs of this process
-//! do. Tests that run at the same time, each with one guest, have a processor each; of several
+//! A guest is on one at a time ([`crate::balance`]), so it is the lab's work to use all of them: the
+//! guests of a lab take turns, and a lab begins where the fewest labs of this process do. Tests that
+//! run at the same time, each with one guest, have a processor each; of several
 //! pairs of a server and a host, the hosts, which have more to do, are not all on the same one.
 
 use std::sync::{Mutex, PoisonError};

@@ -23,8 +23,9 @@ pub(super) const CHECKS: &[Check] = &[
         needs: BASE,
         sentences: &["DRV-CRASH-1", "DRV-CRASH-3", "DRV-IDEM-1", "DRV-ERR-5"],
         explain: "A create, a snapshot and a destroy under strace: what the driver's process and its \
-            programs ask of the kernel is counted once, and then the process is killed just before one \
-            of these calls, chosen by chance among those that change a file, a folder or a device \
+            programs ask of the kernel is counted once, and then the process is killed at one of \
+            these calls, before or after it is carried out, chosen by chance among those that \
+            change a file, a folder or a device \
             (write, pwrite64, fsync, fallocate, openat with O_CREAT, rename, link, unlink, mkdir, \
             ioctl of device-mapper ...) or send to an array: at six of an operation, or two where \
             `suite.slow` is set. In turns the same wish comes again, or \
@@ -130,10 +131,10 @@ fn killed(world: &mut World<'_>) -> Verdict {
     for (name, act) in acts(world) {
         let passed = passed(world, act)?;
         let points = some(world, points(&passed.events, &all));
-        world.note("killed before", name, &format!("{points:?}"));
+        world.note("killed at", name, &format!("{points:?}"));
         must(!points.is_empty(), || format!("{name} changes nothing that strace could see"))?;
         for (at, point) in points.iter().enumerate() {
-            let told = |why| format!("{name} killed before {point}: {why}");
+            let told = |why| format!("{name} killed at {point}: {why}");
             let done = cut(world, &passed, point, at % 2 == 0);
             tried += 1;
             hit += usize::from(done.map_err(|stop| said_of(stop, told))?);

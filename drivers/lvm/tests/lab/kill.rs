@@ -185,6 +185,7 @@ fn cut(bench: &Bench, what: &str, command: &str, act: &Act, call: usize, dead: D
         fs::remove_file(DEAD).unwrap();
         if dead == Dead::Recovery {
             order("lvremove", 1, true);
+            // It may say that it was cut, or leave the rest to the next one.
             let _ = testing::run(async { bench.driver.call(SrRecover::default()).await });
             fs::remove_file(DEAD).unwrap();
         }

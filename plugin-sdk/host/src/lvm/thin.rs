@@ -13,9 +13,9 @@
 //! - **while the origin of a snapshot is suspended**: a guest that waits.
 //!
 //! The number of LVM's metadata is one ahead of the pool's then. The volume, whose maker has not succeeded,
-//! is marked as being made, the pool is given the number, and the volume is removed. To have LVM send its message after all would catch
-//! an origin that a guest is writing to, which dm-thin must not (thin-provisioning.txt, "Internal
-//! snapshots").
+//! is marked as being made, the pool is given the number, and the volume is removed. To have LVM send its
+//! message after all would catch an origin that a guest is writing to, which dm-thin must not
+//! (thin-provisioning.txt, "Internal snapshots").
 
 use plugin_sdk::model::{Kind, VdiUuid};
 use plugin_sdk::{Cx, Error, Result, step};
