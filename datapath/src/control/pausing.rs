@@ -202,13 +202,20 @@ impl Served {
     pub(super) fn settle(&self) {
         let mut said = String::new();
         loop {
-            // A statement of its own: the lock is not held while it sleeps.
-            let gone_on = self.try_to_go_on(&mut self.inner());
-            self.looks.fetch_add(1, Ordering::Relaxed);
-            let Err(why) = gone_on else { return };
+            let why = {
+                // Not held while it sleeps or logs. What it shows is shown within: whoever takes the
+                // pause over right after has the last word on the state.
+                let mut inner = self.inner();
+                let gone_on = self.try_to_go_on(&mut inner);
+                self.looks.fetch_add(1, Ordering::Relaxed);
+                let Err(why) = gone_on else { return };
+                if why != said {
+                    self.show(State::Waiting);
+                }
+                why
+            };
             if why != said {
                 tracing::warn!(why, "whoever paused the disk is gone; it waits");
-                self.show(State::Waiting);
                 said = why;
             }
             std::thread::sleep(LOOK);
@@ -249,5 +256,75 @@ pub(super) fn refuse_other_pause(inner: &Inner, connection: u64) -> Done<()> {
     match pause.and_then(|pause| pause.owner) {
         Some(owner) if owner != connection => Err(paused_by_another()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails so")]
+
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::super::protocol::{Command, Tracking};
+    use super::super::run::Place;
+    use super::super::served::How;
+    use super::super::server::Handler;
+    use super::*;
+    use crate::disk::{Format, Layer};
+
+    /// A log whose line is written when somebody else has paused the disk meanwhile.
+    struct Slow {
+        served: Arc<Served>,
+        lock: PathBuf,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            if line.windows(8).any(|part| part == b"it waits") {
+                self.served.handle(2, pause(&self.lock)).unwrap();
+            }
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn pause(lock: &std::path::Path) -> Command {
+        Command::Pause { milliseconds: 30_000, lock: Some(lock.to_owned()), close: false }
+    }
+
+    #[test]
+    fn whoever_takes_a_pause_over_has_the_last_word_on_the_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::at(folder.path().join("i").join("disk"));
+        place.make().unwrap();
+        let (leaf, lock) = (folder.path().join("leaf.vhd"), folder.path().join("lock"));
+        let image =
+            vhd::image::NewImage { uuid: uuid::Uuid::new_v4(), size: 4 << 20, parent: None };
+        vhd::image::create(&leaf, &image).unwrap();
+        let held = std::fs::File::create(&lock).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        let served = Served::new(place, How::default());
+        let leaf = Layer { path: leaf, format: Format::Vhd };
+        let plan = Plan { leaf, backing: Vec::new(), read_only: false };
+        served
+            .handle(1, Command::Activate { plan, epoch: 1, tracking: Tracking::default() })
+            .unwrap();
+        served.handle(1, pause(&lock)).unwrap();
+        let log = {
+            let served = Arc::clone(&served);
+            move || Slow { served: Arc::clone(&served), lock: lock.clone() }
+        };
+        let log = tracing_subscriber::fmt().with_writer(log).finish();
+        tracing::subscriber::with_default(log, || served.gone(1));
+        assert_eq!(served.view().state, State::Paused);
+        served.handle(2, Command::Resume).unwrap();
+        assert_eq!(served.view().state, State::Active);
+        served.stop();
     }
 }

@@ -159,6 +159,8 @@ impl Served {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whoever shows a state holds the lock of what it is the state of: states are shown in the order
+    /// in which they come to be.
     pub(super) fn show(&self, state: State) {
         self.view().state = state;
     }
@@ -378,7 +380,8 @@ impl Handler for Served {
             Command::Pause { milliseconds, lock, close } => {
                 let patience = Duration::from_millis(milliseconds);
                 self.wait_for_the_dead(connection);
-                let paused = Self::pause(&mut self.inner(), connection, patience, lock, close)?;
+                let mut inner = self.inner();
+                let paused = Self::pause(&mut inner, connection, patience, lock, close)?;
                 self.show(State::Paused);
                 value(&paused)
             }
