@@ -105,7 +105,7 @@ fn a_disk_that_goes_while_it_is_listed_is_not_called_damaged() {
     let doc = tree.path().join(doc);
     let gone = doc.clone();
     let later = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(Duration::from_millis(200));
         std::fs::remove_file(gone).unwrap();
     });
     let listed = tree.list().unwrap().nodes;

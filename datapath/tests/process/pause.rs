@@ -113,8 +113,10 @@ fn it_goes_over_to_a_leaf_that_was_put_upon_its_own() {
     let snapshot = site.snapshot();
     // Twice: whoever did it was not told of it either.
     drop(client);
-    until("it to go over", || site.status().plan.is_some_and(|plan| plan == site.plan()));
-    assert_eq!(site.state(), State::Active);
+    until("it to go over", || {
+        let status = site.status();
+        status.state == State::Active && status.plan.is_some_and(|plan| plan == site.plan())
+    });
     guest.write(0, &[2; 512], false).unwrap();
     datapath::control::end(&site.place, LONG).unwrap();
     assert_eq!((site.byte(snapshot, 0), site.byte(site.disk, 0)), (1, 2));
