@@ -277,6 +277,34 @@ async fn a_detach_that_meets_a_kill_at_any_moment_leaves_nothing() {
     let _ = site.sr.vdi_detach(&Op::new(), disk, VM).await;
 }
 
+/// Maintenance by another process pauses a disk for as long as it exchanges the images.
+#[tokio::test]
+async fn a_deactivate_waits_for_the_end_of_somebody_elses_pause() {
+    let site = Site::new(PLACEMENTS[0]).await;
+    let (disk, uri) = site.served("a").await;
+    answered(&uri, 4);
+    let place = site.processes().disk(&disk.to_string());
+    let control = place.control();
+    let mut other = ::datapath::control::find(&place).unwrap().unwrap();
+    other.pause(None, Duration::from_secs(30)).unwrap();
+    let sr = site.sr.clone();
+    let detach = tokio::spawn(async move {
+        sr.vdi_deactivate(&Op::new(), disk, VM).await.unwrap();
+        sr.vdi_detach(&Op::new(), disk, VM).await.unwrap();
+    });
+    // The socket that listens, ours, and that of whoever detaches.
+    let until = Instant::now() + Duration::from_secs(60);
+    while sockets(&control) < 3 {
+        assert!(Instant::now() < until, "nobody asks it");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!detach.is_finished(), "it has not waited");
+    other.resume(Duration::from_secs(30)).unwrap();
+    detach.await.unwrap();
+    site.is_as_detached(disk, 4, "paused while it was detached").await;
+}
+
 /// Numbers that only grow are written by `fio` in one place after the other, and verified by it.
 #[tokio::test]
 async fn snapshots_under_load_leave_every_byte_to_the_guest() {

@@ -172,7 +172,9 @@ impl Datapaths {
     /// that on the storage too.
     ///
     /// One that dies meanwhile is one that was killed: a process takes connections until its last
-    /// thread has ended, so what answers to `find` may never answer again.
+    /// thread has ended, so what answers to `find` may never answer again. One that is paused is
+    /// waited for: maintenance, which may be that of another process and takes no VDI's lock, does so
+    /// while it exchanges the images.
     pub(crate) fn deactivate(&self, vdi: VdiUuid, revive: Option<&Left>) -> Result<()> {
         let until = Instant::now() + STORAGE;
         loop {
@@ -187,6 +189,9 @@ impl Datapaths {
             match done {
                 Err(error @ Said::Silent { .. }) if Instant::now() < until => {
                     tracing::debug!(%vdi, %error, "a data path has ended while it was to close");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) if error.kind() == Some(FailureKind::Busy) && Instant::now() < until => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 done => {
