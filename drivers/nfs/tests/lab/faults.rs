@@ -96,8 +96,8 @@ fn an_operation_that_hangs_ends_and_its_repetition_finds_what_was_done() -> lab:
     site.network.plug(&site.nas);
     let again = [id, "vdi", "snapshot", &raw, "--name", "snap"];
     let snap = match site.call(&again).deadline(LONG).check() {
-        // A sync may fail when the server is just back, on a hard mount too. That is told, and leaves
-        // nothing half-made: once more is whole.
+        // Seen once when the server is just back, on a hard mount; the cause is not known. It must
+        // leave nothing half-made: once more is whole.
         Err(error) if error.to_string().contains("sync failed: Input/output error") => {
             println!("{error}");
             for guest in [&site.host, &site.nas] {
