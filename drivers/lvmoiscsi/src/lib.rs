@@ -28,7 +28,7 @@ use plugin_sdk::config::RawConfig;
 use plugin_sdk::model::manifest::feature;
 use plugin_sdk::model::sr::{
     SrAttach, SrCreate, SrCreated, SrDestroy, SrDetach, SrDone, SrFence, SrFenced, SrInfo,
-    SrMaintain, SrMaintained, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat,
+    SrMaintain, SrMaintained, SrPaths, SrProbed, SrRecover, SrRecovered, SrScan, SrScanned, SrStat,
     SrUpdate,
 };
 use plugin_sdk::model::vdi::{
@@ -38,7 +38,7 @@ use plugin_sdk::model::vdi::{
     VdisDone,
 };
 use plugin_sdk::model::{Changed, ImageFormat, Kind, SrUuid, VdiUuid};
-use plugin_sdk::{Cx, Driver, Feature, Manifest, Result, manifest};
+use plugin_sdk::{Cx, Driver, Error, Feature, Manifest, Result, manifest};
 use vhd_lvm::{Disks, Fence};
 
 pub use config::{Addresses, Config, Port, Wanted};
@@ -195,6 +195,14 @@ fn both(mut raw: SrRecovered, images: SrRecovered) -> SrRecovered {
     raw
 }
 
+/// That nothing can be asked of the LUN now: where multipath has requests wait, one would wait with them.
+fn none_up(paths: &SrPaths) -> Error {
+    let down = paths.down.join("; ");
+    Error::new(Kind::Unreachable, format!("none of {} paths to the LUN is up: {down}", paths.max))
+        .legacy(47)
+        .hint("is the target up? disks that are attached go on by themselves when a path is back")
+}
+
 /// Adds what there is of images to what an SR says of itself.
 fn add(info: &mut SrInfo, warnings: Vec<String>, vdis: &[VdiInfo]) {
     info.vdis += vdis.len() as u64;
@@ -324,9 +332,12 @@ impl Driver for LvmOIscsiDriver {
     }
 
     async fn sr_stat(&self, cx: &Cx, _: SrStat) -> Result<SrInfo> {
-        let paths = self.lun.paths(cx).await?;
-        let fencing = self.fence_warning(cx).await?;
         let repository = self.repository()?;
+        let paths = self.lun.paths(cx).await?;
+        if paths.up == 0 && paths.max > 0 {
+            return Err(none_up(&paths));
+        }
+        let fencing = self.fence_warning(cx).await?;
         let mut info = self
             .images(cx, move |disks, _| {
                 let (warnings, vdis) = disks.look()?;

@@ -157,7 +157,7 @@ impl Bench {
         udev::start(&host)?;
         Initiator::start(&host)?;
         lvm::prepare_with_udev(&host)?;
-        multipath::start(&host, "queue")?;
+        multipath::start(&host)?;
         let config = [
             format!("target={},{}", portals[0], portals[1]),
             format!("targetIQN={IQN}"),

@@ -253,7 +253,7 @@ fn initiator(site: &Site) -> lab::Result<String> {
 }
 
 fn paths(site: &Site) -> lab::Result<String> {
-    multipath::start(&site.host, "queue")?;
+    multipath::start(&site.host)?;
     multipath::wait_for(&site.host, 2, 0, Duration::from_secs(30))?;
     Ok("two paths up".into())
 }

@@ -88,7 +88,7 @@ impl Site {
         udev::start(&self.host)?;
         Initiator::start(&self.host)?;
         lvm::prepare_with_udev(&self.host)?;
-        multipath::start(&self.host, "queue")
+        multipath::start(&self.host)
     }
 
     fn address(&self, number: usize) -> Result<String> {

@@ -24,19 +24,38 @@ impl Path {
     }
 }
 
-/// Starts multipathd with a checker that looks each second. Needs [`super::udev::start`].
-/// `no_path_retry` is what happens when no path is left: `queue`, `fail`, or how often to retry.
-pub fn start(guest: &Guest, no_path_retry: &str) -> Result<()> {
-    let config = format!(
-        "defaults {{\n user_friendly_names no\n find_multipaths no\n polling_interval 1\n \
-         max_polling_interval 2\n path_checker tur\n no_path_retry {no_path_retry}\n \
-         fast_io_fail_tmo 3\n dev_loss_tmo 30\n path_grouping_policy multibus\n}}\n"
-    );
+/// Starts multipathd with a checker that looks each second. Needs [`super::udev::start`]. When no path
+/// is left, requests wait for twelve looks, unless [`when_no_path_is_left`] says otherwise.
+pub fn start(guest: &Guest) -> Result<()> {
     let modules = ["dm-mod", "dm-multipath", "dm-service-time", "dm-round-robin"];
     let mut steps: Vec<Step> = modules.map(|name| Step::Module(name.into())).into();
-    steps.push(Step::Write("/etc/multipath.conf".into(), config));
+    steps.push(configuration("12"));
     guest.steps(steps)?;
     guest.check(["multipathd"]).map(drop)
+}
+
+/// Has multipathd, which runs, let requests wait when no path is left (`queue`) or fail (`fail`), and
+/// waits until the only map does. Source: `no_path_retry` in multipath.conf(5).
+pub fn when_no_path_is_left(guest: &Guest, no_path_retry: &str) -> Result<()> {
+    guest.steps(vec![configuration(no_path_retry)])?;
+    guest.check(["multipathd", "reconfigure"])?;
+    guest.wait_for("the map's new table", Duration::from_secs(30), |guest| {
+        let table = guest.run(["dmsetup", "table", "--target", "multipath"])?.text();
+        let queues = table.contains("queue_if_no_path");
+        let told = table.contains(" multipath ") && queues == (no_path_retry == "queue");
+        Ok(if told { Ok(()) } else { Err(table) })
+    })
+}
+
+/// The table of arrays that multipath-tools comes with goes before `defaults`: of the kernel's own target
+/// it says `no_path_retry 12` (0.9.4, `multipath -t`). Only `overrides` goes before that.
+fn configuration(no_path_retry: &str) -> Step {
+    let text = format!(
+        "defaults {{\n user_friendly_names no\n find_multipaths no\n polling_interval 1\n \
+         max_polling_interval 2\n path_checker tur\n fast_io_fail_tmo 3\n dev_loss_tmo 30\n \
+         path_grouping_policy multibus\n}}\noverrides {{\n no_path_retry {no_path_retry}\n}}\n"
+    );
+    Step::Write("/etc/multipath.conf".into(), text)
 }
 
 /// Ends multipathd, and waits for its end: it answers before, and takes up paths until then. Maps whose

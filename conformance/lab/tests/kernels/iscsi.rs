@@ -69,7 +69,7 @@ fn a_path_is_cut_under_io_and_no_write_fails() -> Result<()> {
     let initiator = Initiator::start(&host)?;
     initiator.discover(portals[0])?;
     initiator.login(IQN)?;
-    multipath::start(&host, "queue")?;
+    multipath::start(&host)?;
     multipath::wait_for(&host, 2, 0, Duration::from_secs(30))?;
     udev::settle(&host)?;
     let device = format!("/dev/mapper/{}", lun.scsi_id());

@@ -108,8 +108,7 @@ fn prepare(host: &Guest) -> Result<()> {
     udev::start(host)?;
     Initiator::start(host)?;
     lvm::prepare_with_udev(host)?;
-    // The time it takes to queue is what a guest of a host waits for a path.
-    multipath::start(host, "queue")
+    multipath::start(host)
 }
 
 /// Where programs are that have `lvm` stop before one of its commands, until [`go_on`].

@@ -10,3 +10,4 @@ mod hosts;
 mod images;
 mod life;
 mod merges;
+mod outage;

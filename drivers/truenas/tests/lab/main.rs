@@ -22,7 +22,7 @@ fn luns_are_reached_by_what_they_are_and_leave_nothing_behind() -> Result<()> {
 fn two_paths(place: &Place) -> Result<()> {
     let (smctl, host) = (place.smctl(), &place.host);
     udev::start(host)?;
-    multipath::start(host, "queue")?;
+    multipath::start(host)?;
     place.create::<TrueNas>("two", &["portal=2", "api=rest"])?;
     smctl.check(&["vdi", "create", "--sr", "two", "--name", "pair", "--size", "16MiB"])?;
 
