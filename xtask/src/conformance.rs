@@ -21,10 +21,10 @@ const PAGE: &str = "docs/drivers/conformance.md";
 const SEED: &str = "20261";
 
 /// Time for all checks of one driver, with the guests that it needs.
-const RUN: Duration = Duration::from_secs(45 * 60);
+const RUN: Duration = Duration::from_secs(65 * 60);
 
 /// Time for all drivers.
-const ALL: Duration = Duration::from_secs(100 * 60);
+const ALL: Duration = Duration::from_secs(110 * 60);
 
 /// All tests run a part of the checks on all drivers, each day another one: so many days come to all.
 const DAYS: u64 = 4;

@@ -72,14 +72,15 @@ fn everything(end: Instant, tally: &mut Tally) -> Result<bool> {
         println!("{line}");
         tally.line(line);
     };
-    let programs = lanes::run(end, told, |say| drivers.work(say))?;
+    let ran = lanes::run(end, told, |say| drivers.work(say))?;
     tally.end_of_suite();
+    println!("the lab: all programs that boot guests in {:.0} s", ran.lab.as_secs_f64());
     for (name, good) in drivers.verdicts() {
         tally.one(&name, good);
     }
     let left = end.saturating_duration_since(Instant::now());
     let documentation = cargo().args(["test", "--workspace", "--doc", "--no-fail-fast"]);
-    Ok(tally.all_of(documentation.deadline(left))? && programs)
+    Ok(tally.all_of(documentation.deadline(left))? && ran.good)
 }
 
 /// What libtest has said so far.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -145,6 +146,12 @@ fn a_faulty_driver_is_found_by_a_check_that_names_what_is_wrong() {
         };
     }
     println!("{text}");
-    println!("mutation score: {killed} of {} faulty drivers are found", cases.len());
+    let score = format!("{killed} of {} drivers that are wrong on purpose are found", cases.len());
+    // Not by println!, which a test that passes is not heard with.
+    writeln!(std::io::stdout(), "mutation score: {score}").unwrap();
     assert!(killed * 100 >= cases.len() * SCORE, "{text}");
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let words: Vec<_> = readme.split_whitespace().collect();
+    assert!(words.join(" ").contains(&score), "README.md does not say: {score}");
 }
