@@ -9,6 +9,7 @@
 
 mod attach;
 mod beside;
+mod between;
 mod changed;
 mod checksum;
 mod datapath;

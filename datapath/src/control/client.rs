@@ -325,8 +325,13 @@ impl Client {
     }
 
     /// See [`Command::Merge`].
-    pub fn merge(&mut self, pace: MergePace, patience: Duration) -> Result<()> {
-        self.call::<Value>(Command::Merge(pace), patience).map(drop)
+    pub fn merge(
+        &mut self,
+        pace: MergePace,
+        parent: Option<PathBuf>,
+        patience: Duration,
+    ) -> Result<()> {
+        self.call::<Value>(Command::Merge { pace, parent }, patience).map(drop)
     }
 
     /// See [`Command::Merging`].

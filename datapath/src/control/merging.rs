@@ -5,7 +5,7 @@
 //! leaf has everything: so whatever else is to be done with the images comes first, and ends the
 //! merge.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::pausing::Pause;
@@ -13,7 +13,7 @@ use super::protocol::{
     Failure, FailureKind, MergePace, MergePhase, Merging, Paused as PausedReply, State,
 };
 use super::served::{Active, Served, failure, not_active, paused_by_another};
-use crate::disk::{Options as DriveOptions, Paused};
+use crate::disk::{Options as DriveOptions, Paused, Plan};
 use crate::sync::{LeafMerge, Options, Phase};
 
 /// How long requests may take to end when a merge begins or ends.
@@ -54,7 +54,12 @@ impl Active {
 }
 
 impl Served {
-    pub(super) fn merge(&self, connection: u64, pace: MergePace) -> Result<(), Failure> {
+    pub(super) fn merge(
+        &self,
+        connection: u64,
+        pace: MergePace,
+        parent: Option<&Path>,
+    ) -> Result<(), Failure> {
         let MergePace { rate, cpu_percent } = pace;
         let mut inner = self.inner();
         let active = inner.active.as_mut().ok_or_else(not_active)?;
@@ -72,6 +77,9 @@ impl Served {
                 return Err(Failure::new(FailureKind::Busy, text));
             }
             None => {}
+        }
+        if let Some(parent) = parent {
+            refuse_other_parent(&active.drive.plan(), parent)?;
         }
         let options = DriveOptions {
             direct: active.drive.is_direct(),
@@ -149,4 +157,15 @@ impl Served {
         tracing::info!("the merge of the leaf is given up");
         active.end_merge()
     }
+}
+
+/// What is merged into a parent that is not the one which gets the disk's name would be lost.
+fn refuse_other_parent(plan: &Plan, parent: &Path) -> Result<(), Failure> {
+    let ours = plan.backing.first().map(|layer| layer.path.as_path());
+    if ours == Some(parent) {
+        return Ok(());
+    }
+    let (leaf, ours) = (plan.leaf.path.display(), ours.unwrap_or(Path::new("no parent")).display());
+    let text = format!("{leaf} is served with {ours}, not with {}", parent.display());
+    Err(Failure::new(FailureKind::InUse, text))
 }

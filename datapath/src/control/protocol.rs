@@ -86,7 +86,15 @@ pub enum Command {
     ///
     /// One that was given up before leaves what it has copied: the next of the same process goes on
     /// there, as long as the disk has the same leaf and the same parent.
-    Merge(MergePace),
+    Merge {
+        /// What it may use.
+        #[serde(flatten)]
+        pace: MergePace,
+        /// The parent, as whoever exchanges the images knows it: a disk with another one is not
+        /// merged. A process of an earlier release does not look.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<PathBuf>,
+    },
     /// How far the merge is: answered with [`Merging`].
     Merging,
     /// Pauses the disk with the parent complete, durable and closed. Whoever says so gives the

@@ -413,9 +413,9 @@ impl Handler for Served {
                 drive.set_limits(limits);
                 Ok(nothing(()))
             }
-            Command::Merge(pace) => {
+            Command::Merge { pace, parent } => {
                 self.wait_for_going_on();
-                self.merge(connection, pace).map(nothing)
+                self.merge(connection, pace, parent.as_deref()).map(nothing)
             }
             Command::Merging => value(&self.merging(connection)?),
             Command::Converge { milliseconds, lock } => {

@@ -229,10 +229,15 @@ fn a_leaf_is_merged_under_load_and_its_parent_takes_its_place() {
         for _ in 0..3 {
             let live = site.begin();
             let mut client = site.other();
-            client.merge(MergePace::default(), LONG).unwrap();
+            let plan = site.plan();
+            let other = client.merge(MergePace::default(), Some("/other.vhd".into()), LONG);
+            let (leaf, parent) = (plan.leaf.path.display(), &plan.backing[0].path);
+            let said = format!("{leaf} is served with {}, not with /other.vhd", parent.display());
+            assert_eq!(other.unwrap_err().to_string(), said);
+            client.merge(MergePace::default(), Some(parent.clone()), LONG).unwrap();
             until_ready(&mut client);
             assert_eq!(
-                site.other().merge(MergePace::default(), LONG).unwrap_err().kind(),
+                site.other().merge(MergePace::default(), None, LONG).unwrap_err().kind(),
                 Some(FailureKind::Busy)
             );
             assert_eq!(
@@ -296,7 +301,7 @@ fn whatever_else_is_done_with_the_disk_ends_a_merge_first() {
         site.begin();
         let mut merging = site.other();
         let pace = if index % 2 == 0 { slow() } else { MergePace::default() };
-        merging.merge(pace, LONG).unwrap();
+        merging.merge(pace, None, LONG).unwrap();
         other(&site, &mut site.other());
         if let Ok(state) = merging.merging(LONG) {
             assert_eq!(state.phase, MergePhase::None, "{index}");
@@ -319,10 +324,10 @@ fn a_merge_ends_with_its_connection() {
     site.with_base();
     site.begin();
     let mut client = site.other();
-    client.merge(slow(), LONG).unwrap();
+    client.merge(slow(), None, LONG).unwrap();
     drop(client);
     let mut next = site.other();
-    until("the next merge", || next.merge(MergePace::default(), LONG).is_ok());
+    until("the next merge", || next.merge(MergePace::default(), None, LONG).is_ok());
     until_ready(&mut next);
     next.cancel_merge(LONG).unwrap();
     assert_eq!(next.merging(LONG).unwrap().phase, MergePhase::None);
@@ -338,7 +343,7 @@ fn the_next_merge_has_only_to_copy_what_is_new() {
     site.begin();
     let total = || {
         let mut client = site.other();
-        client.merge(MergePace::default(), LONG).unwrap();
+        client.merge(MergePace::default(), None, LONG).unwrap();
         until_ready(&mut client);
         let total = client.merging(LONG).unwrap().total;
         client.cancel_merge(LONG).unwrap();
@@ -349,7 +354,7 @@ fn the_next_merge_has_only_to_copy_what_is_new() {
     guest.write(9 << 20, &[5; 512], false).unwrap();
     assert_eq!(total(), 65536, "it was given up");
     let mut client = site.other();
-    client.merge(MergePace::default(), LONG).unwrap();
+    client.merge(MergePace::default(), None, LONG).unwrap();
     until_ready(&mut client);
     client.pause(Some(site.lock()), LONG).unwrap();
     client.resume(LONG).unwrap();
@@ -360,7 +365,7 @@ fn the_next_merge_has_only_to_copy_what_is_new() {
     client.resume(LONG).unwrap();
     assert_eq!(total(), 4 * 65536, "the images were closed");
     let live = site.begin();
-    client.merge(MergePace::default(), LONG).unwrap();
+    client.merge(MergePace::default(), None, LONG).unwrap();
     until_ready(&mut client);
     client.converge(Some(site.lock()), LONG).unwrap();
     site.finish(&live);
@@ -380,7 +385,7 @@ fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
     site.with_base();
     site.begin();
     let mut client = site.other();
-    client.merge(MergePace::default(), LONG).unwrap();
+    client.merge(MergePace::default(), None, LONG).unwrap();
     until_ready(&mut client);
     let lock = std::fs::File::open(site.lock()).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -389,7 +394,7 @@ fn the_next_merge_waits_until_a_deserted_disk_goes_on() {
     until("it to wait", || site.state() == State::Waiting);
     let mut next = site.other();
     std::thread::scope(|scope| {
-        let merging = scope.spawn(|| next.merge(MergePace::default(), LONG));
+        let merging = scope.spawn(|| next.merge(MergePace::default(), None, LONG));
         site.answers_others();
         let waits = !merging.is_finished();
         drop(lock);
@@ -410,7 +415,7 @@ fn a_disk_that_converged_goes_on_with_the_file_that_has_its_name() {
         site.with_base();
         let live = site.begin();
         let mut client = site.other();
-        client.merge(MergePace::default(), LONG).unwrap();
+        client.merge(MergePace::default(), None, LONG).unwrap();
         until_ready(&mut client);
         let guest = site.connect();
         guest.write(65536, &[5; 512], false).unwrap();

@@ -110,7 +110,7 @@ fn begin_merge(disk: &mut Disk, random: &mut Random) {
     if disk.plan.backing.is_empty() {
         snapshot(disk, random);
     }
-    disk.client.merge(MergePace::default(), PATIENCE).unwrap();
+    disk.client.merge(MergePace::default(), None, PATIENCE).unwrap();
 }
 
 /// Asks again and again until the answer is there.

@@ -5,6 +5,7 @@
 //! writes meanwhile: it is told to begin, asked how far it is, and stopped for the moment in which
 //! the parent gets the disk's name.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use plugin_sdk::model::host::{
@@ -209,11 +210,14 @@ impl Leaf<'_> {
         self.cx.request_blocking(service, request)
     }
 
+    fn path(&self, image: Uuid) -> PathBuf {
+        self.tree.path().join(format!("{image}.vhd"))
+    }
+
     /// Bytes that the disk's own image and its parent take.
     fn allocated(&self) -> u64 {
         use std::os::unix::fs::MetadataExt as _;
-        let path = |uuid: Uuid| self.tree.path().join(format!("{uuid}.vhd"));
-        let files = [path(self.planned.node), path(self.planned.into)];
+        let files = [self.path(self.planned.node), self.path(self.planned.into)];
         files.iter().filter_map(|file| file.symlink_metadata().ok()).map(|f| f.blocks() * 512).sum()
     }
 
@@ -236,7 +240,9 @@ impl Leaf<'_> {
         let (vdi, operation) = (self.vdi(), self.cx.operation_id());
         let Budget { bytes_per_second, cpu_percent, .. } = budget;
         let bytes_per_second = bytes_per_second.map(|bytes| bytes.0);
-        let request = DatapathMerge { vdi, bytes_per_second, cpu_percent: *cpu_percent, operation };
+        let parent = self.path(live.into).into_os_string().into_string().ok();
+        let cpu_percent = *cpu_percent;
+        let request = DatapathMerge { vdi, bytes_per_second, cpu_percent, parent, operation };
         self.told::<serde_json::Value>("datapath.merge", &request)?;
         let mut tries = 0;
         loop {

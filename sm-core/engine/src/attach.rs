@@ -37,6 +37,12 @@ pub(crate) fn is_job(datapath: &str) -> bool {
     datapath.strip_prefix(JOB).is_some_and(|id| id.parse::<OperationId>().is_ok())
 }
 
+/// Whether a data path may have been told images that maintenance has exchanged since: it takes no
+/// VDI's lock, and may be that of another process.
+fn may_be_of_before(error: &Error) -> bool {
+    matches!(error.kind, Kind::Internal | Kind::NotFound | Kind::Corrupt)
+}
+
 /// The catalog's key of an attachment.
 pub(crate) fn key(sr: SrUuid, vdi: VdiUuid) -> String {
     format!("attach/{sr}/{vdi}")
@@ -444,14 +450,28 @@ impl Sr {
         if wanted != Wanted::Active || is_active(&status) {
             return Ok(());
         }
-        if let State::Activated(mode) = record.driver_state {
-            // It tells the images as they are now.
-            self.tell_driver(op, record, Step::Activate(mode)).await?;
+        let mut refused: Option<(Plan, Error)> = None;
+        loop {
+            if let State::Activated(mode) = record.driver_state {
+                // It tells the images as they are now.
+                self.tell_driver(op, record, Step::Activate(mode)).await?;
+            }
+            let Some(plan) = record.plan() else { return Ok(()) };
+            match refused {
+                Some((before, error)) if before == plan => return Err(error),
+                _ => {}
+            }
+            let (epoch, limits) = (record.epoch, record.limits);
+            let tracking = record.tracking(&datapaths.place(vdi));
+            let activate = {
+                let (datapaths, plan) = (datapaths.clone(), plan.clone());
+                move || datapaths.activate(vdi, plan, tracking, epoch, limits)
+            };
+            match blocking(activate).await {
+                Err(error) if may_be_of_before(&error) => refused = Some((plan, error)),
+                done => return done,
+            }
         }
-        let Some(plan) = record.plan() else { return Ok(()) };
-        let (epoch, limits) = (record.epoch, record.limits);
-        let tracking = record.tracking(&datapaths.place(vdi));
-        blocking(move || datapaths.activate(vdi, plan, tracking, epoch, limits)).await
     }
 
     /// Ends data paths whose VDI nobody holds, by any record.

@@ -19,14 +19,15 @@ impl Datapaths {
 
     /// Begins a merge; the same again has another rate.
     pub(crate) fn merge(&self, request: &DatapathMerge) -> Result<()> {
-        let DatapathMerge { vdi, bytes_per_second: rate, cpu_percent, operation } = *request;
+        let DatapathMerge { vdi, bytes_per_second: rate, cpu_percent, operation, .. } = *request;
         let held = self.merging().remove(&vdi).map(|held| held.client);
         let Some(mut client) = held.map_or_else(|| self.find(vdi), |held| Ok(Some(held)))? else {
             let text = format!("VDI {vdi} has no data path that could merge it");
             return Err(Error::new(Kind::InUse, text).legacy(24).context("vdi", vdi));
         };
         let pace = MergePace { rate, cpu_percent };
-        client.merge(pace, STORAGE).map_err(|error| told(vdi, &error))?;
+        let parent = request.parent.as_ref().map(PathBuf::from);
+        client.merge(pace, parent, STORAGE).map_err(|error| told(vdi, &error))?;
         self.merging().insert(vdi, Held { client, operation: Some(operation) });
         step!("core.datapath_merging");
         Ok(())

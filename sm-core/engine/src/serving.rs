@@ -313,14 +313,26 @@ impl Datapaths {
     }
 
     /// Has a VDI that is served go over to other images, and go on.
+    ///
+    /// One that is being activated is waited for: the images that it was told may be those of before.
+    /// One that is activated later with such images finds that they are no chain any more.
     pub(crate) fn refresh(&self, vdi: VdiUuid, access: &[Access]) -> Result<()> {
         let held = self.paused().remove(&vdi).map(|held| held.client);
-        let paused = held.is_some();
+        let mut paused = held.is_some();
         let Some(mut client) = held.map_or_else(|| self.find(vdi), |client| Ok(Some(client)))?
         else {
             return Ok(());
         };
-        let status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+        let mut status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+        if status.plan.is_none() {
+            // A status waits for nobody, a pause does.
+            match client.pause(None, DRAIN) {
+                Err(error) if error.kind() == Some(FailureKind::NotActive) => return Ok(()),
+                waited => waited.map_err(|error| told(vdi, &error))?,
+            };
+            paused = true;
+            status = client.status(SOON).map_err(|error| told(vdi, &error))?;
+        }
         if crate::changed::log_of(access).is_some_and(|log| log.exists()) {
             refuse_untracked(vdi, &status)?;
         }

@@ -142,6 +142,10 @@ pub struct DatapathMerge {
     /// know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<u8>,
+    /// The parent's file, as it is named in an access: a disk that is served with another one is not
+    /// merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// The operation whose call asks.
     pub operation: OperationId,
 }

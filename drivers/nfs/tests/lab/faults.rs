@@ -41,12 +41,17 @@ fn a_server_is_away_for_thirty_seconds_in_the_middle_of_writes() -> lab::Result<
     site.server.stop()?;
     let stopped = std::time::Instant::now();
     // Each of them ends by itself, and nothing that hangs is left to wait for.
+    let mut refused = 0;
     while stopped.elapsed() < Duration::from_secs(30) {
         let error = ends(&site, &["sr", "scan", "images"]);
         is_dead(&site, &error);
         let message = error["message"].as_str().unwrap();
-        assert!(message.ends_with("connection refused"), "{message}");
+        // A packet may be lost between guests that share a busy machine.
+        let known = ["connection refused", "no answer in time"].map(|why| message.ends_with(why));
+        assert!(known.contains(&true), "{message}");
+        refused += usize::from(known[0]);
     }
+    assert!(refused > 0, "a port that is closed is told");
     is_dead(&site, &ends(&site, &["vdi", "snapshot", &disk, "--name", "late"]));
     assert_eq!(fio.ended(), None, "a guest waits: {}", fio.so_far());
 
