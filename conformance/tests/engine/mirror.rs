@@ -297,13 +297,15 @@ async fn a_target_that_fails_is_told_and_a_cancel_leaves_the_disk_alone() {
     // Another one takes its place, and has everything from then on.
     let (good, target) = site.qemu("full", SIZE);
     site.ok(&["vdi", "mirror", "status", "d", "--wait"]);
+    end_of(writer);
     drop(good);
+    // A target that is not written to is not missed.
+    guest(&uri, &["write -P 6 0 64k"]);
     until("the death to be seen", || site.phase("d") == "retrying");
     let said = site.fails(&["vdi", "mirror", "switch", "d"], 8);
     assert!(said.contains("the mirror is not ready: its target fails: "), "{said}");
     site.ok(&["vdi", "mirror", "cancel", "d"]);
     assert_eq!(site.phase("d"), Value::Null);
-    end_of(writer);
 
     // It ends with the detach.
     let (_good, again) = site.qemu("full", SIZE);
